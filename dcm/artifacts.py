@@ -1,0 +1,172 @@
+"""Files that a run leaves: written whole or not at all, with what made them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dcm.errors import InputError
+
+PACKAGES = ("torch", "numpy", "scipy", "pandas", "diffusers", "clean-fid", "papermill", "snakemake", "matplotlib")
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """A temporary name beside `path`; renamed to it when the block ends well, removed when it does not.
+
+    Raises :class:`InputError` when the disk is full.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno == 28:  # ENOSPC
+            raise InputError(f"no space is left on the disk to write {path}; free some and run again.") from None
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text)
+
+
+def write_json(path: str | Path, value) -> None:
+    """Write JSON atomically."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_csv(path: str | Path, table: pd.DataFrame) -> None:
+    """Write a table atomically, numbers with 6 significant digits."""
+    write_text(path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+
+
+def write_tensors(path: str | Path, tensors: dict[str, Tensor], about: dict | None = None) -> None:
+    """Write tensors as safetensors, atomically, with `about` as JSON in the file's own header."""
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    with atomic(path) as temporary:
+        save_file(tensors, temporary, metadata={"about": json.dumps(about or {})})
+
+
+def read_tensors(path: str | Path, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict]:
+    """What :func:`write_tensors` wrote: (tensors, about). Raises :class:`InputError` for a missing or damaged file."""
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path} does not exist; run the notebook that writes it first.")
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            about = json.loads((file.metadata() or {}).get("about", "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, about
+    except (SafetensorError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({error}); delete it and run the notebook that writes it again.") from None
+
+
+def fingerprint(*parts) -> str:
+    """Short SHA-256 of files (given as paths) and JSON values."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.read_bytes() if isinstance(part, Path) else json.dumps(part, sort_keys=True).encode())
+    return digest.hexdigest()[:16]
+
+
+class RowStore:
+    """A table that grows row by row on disk, so that an interrupted evaluation goes on where it stopped.
+
+    Rows are JSON lines; ``done`` maps each row's key to it. A half-written last line is dropped.
+    """
+
+    def __init__(self, path: str | Path, key: tuple[str, ...]):
+        self.path, self.key, self.done = Path(path), key, {}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        whole = []
+        if self.path.exists():
+            for line in self.path.read_text().splitlines(keepends=True):
+                try:
+                    row = json.loads(line) if line.endswith("\n") else None
+                except json.JSONDecodeError:
+                    row = None
+                if row is not None:
+                    whole.append(line)
+                    self.done[self._key(row)] = row
+            write_text(self.path, "".join(whole))
+
+    def _key(self, row: dict) -> tuple:
+        return tuple(row[k] for k in self.key)
+
+    def __contains__(self, row: dict) -> bool:
+        return self._key(row) in self.done
+
+    def __getitem__(self, row: dict) -> dict:
+        return self.done[self._key(row)]
+
+    def add(self, row: dict) -> None:
+        """Append one row and flush it to disk."""
+        self.done[self._key(row)] = row
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def git_commit() -> str:
+    """The present commit, with ``-dirty`` when files differ from it; ``unknown`` outside a repository."""
+    here = Path(__file__).parent
+    try:
+        run = lambda *a: subprocess.run(["git", *a], cwd=here, capture_output=True, text=True, check=True).stdout  # noqa: E731
+        changed = run("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!/results").strip()
+        return run("rev-parse", "HEAD").strip() + ("-dirty" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+class Provenance:
+    """Where a result came from. Made when a notebook starts, written when it ends.
+
+    Parameters
+    ----------
+    parameters : what the notebook ran with. device : where it ran.
+    """
+
+    def __init__(self, notebook: str, parameters, device: torch.device):
+        self.started = time.time()
+        self.record = {
+            "notebook": notebook,
+            "parameters": parameters.model_dump(),
+            "commit": git_commit(),
+            "python": sys.version.split()[0],
+            "packages": {p: _version(p) for p in PACKAGES},
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
+            "threads": torch.get_num_threads(),
+        }
+
+    def write(self, path: str | Path, **more) -> None:
+        """Write the record with the wall time in seconds and anything in `more` (teacher evaluations, say)."""
+        wall = round(time.time() - self.started, 1)
+        ended = datetime.now(UTC).isoformat(timespec="seconds")
+        write_json(path, self.record | {"wall_seconds": wall, "ended": ended} | more)

@@ -1,0 +1,81 @@
+"""The consistency function and few-step sampling with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dcm.schedule import Grid, NoiseSchedule, expand_to
+
+
+@dataclass(frozen=True)
+class ConsistencyFunction:
+    """f(x, t) = c_skip(t) x + c_out(t) x0_hat(x, t), which is the identity at t = 0.
+
+    With c_skip = s_d^2 / ((k t)^2 + s_d^2) and c_out = k t / sqrt((k t)^2 + s_d^2) (Song et al. 2023, appendix C,
+    with the timestep scaling k of latent consistency models).
+
+    Parameters
+    ----------
+    schedule : the teacher's noise schedule. sigma_data : s_d. timestep_scaling : k.
+    prediction : what the network's output is: ``v_prediction``, ``epsilon`` or ``sample``.
+    """
+
+    schedule: NoiseSchedule
+    sigma_data: float = 0.5
+    timestep_scaling: float = 10.0
+    prediction: str = "v_prediction"
+
+    def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """(c_skip, c_out) for `t` (*batch), shaped to broadcast against `like`."""
+        kt = expand_to(self.timestep_scaling * t.to(like.dtype), like)
+        scale = kt**2 + self.sigma_data**2
+        return self.sigma_data**2 / scale, kt / scale.sqrt()
+
+    def denoise(self, output: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """x0_hat from the network's `output` at x_t = `x` (*batch, *shape)."""
+        alpha, sigma = self.schedule.alpha(t, x), self.schedule.sigma(t, x)
+        if self.prediction == "v_prediction":  # v = alpha eps - sigma x_0 (Salimans & Ho 2022)
+            return alpha * x - sigma * output
+        if self.prediction == "epsilon":
+            return (x - sigma * output) / alpha
+        return output
+
+    def __call__(self, network: Callable[..., Tensor], x: Tensor, t: Tensor, condition: Tensor, **which) -> Tensor:
+        """f(x, t, c) for `x` (*batch, *shape), `t` and `condition` (*batch)."""
+        c_skip, c_out = self.coefficients(t, x)
+        # Called with t = 0 a network would be off its training range; c_out makes its answer irrelevant there.
+        output = network(x, t.clamp(min=1), condition, **which)
+        return c_skip * x + c_out * self.denoise(output, x, t)
+
+
+@torch.no_grad()
+def sample(
+    f: ConsistencyFunction,
+    network: nn.Module,
+    noise: Tensor,
+    condition: Tensor,
+    grid: Grid,
+    fresh_noise: list[Tensor],
+) -> Tensor:
+    """Few-step sampling: denoise, add fresh noise up to the next grid time, repeat (Song et al. 2023, algorithm 1).
+
+    Parameters
+    ----------
+    noise : (*batch, *shape), standard normal starting points. condition : (*batch).
+    fresh_noise : standard normal tensors that broadcast against `noise`, one for every step after the first;
+        its length sets the number of steps.
+
+    Returns samples (*batch, *shape).
+    """
+    steps = grid.student_indices(len(fresh_noise) + 1)
+    x = noise
+    for k, n in enumerate(steps):
+        t = torch.full(condition.shape, grid.time(n), device=x.device)
+        if k > 0:
+            x = f.schedule.add_noise(x, fresh_noise[k - 1].expand_as(x), t)
+        x = f(network, x, t, condition)
+    return x

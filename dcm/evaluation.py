@@ -1,0 +1,263 @@
+"""Evaluation shared by the ODE-error and the quality notebooks: the same noise for teacher and students."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from dcm.artifacts import RowStore, fingerprint, read_tensors, write_tensors
+from dcm.consistency import sample
+from dcm.distill import Group, Member
+from dcm.errors import InputError
+from dcm.metrics import ode_error
+from dcm.random import generator, sample_noise
+from dcm.schedule import Grid
+from dcm.solvers import solve
+from dcm.studies import Study, solve_in_chunks
+from dcm.students import Students
+
+
+def method_name(horizon: int, intervals: int) -> str:
+    """How a student is called: CM, Direct CM, or by its horizon."""
+    return {1: "CM", intervals: "Direct CM"}.get(horizon, f"h = {horizon}")
+
+
+@dataclass
+class EvaluationSet:
+    """Fixed noise and conditions, shared by the teacher and every student.
+
+    Sample i has class i mod num_classes; its noise depends on (seed, i) alone.
+    """
+
+    study: Study
+    run_dir: Path
+    samples: int
+    seed: int
+    device: torch.device
+
+    @cached_property
+    def noise(self) -> Tensor:
+        """Initial noise (B, *shape)."""
+        return sample_noise(self.seed, "evaluation", range(self.samples), self.study.teacher.shape).to(self.device)
+
+    @cached_property
+    def condition(self) -> Tensor:
+        """Classes (B,)."""
+        return torch.arange(self.samples, device=self.device) % self.study.teacher.num_classes
+
+    def fresh_noise(self, step: int) -> Tensor:
+        """Fresh noise (B, *shape) of sampling step number `step` (1, 2, ..)."""
+        shape = self.study.teacher.shape
+        return sample_noise(self.seed, "renoise", range(self.samples), shape, step).to(self.device)
+
+    def _cached(self, name: str, make) -> Tensor:
+        """A tensor kept in ``run_dir/evaluation``, made once per teacher and evaluation set."""
+        key = fingerprint(self.study.teacher_id, self.samples, self.seed)
+        path = self.run_dir / "evaluation" / f"{name}-{key}.safetensors"
+        if not path.exists():
+            write_tensors(path, {"x": make()})
+        return read_tensors(path, self.device)[0]["x"]
+
+    def teacher_samples(self, solver: str, intervals: int, guidance: float) -> Tensor:
+        """The teacher's N-step solutions (B, *shape) from the noise."""
+        grid = Grid(intervals, self.study.teacher.schedule.T)
+        return self._cached(
+            f"{solver}-{intervals}-{guidance:g}",
+            lambda: solve_in_chunks(self.study, self.noise, self.condition, guidance, solver, grid),
+        )
+
+    def exact_samples(self, guidance: float) -> Tensor:
+        """The PF-ODE's true solutions (B, *shape) from the noise, where they are known."""
+        T = self.study.teacher.schedule.T
+        return self._cached(
+            f"exact-{guidance:g}", lambda: self.study.reference(self.noise, T, self.condition, guidance, Grid(T, T))
+        )
+
+    def student_samples(self, students: Students, intervals: int, steps: int) -> Tensor:
+        """Samples (M, B, *shape) of every student in `steps` steps from the common noise."""
+        grid = Grid(intervals, self.study.teacher.schedule.T)
+        fresh = [self.fresh_noise(k) for k in range(1, steps)]
+        out = []
+        for i in range(0, self.samples, self.study.chunk):
+            rows = slice(i, i + self.study.chunk)
+            x, c = (v[rows].expand(students.size, *v[rows].shape) for v in (self.noise, self.condition))
+            out.append(sample(self.study.f, students, x, c, grid, [e[rows] for e in fresh]))
+        return torch.cat(out, 1)
+
+
+@dataclass
+class DistilledGroup:
+    """A group of students as notebook 2 left it.
+
+    Attributes
+    ----------
+    group : what was distilled. updates : the updates at which weights were kept, the last being the end.
+    about : parameters, wall time in seconds and teacher evaluations.
+    """
+
+    name: str
+    group: Group
+    updates: list[int]
+    about: dict
+    path: Path
+    tensors: dict[str, Tensor]
+
+    def students(self, study: Study, update: int, device: torch.device) -> Students:
+        """The students with their weights at `update`."""
+        seeds = [m.seed for m in self.group.members]
+        students = study.make_students(seeds, self.about["parameters"]["width"])
+        prefix = f"{update}/"
+        students.load_state_dict(
+            {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+        )
+        return students.to(device).eval().requires_grad_(False)
+
+
+def students_path(run_dir: str | Path, group: str) -> Path:
+    """Where the students of a group lie."""
+    return Path(run_dir) / "students" / f"{group}.safetensors"
+
+
+def load_group(run_dir: str | Path, name: str) -> DistilledGroup:
+    """A distilled group; raises :class:`InputError` when notebook 2 has not made it."""
+    path = students_path(run_dir, name)
+    if not path.exists():
+        there = sorted(p.stem for p in path.parent.glob("*.safetensors") if not p.name.startswith("."))
+        raise InputError(
+            f"group {name!r} is not in {path.parent}; distil it with notebook 2 first; there: {', '.join(there) or 'none'}."
+        )
+    tensors, about = read_tensors(path)
+    g = about["group"]
+    group = Group(g["solver"], g["intervals"], tuple(g["guidance"]), tuple(g["horizons"]), tuple(g["seeds"]))
+    return DistilledGroup(name, group, about["snapshots"], about, path, tensors)
+
+
+def describe(name: str, group: Group, member: Member, update: int, steps: int) -> dict:
+    """The columns that identify one measured student."""
+    return dict(
+        group=name, solver=group.solver, intervals=group.intervals, guidance=member.guidance, horizon=member.horizon,
+        method=method_name(member.horizon, group.intervals), seed=member.seed, update=update, steps=steps,
+    )  # fmt: skip
+
+
+KEY = ("fingerprint", "group", "guidance", "horizon", "seed", "update", "steps")
+
+
+def measure_students(
+    study: Study, evaluation: EvaluationSet, groups: list[str], steps: list[int], store: Path, measure
+) -> Iterator[dict]:
+    """One row for every student, snapshot and number of sampling steps; rows found in `store` are not made again.
+
+    Snapshots before the end are measured in one step only. ``measure(x (B, *shape), group, member)`` returns the
+    values of a row. Yields the rows in a fixed order.
+    """
+    rows = RowStore(store, KEY)
+    work = []
+    for name in groups:
+        g = load_group(evaluation.run_dir, name)
+        mark = fingerprint(g.path, study.teacher_id, evaluation.samples, evaluation.seed)
+        for update in g.updates:
+            for k in steps if update == g.updates[-1] else [1]:
+                if k <= g.group.intervals:
+                    work.append((g, mark, update, k))
+    for g, mark, update, k in tqdm(work, desc="students measured", unit="set"):
+        keys = [{"fingerprint": mark} | describe(g.name, g.group, m, update, k) for m in g.group.members]
+        if not all(key in rows for key in keys):
+            students = g.students(study, update, evaluation.device)
+            x = evaluation.student_samples(students, g.group.intervals, k)
+            for x_m, key, member in zip(x, keys, g.group.members):
+                if key not in rows:
+                    rows.add(key | measure(x_m, g.group, member))
+        for key in keys:
+            yield {name: value for name, value in rows[key].items() if name != "fingerprint"}
+
+
+def _ends(group: Group) -> list[int]:
+    """Indices of the members at both ends of the horizon, at the group's first guidance scale."""
+    return [
+        i for i, m in enumerate(group.members)
+        if m.guidance == group.guidance[0] and m.horizon in (1, group.intervals)
+    ]  # fmt: skip
+
+
+def noised_data(study: Study, seed: int, count: int, n: int, grid: Grid, device) -> tuple[Tensor, Tensor]:
+    """Data noised to grid index n: x_{t_n} (B, *shape) and classes (B,); the same data and noise for every n."""
+    x_0, condition = study.data.draw(generator(device, seed, "reference", 1), count)
+    noise = sample_noise(seed, "reference", range(count), study.teacher.shape).to(device)
+    return study.teacher.schedule.add_noise(x_0, noise, torch.full((count,), grid.time(n), device=device)), condition
+
+
+@torch.no_grad()
+def error_by_starting_time(
+    study: Study, evaluation: EvaluationSet, distilled: DistilledGroup, start_times: int, start_samples: int
+) -> Iterator[dict]:
+    """One-step errors of CM and Direct CM from x_{t_n}, and the solver's own, for evenly spaced n (fig9).
+
+    Yields rows with t and mean squared errors: student_error (student against the teacher's solution), solver_error
+    (the teacher's solution against the reference) and total_error (student against the reference).
+    """
+    group, device = distilled.group, evaluation.device
+    grid, w = Grid(group.intervals, study.teacher.schedule.T), group.guidance[0]
+    students = distilled.students(study, distilled.updates[-1], device)
+    indices = sorted({max(1, round(group.intervals * k / start_times)) for k in range(1, start_times + 1)})
+    for n in tqdm(indices, desc="starting times", unit="time"):
+        x, c = noised_data(study, evaluation.seed, start_samples, n, grid, device)
+        solution = solve(study.teacher, x, n, c, w, group.solver, grid).x
+        reference = study.reference(x, n, c, w, grid)
+        t = torch.full(c.shape, grid.time(n), device=device)
+        every = [v.expand(students.size, *v.shape) for v in (x, t, c)]
+        answers = study.f(students, *every)
+        for i in _ends(group):
+            member = group.members[i]
+            yield describe(distilled.name, group, member, distilled.updates[-1], 1) | {
+                "t": grid.time(n),
+                "student_error": ode_error(answers[i], solution),
+                "solver_error": ode_error(solution, reference),
+                "total_error": ode_error(answers[i], reference),
+            }
+
+
+def samples_to_show(
+    study: Study, evaluation: EvaluationSet, distilled: DistilledGroup, steps: list[int], count: int = 1200
+) -> dict[str, Tensor]:
+    """Samples of the teacher and, of the first seed, of CM and Direct CM in each number of steps; same noise (fig2)."""
+    group = distilled.group
+    students = distilled.students(study, distilled.updates[-1], evaluation.device)
+    out = {"teacher": evaluation.teacher_samples(group.solver, group.intervals, group.guidance[0])}
+    first = [i for i in _ends(group) if group.members[i].seed == group.seeds[0]]
+    by_steps = {k: evaluation.student_samples(students, group.intervals, k) for k in steps if k <= group.intervals}
+    for i in first:
+        for k, x in by_steps.items():
+            out[f"{method_name(group.members[i].horizon, group.intervals)}, {k} step{'s' * (k > 1)}"] = x[i]
+    return {label: x[:count] for label, x in out.items()}
+
+
+@torch.no_grad()
+def targets_to_show(
+    study: Study, device: torch.device, distilled: DistilledGroup, count: int = 7
+) -> tuple[Tensor, int, dict[str, tuple[Tensor, Tensor]]]:
+    """Teacher trajectories from x_{t_n} and what CM and Direct CM regress on there (fig1).
+
+    Returns (paths (n + 1, B, *shape), n, {method: (x_hat, target)}), with the first seed's distilled students.
+    """
+    group = distilled.group
+    grid, w = Grid(group.intervals, study.teacher.schedule.T), group.guidance[0]
+    n = max(1, round(0.8 * group.intervals))
+    x, c = noised_data(study, 0, 12 if study.is_image else count, n, grid, device)
+    paths = solve(study.teacher, x, n, c, w, group.solver, grid, trajectory=True).trajectory
+    students = distilled.students(study, distilled.updates[-1], device)
+    targets = {}
+    for i in _ends(group):
+        member = group.members[i]
+        if member.seed == group.seeds[0]:
+            h = min(member.horizon, n)
+            x_hat, t_hat = paths[h], torch.full(c.shape, grid.time(n - h), device=device)
+            answer = study.f(students, x_hat[None], t_hat[None], c[None], members=slice(i, i + 1))[0]
+            targets[method_name(member.horizon, group.intervals)] = (x_hat, answer)
+    return paths, n, targets

@@ -1,0 +1,108 @@
+"""What is measured: the ODE-solving error, and the quality of 2-D samples where the density is exact.
+
+A study's quality object has ``metrics`` (name -> :class:`Metric`), ``primary`` (the name that the verdict rests on),
+``beside`` (names that sweeps show beside it) and ``measure(x, condition, teacher_x) -> {name: value}``. To add a metric, add it there: tables and figures follow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a quality metric reads.
+
+    Attributes
+    ----------
+    label : name with unit, for axes and tables. lower_is_better : its direction.
+    ratio : compare two models by the ratio of their values (positive metrics) rather than by the difference.
+    """
+
+    label: str
+    lower_is_better: bool = True
+    ratio: bool = False
+
+
+def ode_error(x: Tensor, solution: Tensor) -> float:
+    """Mean over elements of the squared difference between samples and ODE solutions from the same noise.
+
+    Both (B, *shape), in the space where the teacher lives. Source: the paper's evaluation (mean squared error).
+    """
+    return float((x.double() - solution.double()).square().mean())
+
+
+def directions(count: int) -> Tensor:
+    """`count` unit vectors (count, 2), evenly spaced over the half circle: the projections of sliced distances in 2-D."""
+    angle = np.pi * np.arange(count) / count
+    return torch.as_tensor(np.stack([np.cos(angle), np.sin(angle)], -1), dtype=torch.float32)
+
+
+def sliced_wasserstein(x: Tensor, y: Tensor, projections: int = 32) -> float:
+    """Sliced 2-Wasserstein distance between two equally large sets of points (B, 2), in the units of x.
+
+    Source: Bonneel et al. 2015, with evenly spaced directions instead of random ones.
+    """
+    u = directions(projections).to(x.device)
+    px, py = (x.float() @ u.T).sort(0).values, (y.float() @ u.T).sort(0).values
+    return float((px - py).double().square().mean().sqrt())
+
+
+class MixtureQuality:
+    """Sample quality under an exact Gaussian mixture.
+
+    ``swd_teacher`` and ``swd_data``: sliced Wasserstein distance to the teacher's samples from the same noise, and to
+    exact samples of the data, within each class and then averaged. ``nll``: mean negative log-likelihood under the
+    exact class density. ``on_mode``: share of samples within 3 standard deviations of a mode of their class.
+    ``modes``: share of modes that get at least a fifth of the samples they should.
+    """
+
+    primary, beside = "swd_teacher", ("nll",)
+    metrics = {
+        "swd_teacher": Metric("sliced Wasserstein distance to teacher", ratio=True),
+        "swd_data": Metric("sliced Wasserstein distance to data", ratio=True),
+        "nll": Metric("negative log-likelihood [nats]"),
+        "on_mode": Metric("share of samples on a mode", lower_is_better=False),
+        "modes": Metric("share of modes reached", lower_is_better=False),
+    }
+
+    def __init__(self, teacher, seed: int = 0):
+        self.teacher, self.seed, self._data = teacher, seed, {}
+
+    def _reference(self, condition: Tensor) -> Tensor:
+        """Exact samples of the given classes, drawn once."""
+        from dcm.random import generator
+
+        key = len(condition)
+        if key not in self._data:
+            g = generator(condition.device, self.seed, "reference")
+            self._data[key] = self.teacher.draw_class(g, condition)
+        return self._data[key]
+
+    def measure(self, x: Tensor, condition: Tensor, teacher_x: Tensor) -> dict[str, float]:
+        """All metrics of samples `x` (B, 2) of classes `condition` (B,), against `teacher_x` (B, 2)."""
+        data, teacher = self._reference(condition), self.teacher
+        classes = condition.unique().tolist()
+        rows = [condition == c for c in classes]
+        return {
+            "swd_teacher": float(np.mean([sliced_wasserstein(x[r], teacher_x[r]) for r in rows])),
+            "swd_data": float(np.mean([sliced_wasserstein(x[r], data[r]) for r in rows])),
+            "nll": -float(teacher.log_density(x, condition).double().mean()),
+            **self._modes(x, condition),
+        }
+
+    def _modes(self, x: Tensor, condition: Tensor) -> dict[str, float]:
+        k = self.teacher.nearest_mode(x, condition)
+        near = self.teacher.distance_to_mode(x, k) < 3
+        reached = []
+        for c in condition.unique().tolist():
+            own = np.flatnonzero(self.teacher.labels == c)
+            share = self.teacher.weights[own] / self.teacher.weights[own].sum()
+            expected = share * int((condition == c).sum())
+            got = [int((near & (k == j) & (condition == c)).sum()) for j in own]
+            reached += list(np.array(got) >= expected / 5)
+        return {"on_mode": float(near.double().mean()), "modes": float(np.mean(reached))}

@@ -1,0 +1,35 @@
+"""Seeds. Every draw depends on named integers alone: never on batch size, order, or what ran before."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Streams of random numbers that must not overlap, by name.
+STREAMS = ("data", "noise", "index", "student", "evaluation", "renoise", "teacher", "reference", "features")
+
+
+def _entropy(seed: int, stream: str, *extra: int) -> list[int]:
+    return [seed, STREAMS.index(stream), *extra]
+
+
+def generator(device: str | torch.device, seed: int, stream: str, *extra: int) -> torch.Generator:
+    """A torch generator on `device` for the named stream of `seed`; `extra` is the update number, say."""
+    state = np.random.SeedSequence(_entropy(seed, stream, *extra)).generate_state(1, np.uint64)
+    return torch.Generator(device).manual_seed(int(state[0] >> np.uint64(1)))
+
+
+def sample_noise(seed: int, stream: str, indices: range | list[int], shape: tuple[int, ...], step: int = 0) -> Tensor:
+    """Standard normal noise (len(indices), *shape) in float32, a stream of its own for each sample.
+
+    Row i depends on (seed, stream, step, indices[i]) alone, so batching changes nothing. Philox is counter-based
+    (Salmon et al. 2011): one key, and a far-apart counter for each sample.
+    """
+    key = np.random.SeedSequence(_entropy(seed, stream, step)).generate_state(2, np.uint64)
+    out = np.empty((len(indices), *shape), dtype=np.float32)
+    for row, i in zip(out, indices):
+        row[...] = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, i])).standard_normal(
+            shape, dtype=np.float32
+        )
+    return torch.from_numpy(out)

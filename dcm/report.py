@@ -1,0 +1,168 @@
+"""Notebook 5's plumbing: the joined table, captions, tables as csv and markdown, and a page that shows it all."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from dcm import analysis, plots
+from dcm.artifacts import fingerprint, read_tensors, write_csv, write_json, write_text
+from dcm.errors import InputError
+from dcm.evaluation import DistilledGroup
+from dcm.notebook import Session, project_path
+
+ROW_KEY = ["group", "solver", "intervals", "guidance", "horizon", "method", "seed", "update", "steps"]
+
+
+class Report:
+    """Collects what notebook 5 draws and writes it into the results folder.
+
+    Attributes
+    ----------
+    rows : one row a student, snapshot and number of sampling steps: ODE error and every quality metric.
+    teacher : the teacher's own quality by setting. by_time : ODE error by starting time.
+    shown_metrics : quality metrics that sweeps show.
+    """
+
+    def __init__(self, session: Session, main: DistilledGroup):
+        self.session, self.main = session, main
+        self.folder = project_path(session.p.results_dir)
+        self.metrics = session.study.quality.metrics
+        ode, quality = self._read("ode_error"), self._read("quality")
+        rows = ode.merge(quality, on=ROW_KEY, how="inner", validate="one_to_one")
+        if len(rows) < len(ode):
+            raise InputError("notebooks 3 and 4 measured different students; run both again with the same parameters.")
+        rows["final"] = rows["update"] == rows.groupby("group")["update"].transform("max")
+        self.rows = rows.sort_values(ROW_KEY, kind="stable").reset_index(drop=True)
+        self.teacher, self.by_time = self._read("teacher_quality"), self._read("ode_error_by_time")
+        self.mark = fingerprint(json.loads(rows.to_json()))
+        self.items: list[tuple[str, str, str]] = []
+
+    def _read(self, name: str) -> pd.DataFrame:
+        path = self.session.run_dir / f"{name}.csv"
+        if not path.exists():
+            raise InputError(f"{path} does not exist; run notebooks 3 and 4 first.")
+        return pd.read_csv(path)
+
+    @property
+    def shown_metrics(self) -> list[str]:
+        """The study's primary metric and those that it names beside it."""
+        quality = self.session.study.quality
+        return [quality.primary, *quality.beside]
+
+    def along(self, column: str) -> pd.DataFrame:
+        """Final one-step rows that differ from the main setting in `column` alone, trained as long as it."""
+        g, rows = self.main.group, analysis.final_one_step(self.rows)
+        main = {"solver": g.solver, "intervals": g.intervals, "guidance": g.guidance[0]}
+        keep = rows["update"] == self.main.updates[-1]
+        for name, value in main.items():
+            if name != column:
+                keep &= rows[name] == value
+        return rows[keep].drop_duplicates(["solver", "intervals", "guidance", "horizon", "seed"])
+
+    def teacher_along(self, column: str) -> pd.DataFrame:
+        """The teacher's rows of the settings in :meth:`along`."""
+        settings = self.along(column)[["solver", "intervals", "guidance"]].drop_duplicates()
+        return self.teacher.merge(settings, on=["solver", "intervals", "guidance"])
+
+    def behind(self, rows: pd.DataFrame) -> str:
+        """What stands behind a figure, for its caption: setting, seeds, updates."""
+        parts = []
+        for column, text in (("solver", "{}"), ("intervals", "N = {}"), ("guidance", "w = {:g}")):
+            if rows[column].nunique() == 1:
+                value = rows[column].iloc[0]
+                parts.append(text.format(plots.SOLVER_NAMES.get(value, value)))
+        seeds = rows.groupby([*analysis.SETTING, "horizon"]).seed.nunique()
+        count = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
+        updates = rows["update"].max() if "update" in rows else self.main.updates[-1]
+        band = "; bands are 95 % bootstrap intervals of the mean" if seeds.max() > 1 else ""
+        return f"{', '.join(parts) + '; ' if parts else ''}{count} seeds, {updates} updates{band}."
+
+    def shown_samples(self):
+        """The samples that notebook 4 kept for fig2: ({label: samples}, condition)."""
+        tensors, _ = read_tensors(self.session.run_dir / "samples_shown.safetensors")
+        condition = tensors.pop("condition")
+        order = ["teacher", *sorted((k for k in tensors if k != "teacher"), key=lambda k: (k.startswith("Direct"), k))]
+        shown = {k: tensors[k] for k in order if " 8 step" not in k}
+        return shown, condition[: len(shown["teacher"])]
+
+    def add(self, name: str, figure: Figure, caption: str) -> None:
+        """Save a figure as png and pdf and keep its caption."""
+        commit = self.session.provenance.record["commit"]
+        about = f"{self.session.p.study}: {caption} commit {commit}, metrics {self.mark}"
+        plots.save(figure, self.folder, name, about)
+        self.items.append((name, caption, f"![{name}]({name}.png)"))
+
+    def add_table(self, name: str, table: pd.DataFrame, readable: pd.DataFrame, caption: str) -> None:
+        """Save a table as csv (all digits) and markdown (rounded)."""
+        write_csv(self.folder / f"{name}.csv", table)
+        text = readable.to_markdown(index=False)
+        write_text(self.folder / f"{name}.md", text + "\n")
+        self.items.append((name, caption, text))
+
+    def _at_main(self, claims: pd.DataFrame) -> pd.DataFrame:
+        g = self.main.group
+        at = (claims.group == self.main.name) & (claims.guidance == g.guidance[0])
+        return claims[at & ((claims.claim == "C1") | (claims.metric == self.session.study.quality.primary))]
+
+    def verdict_lines(self, claims: pd.DataFrame, numbers: bool = True) -> list[str]:
+        """The two claims at the main setting and how often each verdict fell over all settings, as lines of text."""
+        lines = []
+        primary = self.session.study.quality.primary
+        for row in self._at_main(claims).itertuples():
+            label = "ODE error" if row.claim == "C1" else self.metrics[row.metric].label
+            lines.append(f"{row.claim} {row.verdict}: {analysis.CLAIMS[row.claim]}")
+            if numbers:
+                what = f"{label}, Direct CM {'/' if row.effect == 'ratio' else '-'} CM"
+                lines.append(f"   {what}: {row.value:.3g} [{row.low:.3g}, {row.high:.3g}], {row.seeds} seeds")
+        if numbers:
+            for claim, name in (("C1", "ode_error"), ("C2", primary)):
+                counts = claims[(claims.claim == claim) & (claims.metric == name)].verdict.value_counts()
+                each = ", ".join(f"{counts.get(v, 0)} {v}" for v in ("supported", "contradicted", "inconclusive"))
+                lines.append(f"{claim} over {counts.sum()} settings: {each}")
+        return lines
+
+    def readable_verdicts(self, claims: pd.DataFrame) -> pd.DataFrame:
+        """The verdict table with labels and rounded intervals."""
+        label = {"ode_error": "ODE error"} | {k: m.label for k, m in self.metrics.items()}
+        return pd.DataFrame(
+            {
+                "claim": claims.claim, "solver": claims.solver.map(plots.SOLVER_NAMES), "N": claims.intervals,
+                "w": claims.guidance.map("{:g}".format), "group": claims.group, "metric": claims.metric.map(label),
+                "Direct CM against CM": [
+                    f"{r.effect} {r.value:.3g} [{r.low:.3g}, {r.high:.3g}]" for r in claims.itertuples()
+                ],
+                "seeds": claims.seeds, "verdict": claims.verdict,
+            }
+        )  # fmt: skip
+
+    def write(self, claims: pd.DataFrame) -> None:
+        """Write metrics.csv, provenance.json and README.md of the results folder."""
+        write_csv(self.folder / "metrics.csv", self.rows)
+        write_csv(self.folder / "ode_error_by_time.csv", self.by_time)
+        for extra in ("solver_error", "teacher_quality"):
+            path = self.session.run_dir / f"{extra}.csv"
+            if path.exists():
+                write_csv(self.folder / f"{extra}.csv", pd.read_csv(path))
+        records = {
+            path.stem: json.loads(path.read_text())
+            for path in sorted((self.session.run_dir / "provenance").glob("*.json"))
+            if path.stem != self.session.notebook
+        }
+        now = self.session.provenance.record
+        write_json(
+            self.folder / "provenance.json",
+            {
+                "study": self.session.p.study, "commit": now["commit"], "metrics": self.mark,
+                "wall_seconds": round(sum(r["wall_seconds"] for r in records.values()), 1),
+                "teacher_evaluations": sum(r.get("teacher_evaluations", 0) for r in records.values()),
+                "notebooks": records | {self.session.notebook: now},
+            },
+        )  # fmt: skip
+        lines = [f"# Results of the study `{self.session.p.study}`", "", "Drawn by `notebooks/5_figures.ipynb`; do not edit.", ""]
+        lines += [f"- {line.strip()}" for line in self.verdict_lines(claims)] + [""]
+        for name, caption, body in self.items:
+            lines += [f"## {name}", "", caption, "", body, ""]
+        write_text(self.folder / "README.md", "\n".join(lines))

@@ -1,0 +1,141 @@
+"""Variance-preserving noise schedules and the grid of solver times.
+
+One convention everywhere: ``x_t = alpha_t x_0 + sigma_t eps`` with ``alpha_t = sqrt(alpha_bar_t)`` and
+``sigma_t = sqrt(1 - alpha_bar_t)``; integer timesteps 1..T, tables indexed ``t - 1``; t = 0 is data
+(alpha 1, sigma 0). The rate ``beta(t)`` is per unit of the time s = t / T in [0, 1].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dcm.errors import InputError
+
+
+def expand_to(value: Tensor, x: Tensor) -> Tensor:
+    """Append axes to `value` (*batch) until it broadcasts against `x` (*batch, *shape)."""
+    return value.reshape(value.shape + (1,) * (x.ndim - value.ndim))
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """Tables of a discrete variance-preserving schedule.
+
+    Parameters
+    ----------
+    alpha_bar : array (T,), float64, decreasing, in (0, 1).
+    rate : array (T,), float64. beta(t), the speed of the PF-ODE per unit of s = t / T.
+    """
+
+    alpha_bar: np.ndarray
+    rate: np.ndarray
+    _cache: dict = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def from_betas(cls, betas) -> NoiseSchedule:
+        """From a diffusers scheduler's ``betas`` (T,), in the paper's form: beta(t) = T beta_t."""
+        betas = np.asarray(betas, dtype=np.float64)
+        if betas.ndim != 1 or len(betas) == 0 or not ((betas > 0) & (betas < 1)).all():
+            raise InputError("betas must be one row of numbers between 0 and 1.")
+        return cls(np.cumprod(1 - betas), len(betas) * betas)
+
+    @property
+    def T(self) -> int:
+        """Number of timesteps."""
+        return len(self.alpha_bar)
+
+    def _table(self, name: str, device, dtype) -> Tensor:
+        """Table with T + 1 entries, so that entry t belongs to timestep t."""
+        key = (name, str(device), dtype)
+        if key not in self._cache:
+            alpha_bar = np.concatenate([[1.0], self.alpha_bar])
+            values = {
+                "alpha": np.sqrt(alpha_bar),
+                "sigma": np.sqrt(1 - alpha_bar),
+                # No entry belongs to t = 0: the paper's code reads index 0 of the tables there.
+                "rate": np.concatenate([self.rate[:1], self.rate]),
+            }[name]
+            self._cache[key] = torch.as_tensor(values, dtype=dtype, device=device)
+        return self._cache[key]
+
+    def alpha(self, t: Tensor, like: Tensor) -> Tensor:
+        """alpha_t for integer `t` (*batch), shaped to broadcast against `like` (*batch, *shape), in its dtype."""
+        return expand_to(self._table("alpha", like.device, like.dtype)[t], like)
+
+    def sigma(self, t: Tensor, like: Tensor) -> Tensor:
+        """sigma_t, as :meth:`alpha`."""
+        return expand_to(self._table("sigma", like.device, like.dtype)[t], like)
+
+    def beta(self, t: Tensor, like: Tensor) -> Tensor:
+        """beta(t) = T beta_t, as :meth:`alpha`; at t = 0 the first entry."""
+        return expand_to(self._table("rate", like.device, like.dtype)[t], like)
+
+    def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """``x_t = alpha_t x_0 + sigma_t eps`` for `t` (*batch)."""
+        return self.alpha(t, x_0) * x_0 + self.sigma(t, x_0) * noise
+
+
+@dataclass(frozen=True)
+class ContinuousSchedule(NoiseSchedule):
+    """SDXL's ``scaled_linear`` schedule with time made continuous: beta(s) = T (a + s d)^2, s in [0, 1].
+
+    ``log alpha_bar(s)`` is then minus the integral of beta exactly, so that DDIM, Euler and Heun all
+    converge to one and the same PF-ODE, and a reference solution of it exists. (With discrete tables
+    beta_t and alpha_bar_t agree to O(beta_t) only, which would hide Heun's second order.)
+    """
+
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+
+    @classmethod
+    def scaled_linear(cls, T: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> ContinuousSchedule:
+        """Schedule with T integer timesteps; the defaults are SDXL's."""
+        s = np.arange(1, T + 1) / T
+        probe = cls(np.empty(T), np.empty(T), beta_start=beta_start, beta_end=beta_end)
+        return cls(probe.alpha_bar_at(s), probe.rate_at(s), beta_start=beta_start, beta_end=beta_end)
+
+    def rate_at(self, s):
+        """beta(s) for time s in [0, 1]."""
+        a, b = np.sqrt(self.beta_start), np.sqrt(self.beta_end)
+        return self.T * (a + s * (b - a)) ** 2
+
+    def alpha_bar_at(self, s):
+        """alpha_bar(s) = exp(-integral of beta from 0 to s)."""
+        a, b = np.sqrt(self.beta_start), np.sqrt(self.beta_end)
+        return np.exp(-self.T * ((a + s * (b - a)) ** 3 - a**3) / (3 * (b - a)))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The solver's N intervals: t_n = n T / N, n = 0..N.
+
+    Raises :class:`InputError` when N does not divide T.
+    """
+
+    intervals: int
+    T: int = 1000
+
+    def __post_init__(self) -> None:
+        allowed = [n for n in range(1, self.T + 1) if self.T % n == 0]
+        if self.intervals not in allowed:
+            raise InputError(
+                f"intervals = {self.intervals} does not divide the teacher's {self.T} timesteps; "
+                f"allowed: {', '.join(map(str, allowed))}."
+            )
+
+    def time(self, n: Tensor) -> Tensor:
+        """Integer timestep of grid index `n`."""
+        return n * (self.T // self.intervals)
+
+    def student_indices(self, steps: int) -> list[int]:
+        """Grid indices of a student's `steps` sampling steps, noisiest first (paper's code).
+
+        They stand at ``round(linspace(0, N, steps, endpoint=False))`` of the grid counted from N down.
+        """
+        if not 1 <= steps <= self.intervals:
+            raise InputError(f"sampling steps = {steps} is out of range; allowed: 1 to intervals = {self.intervals}.")
+        return [self.intervals - int(k) for k in np.round(np.linspace(0, self.intervals, steps, endpoint=False))]

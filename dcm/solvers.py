@@ -1,0 +1,195 @@
+"""Solvers of the probability-flow ODE, in the paper's form.
+
+The PF-ODE in the time s = t / T, solved from noise to data (Song et al. 2021, eq. 13):
+
+    dx/ds = -beta(t)/2 x + beta(t) / (2 sigma(t)) eps_w(x, t)
+
+A solver is one function that takes one step; to add one, write it and name it in :data:`SOLVERS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dcm.errors import InputError
+from dcm.schedule import Grid, NoiseSchedule
+from dcm.teachers.base import Teacher, guided_noise
+
+Noise = Callable[[Tensor, Tensor], Tensor]  # (x, t) -> eps_w(x, t)
+
+
+def ddim_step(noise: Noise, schedule: NoiseSchedule, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """DDIM (Song, Meng & Ermon 2021, eq. 12, eta = 0): first order, exact in the linear part of the ODE."""
+    eps = noise(x, t)
+    x0_hat = (x - schedule.sigma(t, x) * eps) / schedule.alpha(t, x)
+    return schedule.alpha(s, x) * x0_hat + schedule.sigma(s, x) * eps
+
+
+def _slope(noise: Noise, schedule: NoiseSchedule, x: Tensor, t: Tensor) -> Tensor:
+    """dx/ds at timestep t. At t = 0, where sigma vanishes, the first table entries stand in, as in the paper's code."""
+    t = t.clamp(min=1)
+    beta = schedule.beta(t, x)
+    return -beta / 2 * x + beta / (2 * schedule.sigma(t, x)) * noise(x, t)
+
+
+def _elapsed(schedule: NoiseSchedule, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    return ((s - t) / schedule.T).to(x.dtype).reshape(t.shape + (1,) * (x.ndim - t.ndim))
+
+
+def euler_step(noise: Noise, schedule: NoiseSchedule, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """Euler's method on the PF-ODE: first order."""
+    return x + _elapsed(schedule, x, t, s) * _slope(noise, schedule, x, t)
+
+
+def heun_step(noise: Noise, schedule: NoiseSchedule, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """Heun's method: an Euler predictor and the trapezoid rule as corrector; second order, two evaluations."""
+    h = _elapsed(schedule, x, t, s)
+    slope = _slope(noise, schedule, x, t)
+    return x + h / 2 * (slope + _slope(noise, schedule, x + h * slope, s))
+
+
+@dataclass(frozen=True)
+class Solver:
+    """One step of a solver with its declared order and its teacher evaluations a step (guidance not counted)."""
+
+    step: Callable[[Noise, NoiseSchedule, Tensor, Tensor, Tensor], Tensor]
+    order: int
+    evaluations: int
+
+
+SOLVERS = {
+    "ddim": Solver(ddim_step, order=1, evaluations=1),
+    "euler": Solver(euler_step, order=1, evaluations=1),
+    "heun": Solver(heun_step, order=2, evaluations=2),
+}
+
+
+def get_solver(name: str) -> Solver:
+    """The solver called `name`; raises :class:`InputError` naming those there are."""
+    if name not in SOLVERS:
+        raise InputError(f"solver = {name!r} is unknown; allowed: {', '.join(SOLVERS)}.")
+    return SOLVERS[name]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a solve returns.
+
+    Attributes
+    ----------
+    x : (B, *shape), where each sample ended.
+    n : (B,), the grid index it ended at; 0 is data.
+    evaluations : teacher evaluations, summed over samples, solver stages and guidance halves.
+    at : for each k in `save_at`, the samples (B, *shape) after min(k, steps) steps.
+    trajectory : (steps + 1, B, *shape), from start to end, when asked for.
+    """
+
+    x: Tensor
+    n: Tensor
+    evaluations: int
+    at: dict[int, Tensor] = field(default_factory=dict)
+    trajectory: Tensor | None = None
+
+
+@torch.no_grad()
+def solve(
+    teacher: Teacher,
+    x: Tensor,
+    n: Tensor | int,
+    condition: Tensor,
+    guidance: float | Tensor,
+    solver: str,
+    grid: Grid,
+    steps: int | None = None,
+    save_at: tuple[int, ...] = (),
+    trajectory: bool = False,
+) -> Solution:
+    """Take min(steps, n) solver steps from grid index n towards data, each sample from its own n.
+
+    Parameters
+    ----------
+    x : (B, *shape), start points. n : (B,) integers on the CPU, or one, grid index of each start.
+    condition : (B,). guidance : w, one number or (B,).
+    steps : most steps a sample takes (the horizon h); all the way to data when left out.
+    save_at : horizons k at which every sample is kept on its way; those over `steps` equal the end.
+    trajectory : keep every point; all n must then be equal.
+
+    Only samples that still move are evaluated: no teacher call is spent on finished ones.
+    Raises :class:`InputError` for an unknown solver or n outside the grid.
+    """
+    method, schedule = get_solver(solver), teacher.schedule
+    n = torch.as_tensor(n, device="cpu").expand(len(x)).clone()
+    if len(n) and not (0 <= int(n.min()) and int(n.max()) <= grid.intervals):
+        raise InputError(f"grid index n is out of range; allowed: 0 to intervals = {grid.intervals}.")
+    todo = n if steps is None else n.clamp(max=steps)
+    if trajectory and len(n) and int(n.min()) != int(n.max()):
+        raise InputError("a trajectory needs all samples to start at the same grid index.")
+
+    # Longest first: the samples still moving are then a prefix, and a finished one costs nothing more.
+    order = torch.argsort(todo, descending=True, stable=True)
+    back = torch.argsort(order).to(x.device)
+    longest = int(todo.max()) if len(todo) else 0
+    moving = [int((todo > k).sum()) for k in range(longest)]
+    index = order.to(x.device)
+    x, condition, start = x[index], condition[index], n[order].to(x.device)
+    w = guidance[index] if isinstance(guidance, Tensor) else guidance
+
+    path, at, evaluations = [x], {}, 0
+    for k, m in enumerate(moving):
+        if k in save_at:
+            at[k] = x[back]
+        c_m, w_m = condition[:m], w[:m] if isinstance(w, Tensor) else w
+        now, then = grid.time(start[:m] - k), grid.time(start[:m] - k - 1)
+        stepped = method.step(lambda y, t: guided_noise(teacher, y, t, c_m, w_m), schedule, x[:m], now, then)
+        x = stepped if m == len(x) else torch.cat([stepped, x[m:]])
+        unguided = not isinstance(w, Tensor) and w == 1
+        evaluations += m * method.evaluations * (1 if unguided else 2)
+        if trajectory:
+            path.append(x)
+    end = x[back]
+    at |= {k: end for k in save_at if k not in at}
+    return Solution(end, n - todo, evaluations, at, torch.stack(path)[:, back] if trajectory else None)
+
+
+def exact_solution(
+    teacher, x: Tensor, t: Tensor | int, condition: Tensor, guidance: float, tolerance: float = 1e-10
+) -> Tensor:
+    """The PF-ODE's true solution at data for a teacher with closed-form score, to about 1e-8.
+
+    SciPy's DOP853 in float64 on dx/ds = -beta(s)/2 (x + score_w(x, s)), which is smooth down to s = 0.
+    Samples that start at the same timestep are integrated together.
+
+    Parameters
+    ----------
+    teacher : has ``score_at`` and a :class:`ContinuousSchedule` (the Gaussian mixture).
+    x : (B, D). t : timestep 1..T of each start, (B,) or one. condition : (B,). guidance : w, one number.
+
+    Returns float64 (B, D).
+    """
+    from scipy.integrate import solve_ivp
+
+    schedule, x = teacher.schedule, x.to(torch.float64)
+    t = torch.as_tensor(t).expand(len(x))
+    out = torch.empty_like(x)
+    for time in t.unique().tolist():
+        group = t == time
+        c, shape = condition[group], x[group].shape
+
+        def slope(s: float, flat: np.ndarray) -> np.ndarray:
+            y = torch.from_numpy(flat).reshape(shape)
+            alpha_bar = torch.tensor([schedule.alpha_bar_at(s)], dtype=torch.float64)
+            alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).clamp(min=0).sqrt()
+            score = teacher.score_at(y, alpha, sigma, c, guidance)
+            return (-schedule.rate_at(s) / 2 * (y + score)).reshape(-1).numpy()
+
+        flat = x[group].reshape(-1).numpy()
+        result = solve_ivp(slope, (time / schedule.T, 0.0), flat, method="DOP853", rtol=tolerance, atol=tolerance)
+        if not result.success:
+            raise RuntimeError(f"the reference integrator stopped at t = {time}: {result.message}")
+        out[group] = torch.from_numpy(result.y[:, -1]).reshape(shape)
+    return out

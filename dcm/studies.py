@@ -1,0 +1,94 @@
+"""The studies: which teacher, data, students and quality metrics belong together.
+
+Everything else in the package is the same for all of them. A study is an object with the members of
+:class:`Study`; :func:`load_study` finds it by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dcm.consistency import ConsistencyFunction
+from dcm.errors import InputError
+from dcm.metrics import MixtureQuality
+from dcm.schedule import Grid
+from dcm.solvers import exact_solution, solve
+from dcm.students import MLPStudents, Students
+from dcm.teachers.mixture import GaussianMixtureTeacher
+
+
+@dataclass
+class Study:
+    """What notebooks know of a study.
+
+    Attributes
+    ----------
+    name : as in the parameters. teacher : follows :class:`dcm.teachers.base.Teacher`, with ``num_classes``.
+    data : has ``draw(generator, batch)``. quality : see :mod:`dcm.metrics`. f : the students' consistency function.
+    chunk : samples evaluated at once. exact : whether the PF-ODE's true solution is known.
+    teacher_id : changes whenever the teacher does.
+    """
+
+    name: str
+    teacher: object
+    data: object
+    quality: object
+    f: ConsistencyFunction
+    chunk: int
+    exact: bool
+    teacher_id: str
+
+    def make_students(self, seeds: Sequence[int], width: int) -> Students:
+        """Fresh students, one a seed."""
+        raise NotImplementedError
+
+    def reference(self, x: Tensor, n: int, condition: Tensor, guidance: float, grid: Grid) -> Tensor:
+        """The best known solution of the PF-ODE from grid index n: exact, or a much finer grid."""
+        raise NotImplementedError
+
+    @property
+    def is_image(self) -> bool:
+        """Whether samples are images (C, H, W)."""
+        return len(self.teacher.shape) == 3
+
+
+class MixtureStudy(Study):
+    """The exact teacher on a 2-D Gaussian mixture, with multilayer perceptrons as students."""
+
+    def __init__(self, name: str, device: torch.device):
+        teacher = GaussianMixtureTeacher.interleaved_ring()
+        f = ConsistencyFunction(teacher.schedule)
+        super().__init__(name, teacher, teacher, MixtureQuality(teacher), f, chunk=1 << 16, exact=True, teacher_id="interleaved_ring")
+
+    def make_students(self, seeds: Sequence[int], width: int) -> MLPStudents:
+        """Multilayer perceptrons with 3 hidden layers of `width`."""
+        return MLPStudents(seeds, self.teacher.shape[0], self.teacher.num_classes, self.teacher.schedule.T, width)
+
+    def reference(self, x: Tensor, n: int, condition: Tensor, guidance: float, grid: Grid) -> Tensor:
+        """True solution to about 1e-8, in float64."""
+        return exact_solution(self.teacher, x, int(grid.time(torch.tensor(n))), condition, guidance)
+
+
+def find_device(name: str) -> torch.device:
+    """``auto`` is a GPU where there is one. Raises :class:`InputError` for a GPU that is not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("device = 'cuda' is not possible: no CUDA GPU is present; allowed here: auto, cpu.")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def load_study(name: str, run_dir: str | Path, device: torch.device) -> Study:
+    """The study called `name`, with whatever its teacher left in `run_dir`."""
+    if name == "gmm":
+        return MixtureStudy(name, device)
+    raise InputError(f"study = {name!r} is unknown; allowed: gmm.")
+
+
+def solve_in_chunks(study: Study, x: Tensor, condition: Tensor, guidance: float, solver: str, grid: Grid) -> Tensor:
+    """The teacher's samples from noise `x` (B, *shape): all N steps, `study.chunk` samples at a time."""
+    parts = zip(x.split(study.chunk), condition.split(study.chunk))
+    return torch.cat([solve(study.teacher, a, grid.intervals, c, guidance, solver, grid).x for a, c in parts])

@@ -1,0 +1,58 @@
+"""The protocol that every teacher follows, and classifier-free guidance in terms of it.
+
+Solvers, distillation, metrics and figures know nothing else of a teacher. To add one, write a class with
+these members in a file of its own and name it in :func:`dcm.studies.load_teacher`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from dcm.schedule import NoiseSchedule, expand_to
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """A diffusion model that predicts noise.
+
+    Attributes
+    ----------
+    schedule : the noise schedule it was trained on.
+    shape : shape of one sample, without batch axes.
+    """
+
+    schedule: NoiseSchedule
+    shape: tuple[int, ...]
+
+    def predict_noise(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """eps(x, t, c): `x` (*batch, *shape), `t` (*batch) integers 1..T, `condition` (*batch); returns x's shape."""
+        ...
+
+    def null_condition(self, condition: Tensor) -> Tensor:
+        """The unconditional counterpart of `condition`, of the same shape."""
+        ...
+
+
+def guided_noise(teacher: Teacher, x: Tensor, t: Tensor, condition: Tensor, guidance: float | Tensor) -> Tensor:
+    """Classifier-free guidance in the Imagen form: eps_w = eps_null + w (eps_cond - eps_null).
+
+    Parameters
+    ----------
+    x, t, condition : as in :meth:`Teacher.predict_noise`, with exactly one batch axis.
+    guidance : w, one number or a tensor (*batch); 1 is unguided and costs one evaluation instead of two.
+
+    Source: Saharia et al. 2022 (Imagen), eq. 2; the scale of Ho & Salimans 2022 is w - 1.
+    """
+    if hasattr(teacher, "guided_noise"):  # a teacher whose halves share work may do both at once
+        return teacher.guided_noise(x, t, condition, guidance)
+    if isinstance(guidance, (int, float)) and guidance == 1:
+        return teacher.predict_noise(x, t, condition)
+    both = teacher.predict_noise(
+        torch.cat([x, x]), torch.cat([t, t]), torch.cat([condition, teacher.null_condition(condition)])
+    )
+    eps_cond, eps_null = both.chunk(2)
+    w = guidance if isinstance(guidance, (int, float)) else expand_to(guidance.to(x.dtype), x)
+    return eps_null + w * (eps_cond - eps_null)

@@ -1,0 +1,163 @@
+"""The exact teacher: a class-conditional Gaussian mixture, whose noised score is known in closed form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dcm.errors import InputError
+from dcm.schedule import ContinuousSchedule
+
+
+@dataclass(frozen=True)
+class GaussianMixtureTeacher:
+    """Noise prediction of a Gaussian mixture seen through the variance-preserving process.
+
+    Component k of x_0 is N(m_k, C_k) and belongs to one class. Then x_t given k is
+    N(alpha_t m_k, alpha_t^2 C_k + sigma_t^2 I), and the noise prediction is the score times -sigma_t
+    (Song et al. 2021, eq. 9 with the variance-preserving perturbation kernel).
+
+    Parameters
+    ----------
+    means : (K, D). covariances : (K, D, D). labels : (K,) class of each component. weights : (K,), summing to 1.
+
+    The null condition is the class index ``num_classes``: the mixture of all components.
+    """
+
+    means: np.ndarray
+    covariances: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray
+    schedule: ContinuousSchedule = field(default_factory=ContinuousSchedule.scaled_linear)
+    _cache: dict = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def interleaved_ring(
+        cls, classes: int = 4, modes: int = 3, radius: float = 1.2, spread: tuple[float, float] = (0.22, 0.07)
+    ) -> GaussianMixtureTeacher:
+        """`classes` x `modes` Gaussians on a ring, classes interleaved, so that every class spans the plane.
+
+        `spread` holds the standard deviations along and across the spoke of each mode. Modes of one class have
+        unequal weights, so that losing one shows.
+        """
+        k = np.arange(classes * modes)
+        angle = 2 * np.pi * k / len(k)
+        spoke = np.stack([np.cos(angle), np.sin(angle)], -1)
+        tangent = np.stack([-np.sin(angle), np.cos(angle)], -1)
+        covariances = sum(s**2 * u[:, :, None] * u[:, None, :] for s, u in zip(spread, (spoke, tangent)))
+        weights = 1.0 + k // classes
+        return cls(radius * spoke, covariances, k % classes, weights / weights.sum())
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample: (D,)."""
+        return (self.means.shape[1],)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; this number itself is the null condition."""
+        return int(self.labels.max()) + 1
+
+    def null_condition(self, condition: Tensor) -> Tensor:
+        """The index of the unconditional mixture, in the shape of `condition`."""
+        return torch.full_like(condition, self.num_classes)
+
+    def _constants(self, device, dtype) -> dict[str, Tensor]:
+        key = (str(device), dtype)
+        if key not in self._cache:
+            variances, axes = np.linalg.eigh(self.covariances)  # (K, D), (K, D, D)
+            classes = np.arange(self.num_classes)[:, None]
+            member = np.concatenate([self.labels == classes, np.ones((1, len(self.labels)), bool)])
+            share = np.where(member, self.weights, 0.0)
+            with np.errstate(divide="ignore"):
+                log_weights = np.log(share / share.sum(1, keepdims=True))
+            values = dict(
+                variances=variances[..., None],  # (K, D, 1)
+                axes=axes,
+                # All K eigenbases in one matrix product: (K D, D).
+                basis=axes.transpose(0, 2, 1).reshape(-1, axes.shape[1]),
+                offset=np.einsum("kd,kde->ke", self.means, axes)[..., None],
+                log_weights=log_weights.T,  # (K, classes + 1)
+            )
+            self._cache[key] = {k: torch.as_tensor(v, dtype=dtype, device=device) for k, v in values.items()}
+        return self._cache[key]
+
+    # The batch is the last axis in here: reductions over few components are then whole-vector operations.
+
+    def _components(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """log p_t(x | k) (K, B), and C_k(t)^-1 (x - alpha m_k) in the eigenbasis of each k (K, D, B); x is (B, D)."""
+        c, D = self._constants(x.device, x.dtype), x.shape[-1]
+        alpha, sigma = alpha.reshape(-1), sigma.reshape(-1)
+        z = (c["basis"] @ x.T).unflatten(0, (-1, D)) - alpha * c["offset"]
+        variance = alpha**2 * c["variances"] + sigma**2
+        whitened = z / variance
+        log_p = -0.5 * ((z * whitened).sum(1) + variance.prod(1).log() + D * np.log(2 * np.pi))
+        return log_p, whitened
+
+    def _score(self, x: Tensor, alpha: Tensor, sigma: Tensor, condition: Tensor, guidance: float | Tensor) -> Tensor:
+        """Guided score (B, D): components share all work, so guidance only mixes their responsibilities."""
+        log_p, whitened = self._components(x, alpha, sigma)
+        c = self._constants(x.device, x.dtype)
+        responsibility = (c["log_weights"][:, condition] + log_p).softmax(0)
+        if not (isinstance(guidance, (int, float)) and guidance == 1):
+            null = (c["log_weights"][:, -1:] + log_p).softmax(0)
+            responsibility = null + guidance * (responsibility - null)
+        return -(responsibility[:, None] * whitened).flatten(0, 1).T @ c["basis"]
+
+    def log_density_at(self, x: Tensor, alpha: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:
+        """log p_t(x | c) in nats, (B,), for `x` (B, D) and `alpha`, `sigma` (B, 1) or (1,)."""
+        log_p, _ = self._components(x, alpha, sigma)
+        return (self._constants(x.device, x.dtype)["log_weights"][:, condition] + log_p).logsumexp(0)
+
+    def score_at(self, x: Tensor, alpha: Tensor, sigma: Tensor, condition: Tensor, guidance: float = 1) -> Tensor:
+        """Gradient of :meth:`log_density_at` in x, in closed form, with guidance w; (B, D)."""
+        return self._score(x, alpha, sigma, condition, guidance)
+
+    def log_density(self, x_0: Tensor, condition: Tensor) -> Tensor:
+        """log p(x_0 | c) in nats for data `x_0` (B, D); (B,)."""
+        one = torch.ones(1, dtype=x_0.dtype, device=x_0.device)
+        return self.log_density_at(x_0, one, 0 * one, condition)
+
+    def predict_noise(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """eps(x, t, c) = -sigma_t score; `x` (B, D), `t` and `condition` (B,)."""
+        return self.guided_noise(x, t, condition, 1)
+
+    def guided_noise(self, x: Tensor, t: Tensor, condition: Tensor, guidance: float | Tensor) -> Tensor:
+        """eps_w as :func:`dcm.teachers.base.guided_noise` has it, at the price of one evaluation."""
+        alpha, sigma = self.schedule.alpha(t, x), self.schedule.sigma(t, x)
+        return -sigma * self._score(x, alpha, sigma, condition, guidance)
+
+    def nearest_mode(self, x_0: Tensor, condition: Tensor) -> Tensor:
+        """Index k of the component of class c that most likely made `x_0`; (*batch)."""
+        one = torch.ones(1, dtype=x_0.dtype, device=x_0.device)
+        log_p, _ = self._components(x_0, one, 0 * one)
+        return (self._constants(x_0.device, x_0.dtype)["log_weights"][:, condition] + log_p).argmax(0)
+
+    def distance_to_mode(self, x_0: Tensor, k: Tensor) -> Tensor:
+        """Mahalanobis distance (B,) of `x_0` (B, D) to component `k` (B,), in standard deviations."""
+        c = self._constants(x_0.device, x_0.dtype)
+        z = (c["axes"][k].mT @ x_0[..., None]) - c["offset"][k]
+        return (z**2 / c["variances"][k]).sum((1, 2)).sqrt()
+
+    def draw(self, generator: torch.Generator, batch: int) -> tuple[Tensor, Tensor]:
+        """Exact samples x_0 (batch, D) of the whole mixture in float32, and their classes (batch,)."""
+        null = torch.full((batch,), self.num_classes, device=generator.device)
+        x_0, k = self._draw(generator, null)
+        return x_0, torch.as_tensor(self.labels, device=generator.device)[k]
+
+    def draw_class(self, generator: torch.Generator, condition: Tensor) -> Tensor:
+        """Exact samples x_0 (B, D) of the classes in `condition` (B,); raises :class:`InputError` for unknown ones."""
+        if len(condition) and not (0 <= int(condition.min()) and int(condition.max()) < self.num_classes):
+            raise InputError(f"a class is out of range; allowed: 0 to {self.num_classes - 1}.")
+        return self._draw(generator, condition)[0]
+
+    def _draw(self, generator: torch.Generator, condition: Tensor) -> tuple[Tensor, Tensor]:
+        c = self._constants(generator.device, torch.float32)
+        share = c["log_weights"][:, condition].exp().T
+        k = torch.multinomial(share, 1, replacement=True, generator=generator)[:, 0]
+        noise = torch.randn(len(k), *self.shape, 1, generator=generator, device=generator.device)
+        z = c["offset"][k] + c["variances"][k].sqrt() * noise
+        return (c["axes"][k] @ z)[..., 0], k

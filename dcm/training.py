@@ -1,0 +1,138 @@
+"""Plumbing around :func:`dcm.distill.distill`: averaging, snapshots, checkpoints, resuming, a progress bar."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm.auto import tqdm
+
+from dcm.artifacts import read_tensors, write_tensors
+from dcm.distill import check_finite, distill, make_optimizer
+from dcm.errors import InputError
+from dcm.evaluation import DistilledGroup, load_group, students_path
+from dcm.parameters import DistillParameters
+from dcm.studies import Study
+
+LOG_POINTS = 200  # points kept of each loss curve
+
+
+def snapshot_updates(updates: int, count: int) -> list[int]:
+    """`count` updates evenly spaced in the logarithm from 1 % of the run on, and always the last."""
+    early = np.geomspace(max(1, updates / 100), updates, count + 1)[:-1] if count else []
+    return sorted({max(1, round(u)) for u in early} | {updates})
+
+
+def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}/{name}": t for name, t in tensors.items()}
+
+
+def _picked(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(f"{prefix}/"): t for n, t in tensors.items() if n.startswith(f"{prefix}/")}
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = optimizer.state_dict()["state"]
+    return {f"{i}.{name}": t for i, slots in state.items() for name, t in slots.items()}
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, t in tensors.items():
+        i, slot = name.split(".", 1)
+        state.setdefault(int(i), {})[slot] = t
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _identity(parameters: DistillParameters, study: Study) -> dict:
+    """What must be equal for a checkpoint to be gone on with."""
+    free = {"checkpoint_seconds", "run_dir", "device", "threads"}
+    return parameters.model_dump(exclude=free) | {"teacher": study.teacher_id}
+
+
+def train_group(study: Study, parameters: DistillParameters, device: torch.device) -> DistilledGroup:
+    """Distil a group to its end, going on from a checkpoint where one of the same settings lies.
+
+    A checkpoint is written every ``checkpoint_seconds`` and removed when the students are saved. Averaged weights
+    (``ema``) are what is kept. Raises what :func:`dcm.distill.distill` raises.
+    """
+    group, settings = parameters.group(), parameters.settings()
+    final = students_path(parameters.run_dir, parameters.group_name)
+    checkpoint = Path(parameters.run_dir) / "checkpoints" / final.name
+    identity = _identity(parameters, study)
+
+    students = study.make_students([m.seed for m in group.members], parameters.width).to(device)
+    averaged = AveragedModel(students, multi_avg_fn=get_ema_multi_avg_fn(parameters.ema)) if parameters.ema else None
+    optimizer = make_optimizer(students, settings)
+    kept: dict[str, Tensor] = {}
+    log: list[Tensor] = []
+    start, evaluations, seconds = 0, 0, 0.0
+    if checkpoint.exists():
+        try:
+            tensors, about = read_tensors(checkpoint, device)
+        except InputError as damaged:
+            print(f"{damaged} Starting anew.")
+            tensors, about = {}, {}
+        differ = [k for k in identity if about.get("identity", {}).get(k) != identity[k]]
+        if about and differ:
+            print(f"The checkpoint is from other settings ({', '.join(differ)}); starting anew.")
+        elif about:
+            start, evaluations, seconds = about["update"], about["evaluations"], about["seconds"]
+            students.load_state_dict(_picked("students", tensors))
+            _load_optimizer(optimizer, _picked("optimizer", tensors))
+            if averaged:
+                averaged.load_state_dict(_picked("averaged", tensors))
+            kept = _prefixed("kept", _picked("kept", tensors))
+            log = list(tensors["log"])
+            print(f"Going on after update {start}.")
+
+    snapshots = snapshot_updates(settings.updates, parameters.snapshots)
+    window = max(1, settings.updates // LOG_POINTS)
+    loss_sum = tensors["loss_sum"] if start else torch.zeros(len(group.members), device=device)
+    began = last_saved = time.monotonic()
+
+    def about_now(update: int) -> dict:
+        return {
+            "identity": identity, "update": update, "evaluations": evaluations,
+            "seconds": seconds + time.monotonic() - began, "parameters": parameters.model_dump(),
+            "group": asdict(group), "snapshots": snapshots, "log_window": window,
+        }  # fmt: skip
+
+    bar = tqdm(total=settings.updates, initial=start, desc=f"distil {parameters.group_name}", unit="update")
+    for state in distill(
+        study.teacher, study.data, students, group, settings, study.f, optimizer, start, evaluations
+    ):
+        evaluations = state.evaluations
+        if averaged:
+            averaged.update_parameters(students)
+        loss_sum += state.loss
+        if state.update % window == 0:
+            check_finite(state, group.members)
+            log.append((loss_sum / window).cpu())
+            loss_sum.zero_()
+        if state.update in snapshots:
+            model = averaged.module if averaged else students
+            kept |= _prefixed(f"kept/{state.update}", {n: p.clone() for n, p in model.state_dict().items()})
+        if time.monotonic() - last_saved > parameters.checkpoint_seconds and state.update < settings.updates:
+            tensors = (
+                _prefixed("students", students.state_dict())
+                | _prefixed("optimizer", _optimizer_tensors(optimizer))
+                | (_prefixed("averaged", averaged.state_dict()) if averaged else {})
+                | kept
+                | {"log": torch.stack(log) if log else torch.zeros(0, len(group.members)), "loss_sum": loss_sum}
+            )
+            write_tensors(checkpoint, tensors, about_now(state.update))
+            last_saved = time.monotonic()
+        bar.update()
+    bar.close()
+    check_finite(state, group.members)
+
+    result = _picked("kept", kept) | {"loss": torch.stack(log)}
+    write_tensors(final, result, about_now(settings.updates))
+    checkpoint.unlink(missing_ok=True)
+    return load_group(parameters.run_dir, parameters.group_name)

@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from scipy.integrate import quad
+
+from dcm.errors import InputError
+from dcm.random import sample_noise
+from dcm.schedule import ContinuousSchedule, Grid, NoiseSchedule
+from dcm.solvers import SOLVERS, exact_solution, solve
+from dcm.teachers.base import guided_noise
+from dcm.teachers.mixture import GaussianMixtureTeacher
+
+
+@pytest.fixture(scope="module")
+def start():
+    return sample_noise(0, "evaluation", range(48), (2,)).double(), torch.arange(48) % 4
+
+
+def test_alpha_bar_is_the_integral_of_the_rate():
+    schedule = ContinuousSchedule.scaled_linear()
+    for s in (0.01, 0.3, 1.0):
+        assert np.isclose(np.log(schedule.alpha_bar_at(s)), -quad(schedule.rate_at, 0, s)[0], rtol=1e-10)
+    # and it is SDXL's discrete schedule up to O(1/T)
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    assert np.abs(np.sqrt(schedule.alpha_bar) - np.sqrt(NoiseSchedule.from_betas(betas).alpha_bar)).max() < 2e-3
+
+
+def test_intervals_must_divide_the_timesteps():
+    with pytest.raises(InputError, match="intervals = 30 does not divide .* allowed: 1, 2, 4, 5"):
+        Grid(30)
+
+
+def test_student_times_are_the_papers():
+    assert Grid(100).student_indices(1) == [100]
+    assert Grid(100).student_indices(4) == [100, 75, 50, 25]
+    assert Grid(50).student_indices(8) == [50, 44, 38, 31, 25, 19, 12, 6]
+    with pytest.raises(InputError, match="allowed: 1 to intervals = 10"):
+        Grid(10).student_indices(11)
+
+
+def test_reference_is_exact_for_one_gaussian():
+    """For data N(m, c I) the PF-ODE's flow is known: x_t and x_0 keep their standard score."""
+    mean, c = np.array([[0.5, -1.0]]), 0.3
+    teacher = GaussianMixtureTeacher(mean, c * np.eye(2)[None], np.array([0]), np.array([1.0]))
+    x = sample_noise(0, "evaluation", range(20), (2,)).double()
+    got = exact_solution(teacher, x, 1000, torch.zeros(20, dtype=torch.long), 1.0)
+    a = teacher.schedule.alpha_bar[-1]
+    expected = mean + (x.numpy() - np.sqrt(a) * mean) * np.sqrt(c / (a * c + 1 - a))
+    np.testing.assert_allclose(got.numpy(), expected, atol=1e-8)
+
+
+def test_reference_has_converged_for_the_mixture(teacher, start):
+    x, c = start
+    a, b = (exact_solution(teacher, x, 1000, c, 3.0, tolerance=e) for e in (1e-10, 1e-12))
+    assert (a - b).abs().max() < 1e-8
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_observed_order(teacher, start, name):
+    """Shrink the step, regress log-error on log-step against the exact flow: the slope is the declared order.
+
+    Away from t = 0, where Euler and Heun lose accuracy in this time variable: from t = 1000 down to t = 200. The
+    exact end point there is the start of the exact solution that reaches the same data.
+    """
+    from scipy.integrate import solve_ivp
+
+    x, c = start
+    schedule, stop = teacher.schedule, 200
+
+    def slope(s, flat):
+        y = torch.from_numpy(flat).reshape(x.shape)
+        a = torch.tensor([schedule.alpha_bar_at(s)], dtype=torch.float64)
+        score = teacher.score_at(y, a.sqrt(), (1 - a).sqrt(), c, 2.0)
+        return (-schedule.rate_at(s) / 2 * (y + score)).reshape(-1).numpy()
+
+    truth = solve_ivp(slope, (1, stop / 1000), x.reshape(-1).numpy(), method="DOP853", rtol=1e-12, atol=1e-12).y[:, -1]
+    steps, errors = [50, 100, 200, 500], []
+    for N in steps:
+        end = solve(teacher, x, N, c, 2.0, name, Grid(N), steps=N * 4 // 5).x
+        errors.append(float((end.reshape(-1) - torch.from_numpy(truth)).square().mean().sqrt()))
+    order = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
+    assert abs(order - SOLVERS[name].order) < 0.2, errors
+
+
+@pytest.mark.parametrize("N", [10, 50])
+def test_ddim_equals_diffusers(teacher, start, N):
+    """diffusers calls a network with t - 1 where we say t: same tables, shifted by one."""
+    x, c = start
+    a = np.concatenate([[1.0], teacher.schedule.alpha_bar])
+    scheduler = DDIMScheduler(
+        trained_betas=1 - a[1:] / a[:-1], clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing"
+    )
+    scheduler.set_timesteps(N)
+    y = x
+    for t in scheduler.timesteps:
+        eps = guided_noise(teacher, y, torch.full((len(y),), int(t) + 1), c, 2.0)
+        y = scheduler.step(eps, int(t), y).prev_sample
+    assert (solve(teacher, x, N, c, 2.0, "ddim", Grid(N)).x - y).abs().max() < 1e-5
+
+
+def test_each_sample_solves_from_its_own_time(teacher, start):
+    x, c = start
+    grid, n = Grid(10), torch.arange(48) % 11
+    together = solve(teacher, x, n, c, 2.0, "heun", grid, steps=6, save_at=(1, 3, 6))
+    for i in range(0, 48, 5):
+        for h in (1, 3, 6):
+            alone = solve(teacher, x[i : i + 1], n[i], c[i : i + 1], 2.0, "heun", grid, steps=h)
+            assert torch.allclose(together.at[h][i], alone.x[0], atol=1e-9)
+        assert int(together.n[i]) == max(0, int(n[i]) - 6)
+    assert together.evaluations == int(n.clamp(max=6).sum()) * 2 * 2
+    path = solve(teacher, x, 10, c, 1, "ddim", grid, trajectory=True)
+    assert path.trajectory.shape == (11, 48, 2) and torch.equal(path.trajectory[-1], path.x)
+    assert path.evaluations == 48 * 10
+
+
+def test_bad_input(teacher, start):
+    x, c = start
+    with pytest.raises(InputError, match="solver = 'rk4' is unknown; allowed: ddim, euler, heun"):
+        solve(teacher, x, 10, c, 2.0, "rk4", Grid(10))
+    with pytest.raises(InputError, match="grid index"):
+        solve(teacher, x, 11, c, 2.0, "ddim", Grid(10))

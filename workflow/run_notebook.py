@@ -1,0 +1,29 @@
+"""Run one notebook through papermill with a rule's parameters and keep it, executed, as html."""
+
+import sys
+from pathlib import Path
+
+import nbconvert
+import nbformat
+import papermill
+from papermill.exceptions import PapermillExecutionError
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # snakemake may run a copy; see ROOT below
+
+
+def run(source: str, parameters: dict, html: str) -> None:
+    """Execute `source`; on failure leave the half-run notebook beside `html` and exit with its last sentence."""
+    executed = Path(html).with_suffix(".ipynb")
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        papermill.execute_notebook(source, executed, parameters, kernel_name="python3", log_output=False, progress_bar=True)
+    except PapermillExecutionError as error:
+        sys.exit(f"{source}: {error.evalue or error.ename} (the notebook as far as it ran: {executed})")
+    book = nbformat.read(executed, as_version=4)
+    exporter = nbconvert.HTMLExporter(template_name="lab")
+    page, _ = exporter.from_notebook_node(book)
+    Path(html).write_text(page)
+    executed.unlink()
+
+
+run(snakemake.input.notebook, dict(snakemake.params.values), snakemake.output.html)  # noqa: F821
