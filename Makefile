@@ -30,12 +30,11 @@ lint: $(BIN)/.ready
 	$(BIN)/ruff check .
 
 unit: $(BIN)/.ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore tests/test_smoke.py
 
 # Every notebook through papermill and Snakemake, at a size that takes minutes.
 smoke: $(BIN)/.ready
-	rm -rf runs/smoke
-	$(BIN)/snakemake -s workflow/Snakefile --configfile workflow/config/smoke.yaml -j $(JOBS)
+	$(BIN)/python -m pytest tests/test_smoke.py
 
 # The notebooks as they stand, against their stored outputs (cells tagged nbval-check-output).
 nbval: $(BIN)/.ready

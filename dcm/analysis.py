@@ -48,8 +48,7 @@ def bootstrap(x: np.ndarray, statistic=np.mean, resamples: int = 10000, confiden
             warnings.simplefilter("ignore")  # degenerate resamples: handled by the second method
             result = stats.bootstrap(
                 data, statistic, n_resamples=resamples, confidence_level=confidence, method=method,
-                paired=paired is not None, vectorized=False if paired is not None else None,
-                rng=np.random.default_rng(0),
+                paired=paired is not None, rng=np.random.default_rng(0),
             ).confidence_interval  # fmt: skip
         if np.isfinite([result.low, result.high]).all():
             return Effect(value, float(result.low), float(result.high), len(data[0]))
@@ -94,7 +93,7 @@ def verdicts(rows: pd.DataFrame, metrics: dict[str, Metric], resamples: int, con
     out = []
     ode = Metric("ODE error", ratio=True)
     for setting, part in final_one_step(rows).groupby(SETTING, sort=True):
-        for claim, name, metric in [("C1", "ode_error", ode), *(("C2", k, m) for k, m in metrics.items())]:
+        for claim, name, metric in [("C1", "ode_error", ode), *(("C2", k, m) for k, m in metrics.items() if m.judged)]:
             if name not in part or part[name].isna().all():
                 continue
             effect = compare(part, name, metric, resamples, confidence)
@@ -112,15 +111,21 @@ def verdicts(rows: pd.DataFrame, metrics: dict[str, Metric], resamples: int, con
     return pd.DataFrame(out)
 
 
+def spearman(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Spearman's rank correlation along `axis`: Pearson's of the ranks. SciPy's own is not vectorised."""
+    rx, ry = (stats.rankdata(v, axis=axis) for v in (x, y))
+    rx, ry = (r - r.mean(axis=axis, keepdims=True) for r in (rx, ry))
+    with np.errstate(invalid="ignore"):
+        return (rx * ry).sum(axis) / np.sqrt((rx**2).sum(axis) * (ry**2).sum(axis))
+
+
 def rank_correlation(x: np.ndarray, y: np.ndarray, resamples: int, confidence: float) -> Effect:
     """Spearman's rank correlation with its bootstrap interval over runs."""
     keep = np.isfinite(x) & np.isfinite(y)
     x, y = np.asarray(x)[keep], np.asarray(y)[keep]
     if len(x) < 4:
         return Effect(np.nan, np.nan, np.nan, len(x))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.ConstantInputWarning)
-        return bootstrap(x, lambda a, b: stats.spearmanr(a, b).statistic, min(resamples, 2000), confidence, paired=y)
+    return bootstrap(x, spearman, resamples, confidence, paired=y)
 
 
 def correlations(rows: pd.DataFrame, column: str, resamples: int, confidence: float) -> pd.DataFrame:
@@ -168,8 +173,10 @@ def main_table(rows: pd.DataFrame, teacher: pd.DataFrame, metrics: dict[str, Met
 
 def readable(table: pd.DataFrame, metrics: dict[str, Metric]) -> pd.DataFrame:
     """tab1 with ``mean ± spread`` in one cell and metrics by their labels."""
-    names = {"ode_error": "ODE error"} | {k: m.label + (" ↓" if m.lower_is_better else " ↑") for k, m in metrics.items()}
-    out = table[["method", "solver", "seeds", "updates"]].copy()
+    names = {"ode_error": "ODE error"} | {k: m.label + (" ↓" if m.lower_is_better else " ↑") * m.judged for k, m in metrics.items()}
+    out = table[["method", "solver"]].copy()
+    for column in ("seeds", "updates"):
+        out[column] = [v if m != "teacher" else "" for v, m in zip(table[column], table.method)]
     for column, label in names.items():
         if column in table:
             spread = table.get(f"{column}_sd", pd.Series(np.nan, table.index))

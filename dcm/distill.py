@@ -168,8 +168,10 @@ def batches(
     """Update numbers after `start` with their batches, solved ``settings.together`` at a time."""
     size = settings.together
     for first in range(start - start % size + 1, settings.updates + 1, size):
-        updates = range(max(first, start + 1), min(first + size, settings.updates + 1))
-        yield from zip(updates, draw_batches(teacher, data, group, settings.batch, updates, device))
+        # A resumed run solves its first chunk whole: other shapes would change the last bits.
+        updates = range(first, min(first + size, settings.updates + 1))
+        solved = zip(updates, draw_batches(teacher, data, group, settings.batch, updates, device))
+        yield from ((update, batch) for update, batch in solved if update > start)
 
 
 @torch.no_grad()

@@ -19,8 +19,8 @@ from dcm.metrics import ode_error
 from dcm.random import generator, sample_noise
 from dcm.schedule import Grid
 from dcm.solvers import solve
-from dcm.studies import Study, solve_in_chunks
 from dcm.students import Students
+from dcm.studies import Study, solve_in_chunks
 
 
 def method_name(horizon: int, intervals: int) -> str:

@@ -21,11 +21,13 @@ class Metric:
     ----------
     label : name with unit, for axes and tables. lower_is_better : its direction.
     ratio : compare two models by the ratio of their values (positive metrics) rather than by the difference.
+    judged : whether a verdict can rest on it; false where neither direction is better.
     """
 
     label: str
     lower_is_better: bool = True
     ratio: bool = False
+    judged: bool = True
 
 
 def ode_error(x: Tensor, solution: Tensor) -> float:

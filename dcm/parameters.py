@@ -53,11 +53,20 @@ class TeacherParameters(Common):
     updates: Whole = 0
     batch: Count = 128
     lr: Positive = 1e-3
+    data: Annotated[
+        Literal["builtin", "cifar10", "folder", "teacher"], Field(description="one of builtin, cifar10, folder, teacher")
+    ] = "builtin"
+    data_dir: Annotated[str, Field(min_length=1, description="a folder's path")] = "data"
+    download: Annotated[bool, Field(description="true or false")] = False
+    teacher_images: Count = 10000
+    inception: Annotated[Literal["off", "local", "download"], Field(description="one of off, local, download")] = "off"
 
     @model_validator(mode="after")
     def _grid(self):
         for n in self.intervals:
             Grid(n)
+        if self.study == "gmm" and (self.updates or self.data != "builtin"):
+            raise InputError("the gmm study's teacher is exact: allowed for it are updates = 0 and data = 'builtin'.")
         return self
 
 
@@ -103,6 +112,7 @@ class TrainingParameters(Parameters):
     loss: Annotated[Literal["l2", "huber"], Field(description="one of l2, huber")] = "l2"
     ema: Annotated[float, Field(ge=0, lt=1, description="a number from 0 (off) to below 1")] = 0.0
     together: Count = 1
+    pretrain: Whole = 0
     width: Count = 64
     snapshots: Whole = 0
     checkpoint_seconds: Positive = 60.0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import matplotlib.ticker
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -40,14 +42,28 @@ def save(figure: Figure, folder: str | Path, name: str, about: str = "") -> None
         figure.savefig(path, metadata={"Title": name, "Subject": about, "CreationDate": None})
 
 
+def scale_y(ax, values: pd.Series, log: bool) -> None:
+    """Logarithmic axis for positive values, with ticks at 1, 2, 5 when it spans little; symmetric for wide spans."""
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return
+    if log and (values > 0).all():
+        ax.set_yscale("log")
+        if values.max() < 50 * values.min():
+            ax.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
+            ax.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+    elif not log and values.abs().max() > 100:
+        ax.set_yscale("symlog", linthresh=1)
+
+
 def _lines(ax, rows: pd.DataFrame, x: str, y: str, label: str, log_y: bool, legend: bool) -> None:
     """Mean over seeds and its bootstrap interval, one line a method."""
     sns.lineplot(
         rows, x=x, y=y, hue="method", style="method", hue_order=METHODS, style_order=METHODS, palette=COLOURS,
         markers=MARKERS, dashes=False, errorbar=("ci", 95), n_boot=2000, seed=0, err_style="band", ax=ax, legend=legend,
     )  # fmt: skip
-    if log_y and (rows[y] > 0).all():
-        ax.set_yscale("log")
+    scale_y(ax, rows[y], log_y)
     ax.set(ylabel=label)
     if legend:
         ax.legend(title=None)
@@ -56,7 +72,8 @@ def _lines(ax, rows: pd.DataFrame, x: str, y: str, label: str, log_y: bool, lege
 def _panels(metrics: dict[str, Metric], shown: list[str]) -> list[tuple[str, str, bool]]:
     """(column, axis label, log axis) of the ODE error and of the quality metrics to show."""
     arrow = {True: "(lower is better)", False: "(higher is better)"}
-    quality = [(k, f"{metrics[k].label}\n{arrow[metrics[k].lower_is_better]}", metrics[k].ratio) for k in shown]
+    wrap = lambda label: "\n".join(textwrap.wrap(label, 26))  # noqa: E731
+    quality = [(k, f"{wrap(metrics[k].label)}\n{arrow[metrics[k].lower_is_better]}", metrics[k].ratio) for k in shown]
     return [("ode_error", "ODE error (mean squared)\n(lower is better)", True), *quality]
 
 
@@ -98,8 +115,7 @@ def solvers(rows: pd.DataFrame, metrics: dict[str, Metric], shown: list[str]) ->
         common = dict(x="solver", y=column, hue="method", order=order, hue_order=METHODS, palette=COLOURS, dodge=True, ax=ax)
         sns.stripplot(rows, **common, alpha=0.6, size=4, legend=i == 0, jitter=0.08)
         sns.pointplot(rows, **(common | {"dodge": 0.4}), errorbar=None, markers="_", markersize=16, linestyles="none", legend=False)
-        if log_y and (rows[column] > 0).all():
-            ax.set_yscale("log")
+        scale_y(ax, rows[column], log_y)
         ax.set(xlabel="teacher's ODE solver", ylabel=label)
         if i == 0:
             ax.legend(title=None)
@@ -119,11 +135,10 @@ def horizon_curve(rows: pd.DataFrame, metrics: dict[str, Metric], shown: list[st
                 ax.plot(h, means[h], MARKERS[name], color=COLOURS[name], ms=8, label=name, zorder=3)
         ax.plot(horizons, means[horizons], "o", color="#555555", ms=4, zorder=2)
         ax.set_xscale("log")
-        if log_y and (rows[column] > 0).all():
-            ax.set_yscale("log")
+        scale_y(ax, rows[column], log_y)
         ax.set_xticks(horizons, [str(h) for h in horizons])
         ax.minorticks_off()
-        ax.set(xlabel="horizon h (teacher steps before bootstrapping)", ylabel=label)
+        ax.set(xlabel="horizon h [teacher steps]", ylabel=label)
     axes[0].legend()
     return figure
 

@@ -59,7 +59,7 @@ def samples(study, rows: dict[str, Tensor], condition: Tensor) -> Figure:
         ax.set_axis_on()
         density(ax, study.teacher)
         for c in range(study.teacher.num_classes):
-            part = x[condition == c][:300].cpu()
+            part = x[condition[: len(x)] == c][:300].cpu()
             ax.scatter(part[:, 0], part[:, 1], s=3, color=CLASS_COLOURS[c % len(CLASS_COLOURS)], alpha=0.7, lw=0)
         ax.set_title(label, fontsize=9)
     return figure
@@ -80,7 +80,7 @@ def objectives(study, paths: Tensor, start: int, targets: dict[str, tuple[Tensor
         return image_rows(rows | {"teacher's solution": paths[-1]}, 12)
     figure, axes = plt.subplots(1, len(targets), figsize=(4.2 * len(targets), 4.3), squeeze=False)
     for ax, (method, (origin, target)) in zip(axes[0], targets.items()):
-        density(ax, study.teacher)
+        density(ax, study.teacher, extent=2.9)
         p, o, y = (v.cpu().numpy() for v in (paths, origin, target))
         ax.plot(p[..., 0], p[..., 1], "-", color=COLOURS["teacher"], lw=1, alpha=0.55)
         ax.plot(p[0, :, 0], p[0, :, 1], "o", color="black", ms=5, label="$x_{t_n}$, where the student is called")

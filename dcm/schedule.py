@@ -62,17 +62,22 @@ class NoiseSchedule:
             self._cache[key] = torch.as_tensor(values, dtype=dtype, device=device)
         return self._cache[key]
 
+    def _lookup(self, name: str, t: Tensor, like: Tensor) -> Tensor:
+        table = self._table(name, like.device, like.dtype)
+        # index_select is several times faster than indexing with a tensor on CPUs
+        return expand_to(table.index_select(0, t.reshape(-1)).reshape(t.shape), like)
+
     def alpha(self, t: Tensor, like: Tensor) -> Tensor:
         """alpha_t for integer `t` (*batch), shaped to broadcast against `like` (*batch, *shape), in its dtype."""
-        return expand_to(self._table("alpha", like.device, like.dtype)[t], like)
+        return self._lookup("alpha", t, like)
 
     def sigma(self, t: Tensor, like: Tensor) -> Tensor:
         """sigma_t, as :meth:`alpha`."""
-        return expand_to(self._table("sigma", like.device, like.dtype)[t], like)
+        return self._lookup("sigma", t, like)
 
     def beta(self, t: Tensor, like: Tensor) -> Tensor:
         """beta(t) = T beta_t, as :meth:`alpha`; at t = 0 the first entry."""
-        return expand_to(self._table("rate", like.device, like.dtype)[t], like)
+        return self._lookup("rate", t, like)
 
     def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """``x_t = alpha_t x_0 + sigma_t eps`` for `t` (*batch)."""

@@ -37,7 +37,7 @@ class MLPStudents(Students):
 
     def __init__(self, seeds: Sequence[int], dim: int, num_classes: int, T: int, width: int = 128, depth: int = 3):
         super().__init__()
-        self.size, self.dim, self.T, self.frequencies = len(seeds), dim, T, 6
+        self.size, self.T, self.width, self.frequencies = len(seeds), T, width, 6
         sizes = [dim + 2 * self.frequencies + num_classes] + depth * [width] + [dim]
         # One member's weights depend on its seed alone, so runs that differ in one setting are paired.
         layers = list(zip(sizes[:-1], sizes[1:]))

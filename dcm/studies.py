@@ -12,10 +12,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from dcm.consistency import ConsistencyFunction
 from dcm.errors import InputError
 from dcm.metrics import MixtureQuality
+from dcm.random import generator
 from dcm.schedule import Grid
 from dcm.solvers import exact_solution, solve
 from dcm.students import MLPStudents, Students
@@ -47,6 +49,10 @@ class Study:
         """Fresh students, one a seed."""
         raise NotImplementedError
 
+    def start_from_teacher(self, students: Students, seeds: Sequence[int], updates: int) -> None:
+        """Give fresh students the teacher's knowledge, as the paper's students have, which start as copies of it."""
+        raise NotImplementedError
+
     def reference(self, x: Tensor, n: int, condition: Tensor, guidance: float, grid: Grid) -> Tensor:
         """The best known solution of the PF-ODE from grid index n: exact, or a much finer grid."""
         raise NotImplementedError
@@ -69,6 +75,37 @@ class MixtureStudy(Study):
         """Multilayer perceptrons with 3 hidden layers of `width`."""
         return MLPStudents(seeds, self.teacher.shape[0], self.teacher.num_classes, self.teacher.schedule.T, width)
 
+    def start_from_teacher(self, students: MLPStudents, seeds: Sequence[int], updates: int) -> None:
+        """Fit the teacher's (unguided, conditional) v-prediction for `updates` updates of 256; 0 leaves them fresh.
+
+        The exact teacher is no network to copy. Students of one seed start equal, so one fit a seed is enough.
+        """
+        if updates == 0:
+            return
+        unique = list(dict.fromkeys(seeds))
+        device, schedule = next(students.parameters()).device, self.teacher.schedule
+        fitted = self.make_students(unique, students.width).to(device)
+        optimizer = torch.optim.AdamW(fitted.parameters(), lr=2e-3, weight_decay=1e-4)
+        decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda u: min(1.0, 2 * (1 - u / updates)))
+        for update in tqdm(range(updates), desc="start from the teacher", unit="update"):
+            rows = []
+            for seed in unique:
+                g = generator(device, seed, "teacher", update)
+                x_0, c = self.teacher.draw(g, 256)
+                t = torch.randint(1, schedule.T + 1, (256,), generator=g, device=device)
+                x = schedule.add_noise(x_0, torch.randn(x_0.shape, generator=g, device=device), t)
+                # v = alpha eps - sigma x0_hat with x0_hat = (x - sigma eps) / alpha
+                v = (self.teacher.predict_noise(x, t, c) - schedule.sigma(t, x) * x) / schedule.alpha(t, x)
+                rows.append((x, t, c, v))
+            x, t, c, v = (torch.stack(column) for column in zip(*rows))
+            optimizer.zero_grad(set_to_none=True)
+            (fitted(x, t, c) - v).square().flatten(1).mean(1).sum().backward()
+            fitted.clip_gradients(1.0)
+            optimizer.step()
+            decay.step()
+        which = torch.tensor([unique.index(s) for s in seeds], device=device)
+        students.load_state_dict({name: value[which] for name, value in fitted.state_dict().items()})
+
     def reference(self, x: Tensor, n: int, condition: Tensor, guidance: float, grid: Grid) -> Tensor:
         """True solution to about 1e-8, in float64."""
         return exact_solution(self.teacher, x, int(grid.time(torch.tensor(n))), condition, guidance)
@@ -85,7 +122,9 @@ def load_study(name: str, run_dir: str | Path, device: torch.device) -> Study:
     """The study called `name`, with whatever its teacher left in `run_dir`."""
     if name == "gmm":
         return MixtureStudy(name, device)
-    raise InputError(f"study = {name!r} is unknown; allowed: gmm.")
+    from dcm.image_study import ImageStudy
+
+    return ImageStudy(name, Path(run_dir), device)
 
 
 def solve_in_chunks(study: Study, x: Tensor, condition: Tensor, guidance: float, solver: str, grid: Grid) -> Tensor:

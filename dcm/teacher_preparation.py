@@ -6,8 +6,15 @@ from dcm.artifacts import write_json
 
 
 def prepare_teacher(session) -> None:
-    """Train, or fetch from the repository, the teacher of the session's study; nothing to do for an exact one.
+    """Train, or fetch from the repository, the teacher of the session's study; nothing to do for the exact one.
 
-    Leaves ``run_dir/teacher/teacher.json``, which says what the teacher is.
+    Leaves ``run_dir/teacher/teacher.json``, which says what the teacher is and where its data lie.
     """
-    write_json(session.run_dir / "teacher" / "teacher.json", {"study": session.p.study, "teacher": session.study.teacher_id})
+    if session.p.study == "gmm":
+        about = {"study": "gmm", "teacher": session.study.teacher_id}
+        write_json(session.run_dir / "teacher" / "teacher.json", about)
+        return
+    from dcm import image_study
+    from dcm.notebook import project_path
+
+    image_study.prepare(session.p, session.run_dir, project_path(session.p.data_dir), session.device)

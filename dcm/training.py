@@ -55,6 +55,22 @@ def _identity(parameters: DistillParameters, study: Study) -> dict:
     return parameters.model_dump(exclude=free) | {"teacher": study.teacher_id}
 
 
+def _read_checkpoint(path: Path, identity: dict, device: torch.device) -> tuple[dict[str, Tensor], dict]:
+    """The checkpoint's (tensors, about) when it is whole and of the same settings, else nothing; says why."""
+    if not path.exists():
+        return {}, {}
+    try:
+        tensors, about = read_tensors(path, device)
+    except InputError as damaged:
+        print(f"{damaged} Starting anew.")
+        return {}, {}
+    differ = [k for k in identity if about["identity"].get(k) != identity[k]]
+    if differ:
+        print(f"The checkpoint is from other settings ({', '.join(differ)}); starting anew.")
+        return {}, {}
+    return tensors, about
+
+
 def train_group(study: Study, parameters: DistillParameters, device: torch.device) -> DistilledGroup:
     """Distil a group to its end, going on from a checkpoint where one of the same settings lies.
 
@@ -66,30 +82,25 @@ def train_group(study: Study, parameters: DistillParameters, device: torch.devic
     checkpoint = Path(parameters.run_dir) / "checkpoints" / final.name
     identity = _identity(parameters, study)
 
-    students = study.make_students([m.seed for m in group.members], parameters.width).to(device)
-    averaged = AveragedModel(students, multi_avg_fn=get_ema_multi_avg_fn(parameters.ema)) if parameters.ema else None
+    seeds = [m.seed for m in group.members]
+    students = study.make_students(seeds, parameters.width).to(device)
     optimizer = make_optimizer(students, settings)
     kept: dict[str, Tensor] = {}
     log: list[Tensor] = []
     start, evaluations, seconds = 0, 0, 0.0
-    if checkpoint.exists():
-        try:
-            tensors, about = read_tensors(checkpoint, device)
-        except InputError as damaged:
-            print(f"{damaged} Starting anew.")
-            tensors, about = {}, {}
-        differ = [k for k in identity if about.get("identity", {}).get(k) != identity[k]]
-        if about and differ:
-            print(f"The checkpoint is from other settings ({', '.join(differ)}); starting anew.")
-        elif about:
-            start, evaluations, seconds = about["update"], about["evaluations"], about["seconds"]
-            students.load_state_dict(_picked("students", tensors))
-            _load_optimizer(optimizer, _picked("optimizer", tensors))
-            if averaged:
-                averaged.load_state_dict(_picked("averaged", tensors))
-            kept = _prefixed("kept", _picked("kept", tensors))
-            log = list(tensors["log"])
-            print(f"Going on after update {start}.")
+    tensors, about = _read_checkpoint(checkpoint, identity, device)
+    if not tensors:
+        study.start_from_teacher(students, seeds, parameters.pretrain)
+    averaged = AveragedModel(students, multi_avg_fn=get_ema_multi_avg_fn(parameters.ema)) if parameters.ema else None
+    if tensors:
+        start, evaluations, seconds = about["update"], about["evaluations"], about["seconds"]
+        students.load_state_dict(_picked("students", tensors))
+        _load_optimizer(optimizer, _picked("optimizer", tensors))
+        if averaged:
+            averaged.load_state_dict(_picked("averaged", tensors))
+        kept = _prefixed("kept", _picked("kept", tensors))
+        log = list(tensors["log"])
+        print(f"Going on after update {start}.")
 
     snapshots = snapshot_updates(settings.updates, parameters.snapshots)
     window = max(1, settings.updates // LOG_POINTS)

@@ -3,7 +3,15 @@ import torch
 
 from dcm.consistency import ConsistencyFunction, sample
 from dcm.distill import (
-    Group, Settings, State, check_finite, distance, distill, draw_batches, horizon_target, resolve_horizon,
+    Group,
+    Settings,
+    State,
+    check_finite,
+    distance,
+    distill,
+    draw_batches,
+    horizon_target,
+    resolve_horizon,
 )  # fmt: skip
 from dcm.errors import InputError, TrainingError
 from dcm.metrics import ode_error

@@ -1,0 +1,1 @@
+"""Teachers: the protocol and guidance, the exact mixture, the UNet."""

@@ -101,7 +101,7 @@ class GaussianMixtureTeacher:
         """Guided score (B, D): components share all work, so guidance only mixes their responsibilities."""
         log_p, whitened = self._components(x, alpha, sigma)
         c = self._constants(x.device, x.dtype)
-        responsibility = (c["log_weights"][:, condition] + log_p).softmax(0)
+        responsibility = (c["log_weights"].index_select(1, condition) + log_p).softmax(0)
         if not (isinstance(guidance, (int, float)) and guidance == 1):
             null = (c["log_weights"][:, -1:] + log_p).softmax(0)
             responsibility = null + guidance * (responsibility - null)

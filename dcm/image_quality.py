@@ -1,0 +1,167 @@
+"""Quality of image samples, against the teacher's samples and against real images.
+
+Frechet and kernel distances are clean-fid's own functions on the features of :mod:`dcm.features`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dcm.errors import InputError
+from dcm.features import Classifier
+from dcm.metrics import Metric
+
+NAN = float("nan")
+
+
+def frechet(a: np.ndarray, b: np.ndarray) -> float:
+    """Frechet distance between Gaussians fitted to features `a` (n, F) and `b` (m, F), by clean-fid.
+
+    Source: Heusel et al. 2017. Its bias falls with n and m: compare values of equal sample sizes only.
+    """
+    from cleanfid.fid import fid_from_feats
+
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return NAN
+    # sqrtm of a singular product can leave a tiny imaginary or negative rest.
+    return max(0.0, float(np.real(fid_from_feats(a, b))))
+
+
+def kernel_distance(a: np.ndarray, b: np.ndarray, subsets: int = 50, subset: int = 500) -> float:
+    """Kernel distance (KID, cubic kernel) between features `a` (n, F) and `b` (m, F), by clean-fid.
+
+    Unbiased in n and m (Binkowski et al. 2018). clean-fid draws its subsets from NumPy's global generator, which is
+    set for the call and restored after it.
+    """
+    from cleanfid.fid import kernel_distance as cleanfid_kernel_distance
+
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return NAN
+    state = np.random.get_state()
+    np.random.seed(0)
+    try:
+        return cleanfid_kernel_distance(a, b, num_subsets=subsets, max_subset_size=subset)
+    finally:
+        np.random.set_state(state)
+
+
+def _radii(x: Tensor, k: int) -> Tensor:
+    """Distance (n,) of each row of `x` (n, F) to its k-th nearest other row."""
+    return torch.cat([torch.cdist(part, x).kthvalue(k + 1).values for part in x.split(1000)])
+
+
+def _covered(x: Tensor, of: Tensor, radii: Tensor) -> float:
+    """Share of the rows of `x` that lie in at least one ball around the rows `of`."""
+    return float(torch.cat([(torch.cdist(p, of) <= radii).any(1) for p in x.split(1000)]).double().mean())
+
+
+def precision_recall(x: np.ndarray, reference: np.ndarray, k: int = 3) -> tuple[float, float]:
+    """Improved precision and recall of features `x` (n, F) against `reference` (m, F).
+
+    Precision: share of x within the reference's k-nearest-neighbour manifold; recall: the reverse.
+    Source: Kynkaanniemi et al. 2019, eq. 1 and 2, k = 3. Raises :class:`InputError` for k + 1 samples or fewer.
+    """
+    if min(len(x), len(reference)) < k + 2:
+        raise InputError(f"precision and recall need at least {k + 2} samples on both sides; there are {len(x)} and {len(reference)}.")
+    a, b = torch.from_numpy(x), torch.from_numpy(reference)
+    if not a.isfinite().all():
+        return 0.0, 0.0  # a sample that is not a number lies on no manifold
+    return _covered(a, b, _radii(b, k)), _covered(b, a, _radii(a, k))
+
+
+def radial_power(x: Tensor) -> Tensor:
+    """Radially averaged power spectrum of images (B, C, H, W): one value for each whole frequency 1 .. H // 2."""
+    height, width = x.shape[-2:]
+    power = torch.fft.fft2(x.double()).abs().square().mean((0, 1))
+    fy, fx = (torch.fft.fftfreq(n, 1 / n, device=x.device).double() for n in (height, width))
+    radius = (fy[:, None].square() + fx.square()).sqrt().round().long()
+    return torch.stack([power[radius == r].mean() for r in range(1, height // 2 + 1)])
+
+
+def sharpness(x: Tensor, teacher_x: Tensor) -> float:
+    """Power in the upper half of the frequencies, as a ratio to the teacher's: below 1 is blurred, above 1 is noisy."""
+    top = x.shape[-2] // 4
+    return float((radial_power(x)[top:] / radial_power(teacher_x)[top:]).mean())
+
+
+class ImageQuality:
+    """Quality metrics of image samples.
+
+    Parameters
+    ----------
+    extractor : features that the primary metric rests on; see :mod:`dcm.features`.
+    classifier : judges whether samples show their class.
+    real : held-out real images (n, C, H, W) in [-1, 1]; None where there are none, and ``fd_real`` is then NaN.
+    inception : :class:`~dcm.features.InceptionFeatures`, or None: FID and KID on Inception are then NaN.
+
+    ``fd_teacher``, ``fd_real``: Frechet distance to the teacher's samples from the same noise, and to real images.
+    ``kid_teacher``: kernel distance to the teacher's samples. ``precision``, ``recall``: against the teacher's samples.
+    ``agreement``: share of samples that the classifier assigns to their own class. ``sharpness``: see :func:`sharpness`.
+    """
+
+    primary, beside = "fd_teacher", ("agreement",)
+
+    def __init__(self, extractor, classifier: Classifier, real: Tensor | None = None, inception=None):
+        self.extractor, self.classifier, self.real, self.inception = extractor, classifier, real, inception
+        name = extractor.name
+        self.metrics = {
+            "fd_teacher": Metric(f"Frechet distance to teacher ({name} features)", ratio=True),
+            "fd_real": Metric(f"Frechet distance to held-out images ({name} features)", ratio=True),
+            "kid_teacher": Metric(f"kernel distance to teacher ({name} features)"),
+            "precision": Metric("precision against teacher", lower_is_better=False),
+            "recall": Metric("recall against teacher", lower_is_better=False),
+            "agreement": Metric("share classified as their class", lower_is_better=False),
+            "sharpness": Metric("high-frequency power [teacher = 1]", judged=False),
+        }
+        if inception is not None:
+            self.metrics |= {
+                "fid_teacher": Metric("FID to teacher (Inception, mode clean)", ratio=True),
+                "fid_real": Metric("FID to held-out images (Inception, mode clean)", ratio=True),
+                "kid_inception": Metric("KID to teacher (Inception, mode clean)"),
+            }
+        self._kept: dict[tuple[str, str], np.ndarray] = {}
+
+    @property
+    def not_measured(self) -> str | None:
+        """One sentence on what is missing, or None."""
+        missing = [] if self.real is not None and len(self.real) else ["fd_real (no held-out real images)"]
+        if self.inception is None:
+            missing.append("FID and KID on Inception features (no weights)")
+        return f"Not measured: {', '.join(missing)}." if missing else None
+
+    def _features(self, extractor, x: Tensor, keep: bool = False) -> np.ndarray:
+        """Features of `x`; kept by content when they will be asked for again."""
+        if not keep:
+            return extractor.features(x)
+        key = (extractor.name, hashlib.sha256(x.cpu().contiguous().numpy().tobytes()).hexdigest())
+        if key not in self._kept:
+            self._kept[key] = extractor.features(x)
+        return self._kept[key]
+
+    def measure(self, x: Tensor, condition: Tensor, teacher_x: Tensor) -> dict[str, float]:
+        """All metrics of samples `x` (B, C, H, W) of classes `condition` (B,), against `teacher_x` (B, C, H, W).
+
+        What cannot be measured is NaN. Values outside [-1, 1] are clamped, as in a saved image.
+        """
+        x, teacher_x = x.float().clamp(-1, 1), teacher_x.float().clamp(-1, 1)
+        real = self.real if self.real is not None and len(self.real) else None
+        out = {}
+        for extractor, names in (
+            (self.extractor, ("fd_teacher", "fd_real", "kid_teacher")),
+            (self.inception, ("fid_teacher", "fid_real", "kid_inception")),
+        ):
+            if extractor is None:
+                continue
+            own, teacher = self._features(extractor, x), self._features(extractor, teacher_x, keep=True)
+            out[names[0]] = frechet(own, teacher)
+            out[names[1]] = NAN if real is None else frechet(own, self._features(extractor, real, keep=True))
+            out[names[2]] = kernel_distance(own, teacher)
+            if extractor is self.extractor:
+                out["precision"], out["recall"] = precision_recall(own, teacher)
+        out["agreement"] = float((self.classifier.classify(x) == condition.cpu()).double().mean())
+        out["sharpness"] = sharpness(x, teacher_x)
+        return {name: out[name] for name in self.metrics}

@@ -1,0 +1,189 @@
+"""The image studies: a UNet teacher, students that start as its copies, quality by features of a classifier."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dcm import data as sources
+from dcm.artifacts import fingerprint, write_json
+from dcm.consistency import ConsistencyFunction
+from dcm.errors import InputError
+from dcm.schedule import Grid
+from dcm.solvers import solve
+from dcm.students import ModuleStudents, Students
+from dcm.studies import Study
+
+SHIPPED = Path(__file__).resolve().parents[1] / "weights"
+REFERENCE_INTERVALS = 200  # of the fine grid that stands in for the true ODE solution
+
+
+class VelocityNetwork(nn.Module):
+    """A student: the teacher's architecture, called as ``network(x, t, condition)``; predicts v."""
+
+    def __init__(self, config):
+        super().__init__()
+        from dcm.teachers.unet import build_unet
+
+        self.unet = build_unet(config)
+        self.autocast = False
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """v (B, C, H, W)."""
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast):
+            return self.unet(x, t, class_labels=condition, return_dict=False)[0].to(x.dtype)
+
+
+class ImageStudy(Study):
+    """A study on images, with whatever notebook 1 left in ``run_dir/teacher``.
+
+    Raises :class:`InputError` when notebook 1 has not run, or its data are no longer there.
+    """
+
+    def __init__(self, name: str, run_dir: Path, device: torch.device):
+        from dcm.features import Classifier, EfficientNetFeatures, InceptionFeatures
+        from dcm.image_quality import ImageQuality
+        from dcm.teachers.unet import UNetTeacher
+
+        folder = Path(run_dir) / "teacher"
+        if not (folder / "teacher.json").exists():
+            raise InputError(f"{folder} holds no teacher of the study {name}; run notebook 1 with this run_dir first.")
+        about = json.loads((folder / "teacher.json").read_text())
+        teacher = UNetTeacher.load(folder).to(device)
+        if device.type == "cuda":
+            teacher.accelerate(compile=False)
+        data = load_images(about["data"], teacher).to(device)
+        classifier = Classifier.load(folder / "classifier.safetensors").to(device)
+        extractor = classifier if name == "digits" else EfficientNetFeatures(device)
+        inception = None
+        if name == "cifar10" and about["data"]["inception"] != "off":
+            try:
+                inception = InceptionFeatures(device, download=about["data"]["inception"] == "download")
+            except InputError as missing:
+                print(f"FID and KID are not measured: {missing}")
+        real = data.images("held_out")[0] if len(data.held_out) else None
+        super().__init__(
+            name, teacher, data, ImageQuality(extractor, classifier, real, inception), ConsistencyFunction(teacher.schedule),
+            chunk=500, exact=False, teacher_id=fingerprint(folder / "config.json"),
+        )  # fmt: skip
+
+    def make_students(self, seeds: Sequence[int], width: int) -> Students:
+        """Networks of the teacher's architecture with random weights; `width` is the teacher's and not used."""
+        networks = []
+        for seed in seeds:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                networks.append(VelocityNetwork(self.teacher.config))
+        for network in networks:
+            network.autocast = self.teacher.autocast
+        return ModuleStudents(networks)
+
+    def start_from_teacher(self, students: ModuleStudents, seeds: Sequence[int], updates: int) -> None:
+        """Copy the teacher's weights (`updates` above 0), as the paper does; 0 leaves random ones."""
+        if updates:
+            for network in students.networks:
+                network.unet.load_state_dict(self.teacher.unet.state_dict())
+
+    def reference(self, x: Tensor, n: int, condition: Tensor, guidance: float, grid: Grid) -> Tensor:
+        """DDIM on the coarsest grid that has at least 200 intervals and every time of `grid`."""
+        T = self.teacher.schedule.T
+        fine = next(N for N in range(grid.intervals, T + 1, grid.intervals) if N >= REFERENCE_INTERVALS and T % N == 0)
+        start = n * fine // grid.intervals
+        parts = zip(x.split(self.chunk), condition.split(self.chunk))
+        return torch.cat([solve(self.teacher, a, start, c, guidance, "ddim", Grid(fine, T)).x for a, c in parts])
+
+
+def load_images(about: dict, teacher=None) -> sources.ImageSet:
+    """The images that notebook 1 was told of; `teacher` makes them where the source is ``teacher``."""
+    if about["source"] == "builtin":
+        return sources.digits()
+    if about["source"] == "cifar10":
+        return sources.cifar10(about["folder"], about["download"])
+    if about["source"] == "folder":
+        return sources.image_folder(about["folder"], flip=True)
+    if teacher is None:
+        raise InputError("data = 'teacher' needs a trained teacher; allowed with updates = 0, or name images to train on.")
+    return sources.teacher_samples(teacher, about["count"])
+
+
+def prepare(p, run_dir: Path, data_dir: Path, device: torch.device) -> None:
+    """Notebook 1's work for an image study: train or fetch the teacher, train the classifier, note the data.
+
+    Parameters
+    ----------
+    p : :class:`dcm.parameters.TeacherParameters`. run_dir, data_dir : folders.
+
+    An interrupted training goes on from its checkpoint; a finished one is not repeated for the same parameters.
+    Raises :class:`InputError`.
+    """
+    from dcm.features import train_classifier
+    from dcm.teacher_training import TeacherTraining, train_teacher
+    from dcm.teachers.unet import UNetConfig, UNetTeacher
+
+    folder = run_dir / "teacher"
+    if (p.study == "digits") != (p.data == "builtin"):
+        allowed = "builtin" if p.study == "digits" else "cifar10, folder, teacher"
+        raise InputError(f"data = {p.data!r} is not possible for the study {p.study}; allowed: {allowed}.")
+    about = {"source": p.data, "folder": str(data_dir), "download": p.download, "count": p.teacher_images, "inception": p.inception}
+    identity = {"parameters": p.model_dump(include={"study", "seed", "updates", "batch", "lr", "data"})}
+    done = folder / "teacher.json"
+    if done.exists() and json.loads(done.read_text())["identity"] == identity:
+        write_json(done, {"identity": identity, "data": about})
+        return
+    done.unlink(missing_ok=True)
+    shipped = SHIPPED / f"{p.study}_teacher"
+    if p.updates == 0 and p.study == "cifar10":
+        if not (shipped / "weights.safetensors").exists():
+            raise InputError(f"no trained teacher is shipped in {shipped}; set updates above 0 to train one.")
+        UNetTeacher.load(shipped)  # verifies the SHA-256 before anything is copied
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("config.json", "weights.safetensors"):
+            shutil.copyfile(shipped / name, folder / name)
+        images = load_images(about, UNetTeacher.load(folder).to(device)).to(device)
+    else:
+        images = load_images(about).to(device)
+        config = {
+            "digits": UNetConfig(8, 1, images.num_classes, **DIGITS_NETWORK),
+            "cifar10": UNetConfig(32, 3, images.num_classes, **CIFAR_NETWORK),
+        }[p.study]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(p.seed)
+            teacher = UNetTeacher(config).to(device)
+        if device.type == "cuda":
+            teacher.accelerate()
+        updates = p.updates or DIGITS_UPDATES
+        ema = min(0.9995, 1 - 10 / updates)
+        settings = TeacherTraining(updates, batch=p.batch, learning_rate=p.lr, warmup=min(100, updates // 10), ema=ema, seed=p.seed)
+        train(train_teacher(teacher, images, settings, folder / "checkpoint.safetensors"), settings.updates, folder)
+    train_classifier(images).save(folder / "classifier.safetensors")
+    write_json(done, {"identity": identity, "data": about})
+
+
+def train(states, updates: int, folder: Path, every: float = 60.0) -> None:
+    """Drive a teacher's training with a progress bar and checkpoints, and save the averaged weights."""
+    import time
+
+    from tqdm.auto import tqdm
+
+    bar, last = tqdm(total=updates, desc="train the teacher", unit="update"), time.monotonic()
+    losses = []
+    for state in states:
+        bar.update(state.step - bar.n)
+        losses.append(state.loss)
+        if time.monotonic() - last > every:
+            state.save(folder / "checkpoint.safetensors")
+            last = time.monotonic()
+    bar.close()
+    state.ema.save(folder, {"updates": state.step, "seconds": round(state.elapsed, 1)})
+    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+
+
+# Small enough that the whole digits study runs on two CPU cores in minutes.
+DIGITS_NETWORK = dict(widths=(16, 32), attention=(False, False), layers=1, head_width=16, groups=16)
+DIGITS_UPDATES = 1500
+CIFAR_NETWORK = dict(widths=(96, 112, 96), attention=(False, True, True), layers=2, head_width=16, groups=16)

@@ -1,0 +1,189 @@
+"""A class-conditional diffusers UNet as teacher: v-prediction on SDXL's ``scaled_linear`` schedule.
+
+The network is called with the integer timestep t itself (1..T); tables are indexed t - 1. (diffusers' own
+schedulers call it with t - 1: mind the difference when comparing.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dcm.artifacts import read_tensors, write_json, write_tensors
+from dcm.errors import InputError
+from dcm.schedule import NoiseSchedule
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """What it takes to rebuild the network.
+
+    Attributes
+    ----------
+    image_size, image_channels : a sample is (image_channels, image_size, image_size).
+    num_classes : conditions are 0..num_classes - 1; the network's own last class, num_classes, is the null one.
+    widths : channels at each resolution, each half the one before.
+    attention : whether each resolution has self-attention.
+    layers : residual blocks a resolution (diffusers' ``layers_per_block``).
+    head_width : channels of an attention head.
+    groups : group normalisation's groups; divides every width.
+    """
+
+    image_size: int
+    image_channels: int
+    num_classes: int
+    widths: tuple[int, ...]
+    attention: tuple[bool, ...]
+    layers: int = 2
+    head_width: int = 32
+    groups: int = 32
+    dropout: float = 0.0
+    timesteps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+
+    def __post_init__(self) -> None:
+        if len(self.widths) != len(self.attention) or not self.widths:
+            raise InputError("widths and attention must name the same number of resolutions, at least one.")
+        if any(width % self.groups for width in self.widths):
+            raise InputError(f"widths = {self.widths} are not possible: each must be a multiple of groups = {self.groups}.")
+        if self.image_size % 2 ** (len(self.widths) - 1):
+            raise InputError(
+                f"image_size = {self.image_size} cannot be halved {len(self.widths) - 1} times; "
+                f"allowed: multiples of {2 ** (len(self.widths) - 1)}, or fewer widths."
+            )
+        if any(width % self.head_width for width, on in zip(self.widths, self.attention) if on):
+            raise InputError(f"head_width = {self.head_width} must divide the widths of resolutions with attention.")
+        if self.num_classes < 1:
+            raise InputError(f"num_classes = {self.num_classes} is too small; at least 1 is allowed.")
+
+
+def build_unet(config: UNetConfig) -> nn.Module:
+    """The diffusers ``UNet2DModel`` that `config` describes, with fresh weights."""
+    from diffusers import UNet2DModel  # here, since importing diffusers takes seconds
+
+    down = tuple("AttnDownBlock2D" if on else "DownBlock2D" for on in config.attention)
+    up = tuple("AttnUpBlock2D" if on else "UpBlock2D" for on in reversed(config.attention))
+    return UNet2DModel(
+        sample_size=config.image_size,
+        in_channels=config.image_channels,
+        out_channels=config.image_channels,
+        down_block_types=down,
+        up_block_types=up,
+        block_out_channels=tuple(config.widths),
+        layers_per_block=config.layers,
+        attention_head_dim=config.head_width,
+        norm_num_groups=config.groups,
+        dropout=config.dropout,
+        num_class_embeds=config.num_classes + 1,
+        add_attention=any(config.attention),
+    )
+
+
+class UNetTeacher(nn.Module):
+    """A :class:`~dcm.teachers.base.Teacher` whose network predicts the velocity ``v = alpha_t eps - sigma_t x_0``.
+
+    Source: Salimans & Ho 2022, appendix D: ``eps = sigma_t x_t + alpha_t v``, ``x_0 = alpha_t x_t - sigma_t v``.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        from diffusers import DDPMScheduler
+
+        self.config = config
+        self.unet = build_unet(config)
+        self.schedule = NoiseSchedule.from_betas(
+            DDPMScheduler(
+                config.timesteps, config.beta_start, config.beta_end, beta_schedule="scaled_linear"
+            ).betas
+        )
+        self.shape = (config.image_channels, config.image_size, config.image_size)
+        self.num_classes = config.num_classes
+        self.autocast = False
+
+    def accelerate(self, autocast: bool = True, compile: bool = True) -> UNetTeacher:
+        """Make it fast on a GPU: channels-last memory, bfloat16 matrix products, torch.compile at fixed shapes.
+
+        A new batch size compiles anew, which takes the better part of a minute: keep to one or two.
+        """
+        self.autocast = autocast
+        self.unet.to(memory_format=torch.channels_last)
+        if compile:
+            self.unet.compile(dynamic=False)
+        return self
+
+    def check_condition(self, condition: Tensor) -> None:
+        """Raise :class:`InputError` when a class is out of range (the null class, num_classes, is allowed)."""
+        if condition.numel() and not 0 <= int(condition.min()) <= int(condition.max()) <= self.num_classes:
+            worst = condition.min() if condition.min() < 0 else condition.max()
+            raise InputError(f"class {int(worst)} is out of range; allowed: 0 to {self.num_classes - 1}.")
+
+    def velocity(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """The network's v(x, t, c): `x` (B, *shape), `t` and `condition` (B,) integers; returns float (B, *shape)."""
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast):
+            return self.unet(x, t, class_labels=condition, return_dict=False)[0].to(x.dtype)
+
+    def predict_noise(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """eps(x, t, c): `x` (*batch, *shape), `t` (*batch) integers 1..T, `condition` (*batch); returns x's shape."""
+        batch = x.shape[: x.ndim - len(self.shape)]
+        t = torch.as_tensor(t, device=x.device).expand(batch)
+        flat = self.velocity(x.reshape(-1, *self.shape), t.reshape(-1), condition.expand(batch).reshape(-1))
+        return self.schedule.sigma(t, x) * x + self.schedule.alpha(t, x) * flat.reshape(x.shape)
+
+    def null_condition(self, condition: Tensor) -> Tensor:
+        """The null class, in `condition`'s shape."""
+        return torch.full_like(condition, self.num_classes)
+
+    def save(self, folder: Path, provenance: dict | None = None, dtype: torch.dtype = torch.float32) -> None:
+        """Write weights.safetensors and config.json, which names the weights' SHA-256 and their `provenance`."""
+        folder = Path(folder)
+        tensors = {name: tensor.to(dtype) for name, tensor in self.unet.state_dict().items()}
+        write_tensors(folder / "weights.safetensors", tensors)
+        digest = sha256(folder / "weights.safetensors")
+        write_json(folder / "config.json", {"unet": asdict(self.config), "sha256": digest, "provenance": provenance or {}})
+
+    @classmethod
+    def load(cls, folder: Path) -> UNetTeacher:
+        """Read what :meth:`save` wrote, as a frozen float32 teacher on the CPU.
+
+        Raises :class:`InputError` when a file is missing, altered, cut short or of another network.
+        """
+        folder = Path(folder)
+        try:
+            record = json.loads((folder / "config.json").read_text())
+            known = {field.name for field in fields(UNetConfig)}
+            settings = {name: tuple(v) if isinstance(v, list) else v for name, v in record["unet"].items()}
+            if set(settings) - known:
+                raise InputError(f"{folder}/config.json names unknown settings: {sorted(set(settings) - known)}.")
+            config, digest = UNetConfig(**settings), record["sha256"]
+        except InputError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{folder} holds no teacher: config.json is missing or broken ({type(error).__name__}: {error})."
+            ) from error
+        weights = folder / "weights.safetensors"
+        if weights.exists() and (found := sha256(weights)) != digest:
+            raise InputError(
+                f"{weights} was altered or cut short: its SHA-256 begins {found[:12]}, and {str(digest)[:12]} was expected; "
+                "fetch it again."
+            )
+        tensors, _ = read_tensors(weights)
+        teacher = cls(config)
+        try:
+            teacher.unet.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+        except RuntimeError as error:
+            line = " ".join(str(error).split())[:200]
+            raise InputError(f"{folder}/weights.safetensors does not fit config.json's network: {line}.") from error
+        return teacher.eval().requires_grad_(False)

@@ -1,0 +1,87 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dcm.errors import InputError
+from dcm.parameters import NOTEBOOKS, DistillParameters, StudyConfig, check, load_config, validate
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "workflow/config").glob("*.yaml"))
+GOOD = dict(
+    study="gmm", run_dir="runs/x", group_name="main", solver="ddim", intervals=50, guidance=[1.0], horizons=["cm", 5],
+    seeds=[0], updates=10, batch=8,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"intervals": 30}, "intervals = 30 does not divide the teacher's 1000 timesteps; allowed: 1, 2, 4"),
+        ({"intervals": "50"}, "intervals = '50' is not possible; allowed: a whole number"),
+        ({"intervals": 50.0}, "intervals = 50.0 is not possible"),
+        ({"guidance": [-1.0]}, "guidance = .-1.0. is not possible; allowed: a list of numbers, at least 0"),
+        ({"guidance": 2.0}, "guidance = 2.0 is not possible; allowed: a list"),
+        ({"guidance": []}, "guidance = .. is not possible"),
+        ({"guidance": [float("nan")]}, "guidance = .nan. is not possible"),
+        ({"guidance": [1.0, 1.0]}, "guidance .* names one value twice"),
+        ({"horizons": [51]}, "horizon = 51 is not possible with intervals = 50; allowed: 'cm', 'direct'"),
+        ({"horizons": ["cm", 1]}, "horizons .* names one value twice"),
+        ({"solver": "rk4"}, "solver = 'rk4' is not possible; allowed: one of ddim, euler, heun"),
+        ({"lr": 0.0}, "lr = 0.0 is not possible; allowed: a number above 0"),
+        ({"updates": True}, "updates = True is not possible"),
+        ({"group_name": "../x"}, "group_name = '../x' is not possible; allowed: a name of letters"),
+        ({"study": "mnist"}, "study = 'mnist' is not possible; allowed: one of gmm"),
+        ({"learning_rate": 1.0}, "learning_rate is not a parameter; allowed: .*lr"),
+    ],
+)
+def test_bad_values_get_one_sentence(change, message):
+    with pytest.raises(InputError, match=message) as error:
+        validate(DistillParameters, GOOD | change)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_value_is_named():
+    with pytest.raises(InputError, match="updates is missing; it must be a whole number, at least 1"):
+        validate(DistillParameters, {k: v for k, v in GOOD.items() if k != "updates"})
+
+
+def test_a_notebooks_namespace_is_checked():
+    namespace = GOOD | {"In": ["..."], "Out": {}, "_i": "x", "np": pytest}
+    check(DistillParameters, dict(namespace))
+    with pytest.raises(InputError, match="wdith is not a parameter"):
+        check(DistillParameters, namespace | {"wdith": 3})
+    check(DistillParameters, namespace)
+    check(DistillParameters, namespace | {"my_variable": 3})  # the cell run again, later in the session
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_config_is_valid(path):
+    config = load_config(path)
+    assert config.study in path.read_text()
+
+
+def test_a_config_is_checked_to_its_leaves():
+    values = yaml.safe_load((ROOT / "workflow/config/smoke.yaml").read_text())
+    for path, bad, message in [
+        (("training", "lr"), "fast", "lr = 'fast' is not possible"),
+        (("groups", "main", "intervals"), 7, "intervals = 7 does not divide"),
+        (("evaluation", "steps"), [0], "steps = .0. is not possible"),
+        (("teacher", "epochs"), 3, "epochs is not a parameter"),
+        (("main_group",), "mian", "main_group = 'mian' is not a group; allowed: guidance, heun, main"),
+        (("studdy",), 1, "studdy is not a parameter"),
+    ]:
+        broken = yaml.safe_load(yaml.safe_dump(values))
+        at = broken
+        for key in path[:-1]:
+            at = at[key]
+        at[path[-1]] = bad
+        with pytest.raises(InputError, match=message):
+            validate(StudyConfig, broken)
+
+
+def test_an_unreadable_config_is_named(tmp_path):
+    (tmp_path / "a.yaml").write_text("{")
+    with pytest.raises(InputError, match="a.yaml cannot be read"):
+        load_config(tmp_path / "a.yaml")
+    assert set(NOTEBOOKS) == {p.stem for p in (ROOT / "notebooks").glob("*.ipynb")}

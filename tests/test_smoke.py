@@ -1,0 +1,133 @@
+"""Every notebook through papermill and Snakemake at smoke size, and what Snakemake plans afterwards. Takes minutes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+FIGURES = [f"fig{i}" for i in range(1, 11)]
+
+
+def read(name: str) -> dict:
+    return yaml.safe_load((ROOT / f"workflow/config/{name}.yaml").read_text())
+
+
+def snakemake(config: dict, folder: Path, *options: str) -> str:
+    """Run Snakemake on `config`; its output, with the exit status in the first line."""
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "snakemake", "-s", ROOT / "workflow/Snakefile", "--configfile", path, "--nolock"]
+    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    result = subprocess.run([*map(str, command), *options], cwd=folder, capture_output=True, text=True, env=env)
+    return f"exit {result.returncode}\n{result.stdout}{result.stderr}"
+
+
+def planned(config: dict, folder: Path) -> list[str]:
+    """Rules that a run would start now; distillations with their group."""
+    out = snakemake(config, folder, "-n", "-j", "1")
+    assert out.startswith("exit 0"), out
+    rules, lines = [], out.splitlines()
+    for i, line in enumerate(lines):
+        if line.startswith(("rule ", "localrule ")):
+            name = line.split()[1].rstrip(":")
+            group = [part.split("group=")[1] for part in lines[i : i + 12] if "group=" in part][:1] if name == "distill" else []
+            rules.append(":".join([name, *group]))
+    return sorted(rules)
+
+
+@pytest.fixture(scope="module")
+def gmm(tmp_path_factory):
+    """The smoke study, run: (its configuration, the folder it ran in)."""
+    folder = tmp_path_factory.mktemp("gmm")
+    config = read("smoke") | {"run_dir": str(folder / "run"), "results_dir": str(folder / "results")}
+    assert planned(config, folder) == sorted(
+        ["all", "teacher", "distill:main", "distill:guidance", "distill:heun", "distill:n5", "ode_error", "sample_quality", "figures"]
+    )
+    out = snakemake(config, folder, "-j", "2")
+    assert out.startswith("exit 0"), out
+    return config, folder
+
+
+def check_results(folder: Path, study: str, sweeps: bool) -> None:
+    results = folder / "results"
+    figures = [f for f in FIGURES if sweeps or f not in ("fig3", "fig4", "fig5")]
+    for name in figures:
+        assert (results / f"{name}.png").stat().st_size > 5000 and (results / f"{name}.pdf").stat().st_size > 3000
+    for name in ("tab1", "verdicts", "correlations"):
+        assert (results / f"{name}.csv").stat().st_size > 0 and "|" in (results / f"{name}.md").read_text()
+    page = (results / "README.md").read_text()
+    assert all(f"![{name}]" in page for name in figures) and "C1 " in page and "C2 " in page
+    provenance = json.loads((results / "provenance.json").read_text())
+    assert provenance["teacher_evaluations"] > 0 and provenance["notebooks"]["2_distill-main"]["packages"]["torch"]
+    assert {p.stem for p in (results / "notebooks").glob("*.html")} >= {"1_teacher", "2_distill-main", "5_figures"}
+    assert study in page
+
+
+def test_every_figure_and_table_is_there(gmm):
+    config, folder = gmm
+    check_results(folder, "gmm", sweeps=True)
+    rows = pd.read_csv(folder / "results/metrics.csv")
+    last = rows[rows.final & (rows.steps == 1)]
+    assert len(last) == 3 * 3 + 3 * 2 * 3  # horizons x seeds of main, and of the three other groups
+    assert (rows.ode_error > 0).all() and rows.notna().all().all()
+
+
+def test_a_second_run_does_nothing(gmm):
+    assert planned(*gmm) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        (("groups", "heun", "seeds"), [0, 1], ["distill:heun", "ode_error", "sample_quality", "figures"]),
+        (("ode_error", "start_times"), 2, ["ode_error", "figures"]),
+        (("figures", "bootstrap"), 300, ["figures"]),
+    ],
+)
+def test_a_changed_parameter_reruns_only_what_depends_on_it(gmm, path, value, expected):
+    config, folder = gmm
+    changed = yaml.safe_load(yaml.safe_dump(config))
+    at = changed
+    for key in path[:-1]:
+        at = at[key]
+    at[path[-1]] = value
+    assert planned(changed, folder) == sorted(["all", *expected])
+
+
+def test_the_same_seed_gives_the_same_bytes(gmm, tmp_path):
+    """Run again, with -j 1, only one of the groups: its lines of metrics.csv are the same byte for byte."""
+    config, folder = gmm
+    alone = config | {"run_dir": str(tmp_path / "run"), "results_dir": str(tmp_path / "results")}
+    alone["groups"] = {"main": config["groups"]["main"]}
+    out = snakemake(alone, tmp_path, "-j", "1")
+    assert out.startswith("exit 0"), out
+    lines = (folder / "results/metrics.csv").read_text().splitlines()
+    again = (tmp_path / "results/metrics.csv").read_text().splitlines()
+    assert again == [line for line in lines if line.startswith(("group,", "main,"))] and len(again) > 20
+
+
+def test_the_image_path(tmp_path):
+    config = read("smoke_digits") | {"run_dir": str(tmp_path / "run"), "results_dir": str(tmp_path / "results")}
+    out = snakemake(config, tmp_path, "-j", "2")
+    assert out.startswith("exit 0"), out
+    check_results(tmp_path, "digits", sweeps=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"training": {"updates": 0, "batch": 8}}, "updates = 0 is not possible; allowed: a whole number, at least 1"),
+        ({"gruops": {}}, "gruops is not a parameter"),
+    ],
+)
+def test_a_bad_config_is_refused_before_anything_runs(tmp_path, change, message):
+    config = read("smoke") | {"run_dir": str(tmp_path / "run")} | change
+    out = snakemake(config, tmp_path, "-j", "1")
+    assert not out.startswith("exit 0") and message in out and "Traceback" not in out
+    assert not (tmp_path / "run").exists()

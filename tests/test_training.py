@@ -1,0 +1,166 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dcm import training
+from dcm.artifacts import InputError, RowStore, atomic, read_tensors, write_tensors
+from dcm.evaluation import EvaluationSet, load_group, measure_students
+from dcm.metrics import ode_error
+from dcm.parameters import DistillParameters, validate
+from dcm.studies import load_study
+from dcm.training import snapshot_updates, train_group
+
+CPU = torch.device("cpu")
+VALUES = dict(
+    study="gmm", group_name="main", solver="ddim", intervals=5, guidance=[2.0], horizons=["cm", "direct"], seeds=[0, 1],
+    updates=60, batch=32, lr=1e-2, ema=0.9, width=16, snapshots=2, together=4, checkpoint_seconds=1e-6,
+)  # fmt: skip
+
+
+def parameters(folder, **more):
+    return validate(DistillParameters, VALUES | {"run_dir": str(folder)} | more)
+
+
+@pytest.fixture(scope="module")
+def study():
+    return load_study("gmm", "unused", CPU)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(study, tmp_path_factory):
+    return train_group(study, parameters(tmp_path_factory.mktemp("whole")), CPU)
+
+
+def test_snapshots_are_spaced_in_the_logarithm():
+    assert snapshot_updates(1000, 3) == [10, 46, 215, 1000]
+    assert snapshot_updates(7, 0) == [7]
+
+
+def test_an_interrupted_run_ends_with_the_same_weights(study, undisturbed, tmp_path, monkeypatch):
+    """Stop after update 33 (no multiple of anything), go on, compare bit for bit."""
+    real = training.distill
+
+    def dies(*a, **k):
+        for state in real(*a, **k):
+            if state.update == 34:
+                raise KeyboardInterrupt
+            yield state
+
+    monkeypatch.setattr(training, "distill", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train_group(study, parameters(tmp_path), CPU)
+    monkeypatch.undo()
+    _, about = read_tensors(tmp_path / "checkpoints/main.safetensors")
+    assert about["update"] == 33
+    resumed = train_group(study, parameters(tmp_path), CPU)
+    assert resumed.updates == undisturbed.updates and resumed.about["evaluations"] == undisturbed.about["evaluations"]
+    for name, value in undisturbed.tensors.items():
+        assert torch.equal(value, resumed.tensors[name]), name
+    assert not (tmp_path / "checkpoints/main.safetensors").exists()
+
+
+def test_a_killed_process_resumes(study, undisturbed, tmp_path):
+    """SIGKILL in the middle of training; the next run ends as an undisturbed one."""
+    values = json.dumps(VALUES | {"run_dir": str(tmp_path)})
+    code = f"""
+import json, torch
+torch.set_num_threads(1)
+from dcm.parameters import *; from dcm.studies import load_study; from dcm.training import train_group
+p = validate(DistillParameters, json.loads('''{values}'''))
+train_group(load_study("gmm", "unused", torch.device("cpu")), p, torch.device("cpu"))
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    checkpoint = tmp_path / "checkpoints/main.safetensors"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    resumed = train_group(study, parameters(tmp_path), CPU)
+    for name, value in undisturbed.tensors.items():
+        assert torch.equal(value, resumed.tensors[name]), name
+
+
+def test_a_checkpoint_of_other_settings_is_not_gone_on_with(study, tmp_path, monkeypatch, capsys):
+    real = training.distill
+
+    def dies(*a, **k):
+        for state in real(*a, **k):
+            if state.update == 20:
+                raise KeyboardInterrupt
+            yield state
+
+    monkeypatch.setattr(training, "distill", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train_group(study, parameters(tmp_path, lr=1e-3), CPU)
+    monkeypatch.undo()
+    train_group(study, parameters(tmp_path), CPU)
+    assert "from other settings (lr); starting anew" in capsys.readouterr().out
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    path = tmp_path / "a.safetensors"
+    write_tensors(path, {"x": torch.ones(100)}, {"note": 1})
+    assert read_tensors(path)[1] == {"note": 1}
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(InputError, match="a.safetensors is damaged"):
+        read_tensors(path)
+    with pytest.raises(InputError, match="does not exist; run the notebook that writes it first"):
+        read_tensors(tmp_path / "b.safetensors")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), atomic(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_missing_group_is_named(tmp_path, undisturbed):
+    with pytest.raises(InputError, match="group 'other' is not in .* there: main"):
+        load_group(undisturbed.path.parents[1], "other")
+
+
+def test_measuring_goes_on_where_it_stopped(study, undisturbed, tmp_path):
+    evaluation = EvaluationSet(study, undisturbed.path.parents[1], 64, 0, CPU)
+    calls = []
+
+    def measure(x, group, member):
+        calls.append(member)
+        return {"ode_error": ode_error(x, evaluation.teacher_samples(group.solver, group.intervals, member.guidance))}
+
+    store = tmp_path / "rows.jsonl"
+    whole = list(measure_students(study, evaluation, ["main"], [1, 2], store, measure))
+    assert len(whole) == len(calls) == 4 * (2 + 2)  # 4 students: 2 snapshots in one step, the end in one and two
+    lines = store.read_text().splitlines(keepends=True)
+    store.write_text("".join(lines[:6]) + lines[6][:20])  # killed while it wrote the seventh row
+    calls.clear()
+    assert list(measure_students(study, evaluation, ["main"], [1, 2], store, measure)) == whole
+    assert len(calls) == len(lines) - 6
+    assert len(RowStore(store, ("group", "horizon", "seed", "update", "steps")).done) == len(lines)
+
+
+def test_sampling_does_not_depend_on_the_chunk(study, undisturbed):
+    evaluation = EvaluationSet(study, Path("unused"), 50, 0, CPU)
+    students = undisturbed.students(study, 60, CPU)
+    whole = evaluation.student_samples(students, 5, 2)
+    try:
+        study.chunk = 16
+        assert torch.allclose(evaluation.student_samples(students, 5, 2), whole, atol=1e-6)
+    finally:
+        study.chunk = 1 << 16
+
+
+def test_the_same_seed_gives_the_same_weights(study, undisturbed, tmp_path):
+    again = train_group(study, parameters(tmp_path, checkpoint_seconds=60.0), CPU)
+    for name, value in undisturbed.tensors.items():
+        assert torch.equal(value, again.tensors[name]), name
