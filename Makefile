@@ -39,7 +39,7 @@ smoke: $(BIN)/.ready
 # The notebooks as they stand, against their stored outputs (cells tagged nbval-check-output).
 nbval: $(BIN)/.ready
 	rm -rf runs/quick
-	$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=600 -p no:cacheprovider notebooks/1_teacher.ipynb notebooks/2_distill.ipynb notebooks/3_ode_error.ipynb notebooks/4_sample_quality.ipynb notebooks/5_figures.ipynb
+	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider notebooks/1_teacher.ipynb notebooks/2_distill.ipynb notebooks/3_ode_error.ipynb notebooks/4_sample_quality.ipynb notebooks/5_figures.ipynb
 
 # Store the notebooks' outputs anew, after a change that is meant to change them.
 notebooks: $(BIN)/.ready

@@ -34,7 +34,9 @@ class Effect:
     n: int
 
 
-def bootstrap(x: np.ndarray, statistic=np.mean, resamples: int = 10000, confidence: float = 0.95, paired=None) -> Effect:
+def bootstrap(
+    x: np.ndarray, statistic=np.mean, resamples: int = 10000, confidence: float = 0.95, paired=None
+) -> Effect:
     """Bootstrap interval (BCa, percentile where BCa is not defined) of a statistic of `x` (n,), by SciPy.
 
     `paired` is a second sample (n,) that is resampled together with `x` and handed to `statistic` as well.
@@ -164,7 +166,9 @@ def main_table(rows: pd.DataFrame, teacher: pd.DataFrame, metrics: dict[str, Met
                 line[c], line[f"{c}_sd"] = mean_and_spread(part[c])
         out.append(line)
     for _, row in teacher.iterrows():
-        out.append(dict(method="teacher", solver=row.solver, seeds=0, updates=0, ode_error=0.0) | {m: row[m] for m in metrics})
+        out.append(
+            dict(method="teacher", solver=row.solver, seeds=0, updates=0, ode_error=0.0) | {m: row[m] for m in metrics}
+        )
     order = {"teacher": 0, "CM": 1, "Direct CM": 99}
     table = pd.DataFrame(out)
     rank = table.method.map(lambda m: order.get(m) if m in order else 1 + int(m.split("=")[1]) / 1000)
@@ -173,7 +177,9 @@ def main_table(rows: pd.DataFrame, teacher: pd.DataFrame, metrics: dict[str, Met
 
 def readable(table: pd.DataFrame, metrics: dict[str, Metric]) -> pd.DataFrame:
     """tab1 with ``mean ± spread`` in one cell and metrics by their labels."""
-    names = {"ode_error": "ODE error"} | {k: m.label + (" ↓" if m.lower_is_better else " ↑") * m.judged for k, m in metrics.items()}
+    names = {"ode_error": "ODE error"} | {
+        k: m.label + (" ↓" if m.lower_is_better else " ↑") * m.judged for k, m in metrics.items()
+    }
     out = table[["method", "solver"]].copy()
     for column in ("seeds", "updates"):
         out[column] = [v if m != "teacher" else "" for v, m in zip(table[column], table.method)]

@@ -25,6 +25,13 @@ from dcm.errors import InputError
 
 PACKAGES = ("torch", "numpy", "scipy", "pandas", "diffusers", "clean-fid", "papermill", "snakemake", "matplotlib")
 
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def project_path(path: str | Path) -> Path:
+    """A relative path counts from the repository's root, wherever the notebook's kernel was started."""
+    return Path(path) if Path(path).is_absolute() else ROOT / path
+
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:

@@ -93,7 +93,9 @@ def split(images: Tensor, labels: Tensor, held_out: int) -> tuple[Tensor, Tensor
     Raises :class:`InputError` when fewer than one image would be left to train on.
     """
     if not 0 <= held_out < len(images):
-        raise InputError(f"held_out = {held_out} is out of range; allowed: 0 to {len(images) - 1}, of {len(images)} images.")
+        raise InputError(
+            f"held_out = {held_out} is out of range; allowed: 0 to {len(images) - 1}, of {len(images)} images."
+        )
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(images)))
     held, kept = order[:held_out], order[held_out:]
     return images[kept], labels[kept], images[held], labels[held]

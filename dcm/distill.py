@@ -155,7 +155,11 @@ def draw_batches(teacher: Teacher, data, group: Group, batch: int, updates: Sequ
     cost = solution.evaluations / max(1, int(n.clamp(max=max(horizons)).sum()))
     return [
         Batch(
-            members(x[u]), members(t[u]), members(condition[u]), x_hat[:, u].flatten(0, 2), t_hat[:, u].flatten(0, 2),
+            members(x[u]),
+            members(t[u]),
+            members(condition[u]),
+            x_hat[:, u].flatten(0, 2),
+            t_hat[:, u].flatten(0, 2),
             round(cost * int(n[u].clamp(max=max(horizons)).sum())),
         )  # fmt: skip
         for u in range(U)
@@ -199,7 +203,8 @@ def learning_rate(settings: Settings, update: int) -> float:
 
 def make_optimizer(students: Students, settings: Settings) -> torch.optim.Optimizer:
     """AdamW as in the paper's code: betas 0.9 and 0.999."""
-    return torch.optim.AdamW(students.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    fused = next(students.parameters()).device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(students.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=fused)
 
 
 def distill(

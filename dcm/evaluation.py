@@ -113,9 +113,7 @@ class DistilledGroup:
         seeds = [m.seed for m in self.group.members]
         students = study.make_students(seeds, self.about["parameters"]["width"])
         prefix = f"{update}/"
-        students.load_state_dict(
-            {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
-        )
+        students.load_state_dict({k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)})
         return students.to(device).eval().requires_grad_(False)
 
 

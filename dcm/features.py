@@ -74,7 +74,9 @@ class Classifier(nn.Module):
             model = cls(tuple(about["shape"]), about["num_classes"], about["width"], about["accuracy"])
             model.load_state_dict(tensors)
         except (KeyError, RuntimeError) as error:
-            raise InputError(f"{path} holds no classifier of this version; delete it and run notebook 1 again.") from error
+            raise InputError(
+                f"{path} holds no classifier of this version; delete it and run notebook 1 again."
+            ) from error
         return model.eval().requires_grad_(False)
 
 
@@ -113,7 +115,9 @@ def train_classifier(
 def _resized(x: Tensor, size: int, resize) -> Tensor:
     """Images (B, C, H, W) in [-1, 1] through 8 bits and clean-fid's resizer: float32 (B, 3, size, size) in [0, 255]."""
     pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).expand(-1, 3, -1, -1)
-    return torch.stack([torch.from_numpy(resize(image)).permute(2, 0, 1) for image in pixels.permute(0, 2, 3, 1).cpu().numpy()])
+    return torch.stack(
+        [torch.from_numpy(resize(image)).permute(2, 0, 1) for image in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+    )
 
 
 class EfficientNetFeatures:
@@ -157,15 +161,22 @@ class InceptionFeatures:
         from cleanfid.resize import build_resizer
 
         if not download and not os.path.exists(INCEPTION_FILE):
-            raise InputError(f"Inception's weights are not at {INCEPTION_FILE}; put them there, or set inception to 'download'.")
+            raise InputError(
+                f"Inception's weights are not at {INCEPTION_FILE}; put them there, or set inception to 'download'."
+            )
         try:
             self.network = build_feature_extractor("clean", torch.device(device), use_dataparallel=False)
         except (OSError, RuntimeError) as error:
-            raise InputError(f"Inception's weights could not be loaded ({' '.join(str(error).split())[:160]}).") from error
+            raise InputError(
+                f"Inception's weights could not be loaded ({' '.join(str(error).split())[:160]})."
+            ) from error
         self.device, self.resize = device, build_resizer("clean")
 
     @torch.no_grad()
     def features(self, x: Tensor) -> np.ndarray:
         """float64 (B, 2048)."""
-        out = [self.network(_resized(part, self.size, self.resize).to(self.device)).double().cpu() for part in x.split(self.batch)]
+        out = [
+            self.network(_resized(part, self.size, self.resize).to(self.device)).double().cpu()
+            for part in x.split(self.batch)
+        ]
         return torch.cat(out).numpy()

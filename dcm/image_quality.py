@@ -66,7 +66,9 @@ def precision_recall(x: np.ndarray, reference: np.ndarray, k: int = 3) -> tuple[
     Source: Kynkaanniemi et al. 2019, eq. 1 and 2, k = 3. Raises :class:`InputError` for k + 1 samples or fewer.
     """
     if min(len(x), len(reference)) < k + 2:
-        raise InputError(f"precision and recall need at least {k + 2} samples on both sides; there are {len(x)} and {len(reference)}.")
+        raise InputError(
+            f"precision and recall need at least {k + 2} samples on both sides; there are {len(x)} and {len(reference)}."
+        )
     a, b = torch.from_numpy(x), torch.from_numpy(reference)
     if not a.isfinite().all():
         return 0.0, 0.0  # a sample that is not a number lies on no manifold
@@ -124,6 +126,14 @@ class ImageQuality:
                 "kid_inception": Metric("KID to teacher (Inception, mode clean)"),
             }
         self._kept: dict[tuple[str, str], np.ndarray] = {}
+
+    @property
+    def note(self) -> str:
+        """One line on what stands behind the metrics, for the report."""
+        accuracy = f"Features and class agreement: {self.extractor.name}; the classifier is right on"
+        return " ".join(
+            filter(None, [f"{accuracy} {self.classifier.accuracy:.1%} of held-out images.", self.not_measured])
+        )
 
     @property
     def not_measured(self) -> str | None:

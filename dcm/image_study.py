@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from dcm import data as sources
-from dcm.artifacts import fingerprint, write_json
+from dcm.artifacts import fingerprint, project_path, write_json
 from dcm.consistency import ConsistencyFunction
 from dcm.errors import InputError
 from dcm.schedule import Grid
@@ -20,6 +22,7 @@ from dcm.students import ModuleStudents, Students
 from dcm.studies import Study
 
 SHIPPED = Path(__file__).resolve().parents[1] / "weights"
+HELD_OUT = 5000  # images of a folder that are kept from training, for metrics
 REFERENCE_INTERVALS = 200  # of the fine grid that stands in for the true ODE solution
 
 
@@ -103,20 +106,22 @@ def load_images(about: dict, teacher=None) -> sources.ImageSet:
     if about["source"] == "builtin":
         return sources.digits()
     if about["source"] == "cifar10":
-        return sources.cifar10(about["folder"], about["download"])
+        return sources.cifar10(project_path(about["folder"]), about["download"])
     if about["source"] == "folder":
-        return sources.image_folder(about["folder"], flip=True)
+        return sources.image_folder(project_path(about["folder"]), held_out=HELD_OUT, flip=True)
     if teacher is None:
-        raise InputError("data = 'teacher' needs a trained teacher; allowed with updates = 0, or name images to train on.")
+        raise InputError(
+            "data = 'teacher' needs a trained teacher; allowed with updates = 0, or name images to train on."
+        )
     return sources.teacher_samples(teacher, about["count"])
 
 
-def prepare(p, run_dir: Path, data_dir: Path, device: torch.device) -> None:
+def prepare(p, run_dir: Path, device: torch.device) -> None:
     """Notebook 1's work for an image study: train or fetch the teacher, train the classifier, note the data.
 
     Parameters
     ----------
-    p : :class:`dcm.parameters.TeacherParameters`. run_dir, data_dir : folders.
+    p : :class:`dcm.parameters.TeacherParameters`. run_dir : a folder.
 
     An interrupted training goes on from its checkpoint; a finished one is not repeated for the same parameters.
     Raises :class:`InputError`.
@@ -129,7 +134,13 @@ def prepare(p, run_dir: Path, data_dir: Path, device: torch.device) -> None:
     if (p.study == "digits") != (p.data == "builtin"):
         allowed = "builtin" if p.study == "digits" else "cifar10, folder, teacher"
         raise InputError(f"data = {p.data!r} is not possible for the study {p.study}; allowed: {allowed}.")
-    about = {"source": p.data, "folder": str(data_dir), "download": p.download, "count": p.teacher_images, "inception": p.inception}
+    about = {
+        "source": p.data,
+        "folder": p.data_dir,
+        "download": p.download,
+        "count": p.teacher_images,
+        "inception": p.inception,
+    }
     identity = {"parameters": p.model_dump(include={"study", "seed", "updates", "batch", "lr", "data"})}
     done = folder / "teacher.json"
     if done.exists() and json.loads(done.read_text())["identity"] == identity:
@@ -157,24 +168,20 @@ def prepare(p, run_dir: Path, data_dir: Path, device: torch.device) -> None:
         if device.type == "cuda":
             teacher.accelerate()
         updates = p.updates or DIGITS_UPDATES
-        ema = min(0.9995, 1 - 10 / updates)
-        settings = TeacherTraining(updates, batch=p.batch, learning_rate=p.lr, warmup=min(100, updates // 10), ema=ema, seed=p.seed)
+        ema = min(0.9995, max(0.0, 1 - 10 / updates))
+        settings = TeacherTraining(
+            updates, batch=p.batch, learning_rate=p.lr, warmup=min(100, updates // 10), ema=ema, seed=p.seed
+        )
         train(train_teacher(teacher, images, settings, folder / "checkpoint.safetensors"), settings.updates, folder)
-    train_classifier(images).save(folder / "classifier.safetensors")
+    train_classifier(images, **CLASSIFIERS[p.study]).save(folder / "classifier.safetensors")
     write_json(done, {"identity": identity, "data": about})
 
 
 def train(states, updates: int, folder: Path, every: float = 60.0) -> None:
     """Drive a teacher's training with a progress bar and checkpoints, and save the averaged weights."""
-    import time
-
-    from tqdm.auto import tqdm
-
     bar, last = tqdm(total=updates, desc="train the teacher", unit="update"), time.monotonic()
-    losses = []
     for state in states:
         bar.update(state.step - bar.n)
-        losses.append(state.loss)
         if time.monotonic() - last > every:
             state.save(folder / "checkpoint.safetensors")
             last = time.monotonic()
@@ -186,4 +193,5 @@ def train(states, updates: int, folder: Path, every: float = 60.0) -> None:
 # Small enough that the whole digits study runs on two CPU cores in minutes.
 DIGITS_NETWORK = dict(widths=(16, 32), attention=(False, False), layers=1, head_width=16, groups=16)
 DIGITS_UPDATES = 1500
+CLASSIFIERS = {"digits": dict(updates=400, batch=64), "cifar10": dict(updates=4000, batch=256, width=64)}
 CIFAR_NETWORK = dict(widths=(96, 112, 96), attention=(False, True, True), layers=2, head_width=16, groups=16)

@@ -8,16 +8,9 @@ from pathlib import Path
 
 import torch
 
-from dcm.artifacts import Provenance
+from dcm.artifacts import Provenance, project_path
 from dcm.parameters import NOTEBOOKS, Parameters, check
 from dcm.studies import Study, find_device, load_study
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def project_path(path: str | Path) -> Path:
-    """A relative path counts from the repository's root, wherever the notebook's kernel was started."""
-    return Path(path) if Path(path).is_absolute() else ROOT / path
 
 
 @dataclass

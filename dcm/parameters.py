@@ -54,7 +54,8 @@ class TeacherParameters(Common):
     batch: Count = 128
     lr: Positive = 1e-3
     data: Annotated[
-        Literal["builtin", "cifar10", "folder", "teacher"], Field(description="one of builtin, cifar10, folder, teacher")
+        Literal["builtin", "cifar10", "folder", "teacher"],
+        Field(description="one of builtin, cifar10, folder, teacher"),
     ] = "builtin"
     data_dir: Annotated[str, Field(min_length=1, description="a folder's path")] = "data"
     download: Annotated[bool, Field(description="true or false")] = False
@@ -202,9 +203,7 @@ class StudyConfig(Parameters):
             "2_distill": lambda: common | {"group_name": group} | self.training | self.groups[group],
             "3_ode_error": lambda: common | groups | self.evaluation | self.ode_error,
             "4_sample_quality": lambda: common | groups | self.evaluation,
-            "5_figures": lambda: common
-            | dict(results_dir=self.results_dir, main_group=self.main_group)
-            | self.figures,
+            "5_figures": lambda: common | dict(results_dir=self.results_dir, main_group=self.main_group) | self.figures,
         }[notebook]()
 
 

@@ -20,7 +20,18 @@ from dcm.metrics import Metric
 COLOURS = {"CM": "#D55E00", "Direct CM": "#0072B2", "teacher": "#444444"}  # Okabe & Ito
 MARKERS = {"CM": "o", "Direct CM": "s", "teacher": "D"}
 METHODS = ["CM", "Direct CM"]
-CLASS_COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#F0E442", "#000000", "#882255"]
+CLASS_COLOURS = [
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#D55E00",
+    "#999999",
+    "#F0E442",
+    "#000000",
+    "#882255",
+]
 SOLVER_NAMES = {"ddim": "DDIM", "euler": "Euler", "heun": "Heun"}
 
 
@@ -78,7 +89,12 @@ def _panels(metrics: dict[str, Metric], shown: list[str]) -> list[tuple[str, str
 
 
 def sweep(
-    rows: pd.DataFrame, x: str, x_label: str, metrics: dict[str, Metric], shown: list[str], log_x: bool = False,
+    rows: pd.DataFrame,
+    x: str,
+    x_label: str,
+    metrics: dict[str, Metric],
+    shown: list[str],
+    log_x: bool = False,
     teacher: pd.DataFrame | None = None,
 ) -> Figure:
     """ODE error and quality of CM and Direct CM along one setting `x`; the teacher's own quality dashed.
@@ -112,9 +128,19 @@ def solvers(rows: pd.DataFrame, metrics: dict[str, Metric], shown: list[str]) ->
     panels = _panels(metrics, shown)
     figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 3.0))
     for i, (ax, (column, label, log_y)) in enumerate(zip(axes, panels)):
-        common = dict(x="solver", y=column, hue="method", order=order, hue_order=METHODS, palette=COLOURS, dodge=True, ax=ax)
+        common = dict(
+            x="solver", y=column, hue="method", order=order, hue_order=METHODS, palette=COLOURS, dodge=True, ax=ax
+        )
         sns.stripplot(rows, **common, alpha=0.6, size=4, legend=i == 0, jitter=0.08)
-        sns.pointplot(rows, **(common | {"dodge": 0.4}), errorbar=None, markers="_", markersize=16, linestyles="none", legend=False)
+        sns.pointplot(
+            rows,
+            **(common | {"dodge": 0.4}),
+            errorbar=None,
+            markers="_",
+            markersize=16,
+            linestyles="none",
+            legend=False,
+        )
         scale_y(ax, rows[column], log_y)
         ax.set(xlabel="teacher's ODE solver", ylabel=label)
         if i == 0:
@@ -210,8 +236,12 @@ def convergence(table: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(1, len(guidance), figsize=(3.1 * len(guidance), 3.0), sharey=True, squeeze=False)
     for ax, w in zip(axes[0], guidance):
         part = table[table.guidance == w].assign(solver=lambda r: r.solver.map(SOLVER_NAMES))
-        sns.lineplot(part, x="intervals", y="error", hue="solver", style="solver", markers=True, palette="colorblind", ax=ax)
-        ax.set(xscale="log", yscale="log", xlabel="intervals N", ylabel="RMS distance to the reference", title=f"w = {w:g}")
+        sns.lineplot(
+            part, x="intervals", y="error", hue="solver", style="solver", markers=True, palette="colorblind", ax=ax
+        )
+        ax.set(
+            xscale="log", yscale="log", xlabel="intervals N", ylabel="RMS distance to the reference", title=f"w = {w:g}"
+        )
         ax.legend(title=None)
     return figure
 

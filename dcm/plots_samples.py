@@ -52,7 +52,9 @@ def samples(study, rows: dict[str, Tensor], condition: Tensor) -> Figure:
         return image_rows(rows, 16)
     count = len(rows)
     across = (count + 1) // 2 if count > 4 else count
-    figure, axes = plt.subplots(-(-count // across), across, figsize=(2.5 * across, 2.65 * -(-count // across)), squeeze=False)
+    figure, axes = plt.subplots(
+        -(-count // across), across, figsize=(2.5 * across, 2.65 * -(-count // across)), squeeze=False
+    )
     for ax in axes.flat:
         ax.set_axis_off()
     for ax, (label, x) in zip(axes.flat, rows.items()):
@@ -84,7 +86,9 @@ def objectives(study, paths: Tensor, start: int, targets: dict[str, tuple[Tensor
         p, o, y = (v.cpu().numpy() for v in (paths, origin, target))
         ax.plot(p[..., 0], p[..., 1], "-", color=COLOURS["teacher"], lw=1, alpha=0.55)
         ax.plot(p[0, :, 0], p[0, :, 1], "o", color="black", ms=5, label="$x_{t_n}$, where the student is called")
-        ax.plot(p[-1, :, 0], p[-1, :, 1], "D", mfc="none", color=COLOURS["teacher"], ms=7, label="teacher's ODE solution")
+        ax.plot(
+            p[-1, :, 0], p[-1, :, 1], "D", mfc="none", color=COLOURS["teacher"], ms=7, label="teacher's ODE solution"
+        )
         for a, b in zip(o, y):
             ax.annotate("", b, a, arrowprops=dict(arrowstyle="->", color=COLOURS[method], lw=1.2, ls="--", alpha=0.8))
         ax.plot(o[:, 0], o[:, 1], ".", color=COLOURS[method], ms=6, label=r"$\hat{x}$, where the teacher's steps end")

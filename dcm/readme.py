@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
-from dcm.artifacts import write_text
-
-ROOT = Path(__file__).resolve().parents[1]
+from dcm.artifacts import ROOT, write_text
 
 
 def block(study: str) -> str:

@@ -8,10 +8,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from dcm import analysis, plots
-from dcm.artifacts import fingerprint, read_tensors, write_csv, write_json, write_text
+from dcm.artifacts import fingerprint, project_path, read_tensors, write_csv, write_json, write_text
 from dcm.errors import InputError
 from dcm.evaluation import DistilledGroup
-from dcm.notebook import Session, project_path
+from dcm.notebook import Session
 
 ROW_KEY = ["group", "solver", "intervals", "guidance", "horizon", "method", "seed", "update", "steps"]
 
@@ -124,6 +124,14 @@ class Report:
                 lines.append(f"{claim} over {counts.sum()} settings: {each}")
         return lines
 
+    def _notes(self) -> list[str]:
+        """What helps to read the numbers: the metrics' background and, for images, how far real ones are apart."""
+        notes = [self.session.study.quality.note]
+        for row in self.teacher[self.teacher.solver == "real images"].itertuples():
+            text = f"For scale: as many real training images have a Frechet distance of {row.fd_real:.3g} to the held-out ones"
+            notes.append(f"{text}, and {row.agreement:.1%} of them agree with their class.")
+        return notes
+
     def readable_verdicts(self, claims: pd.DataFrame) -> pd.DataFrame:
         """The verdict table with labels and rounded intervals."""
         label = {"ode_error": "ODE error"} | {k: m.label for k, m in self.metrics.items()}
@@ -161,8 +169,13 @@ class Report:
                 "notebooks": records | {self.session.notebook: now},
             },
         )  # fmt: skip
-        lines = [f"# Results of the study `{self.session.p.study}`", "", "Drawn by `notebooks/5_figures.ipynb`; do not edit.", ""]
-        lines += [f"- {line.strip()}" for line in self.verdict_lines(claims)] + [""]
+        lines = [
+            f"# Results of the study `{self.session.p.study}`",
+            "",
+            "Drawn by `notebooks/5_figures.ipynb`; do not edit.",
+            "",
+        ]
+        lines += [f"- {line.strip()}" for line in [*self.verdict_lines(claims), *self._notes()]] + [""]
         for name, caption, body in self.items:
             lines += [f"## {name}", "", caption, "", body, ""]
         write_text(self.folder / "README.md", "\n".join(lines))

@@ -69,7 +69,9 @@ class MixtureStudy(Study):
     def __init__(self, name: str, device: torch.device):
         teacher = GaussianMixtureTeacher.interleaved_ring()
         f = ConsistencyFunction(teacher.schedule)
-        super().__init__(name, teacher, teacher, MixtureQuality(teacher), f, chunk=1 << 16, exact=True, teacher_id="interleaved_ring")
+        super().__init__(
+            name, teacher, teacher, MixtureQuality(teacher), f, chunk=1 << 16, exact=True, teacher_id="interleaved_ring"
+        )
 
     def make_students(self, seeds: Sequence[int], width: int) -> MLPStudents:
         """Multilayer perceptrons with 3 hidden layers of `width`."""
@@ -85,7 +87,9 @@ class MixtureStudy(Study):
         unique = list(dict.fromkeys(seeds))
         device, schedule = next(students.parameters()).device, self.teacher.schedule
         fitted = self.make_students(unique, students.width).to(device)
-        optimizer = torch.optim.AdamW(fitted.parameters(), lr=2e-3, weight_decay=1e-4)
+        optimizer = torch.optim.AdamW(
+            fitted.parameters(), lr=2e-3, weight_decay=1e-4, fused=device.type in ("cpu", "cuda")
+        )
         decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda u: min(1.0, 2 * (1 - u / updates)))
         for update in tqdm(range(updates), desc="start from the teacher", unit="update"):
             rows = []

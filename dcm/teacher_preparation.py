@@ -15,6 +15,5 @@ def prepare_teacher(session) -> None:
         write_json(session.run_dir / "teacher" / "teacher.json", about)
         return
     from dcm import image_study
-    from dcm.notebook import project_path
 
-    image_study.prepare(session.p, session.run_dir, project_path(session.p.data_dir), session.device)
+    image_study.prepare(session.p, session.run_dir, session.device)

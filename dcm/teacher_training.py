@@ -61,7 +61,12 @@ class TeacherTraining:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        positive = {"updates": self.updates, "batch": self.batch, "learning_rate": self.learning_rate, "clip": self.clip}
+        positive = {
+            "updates": self.updates,
+            "batch": self.batch,
+            "learning_rate": self.learning_rate,
+            "clip": self.clip,
+        }
         for name, value in positive.items():
             if not value > 0:
                 raise InputError(f"{name} = {value} is out of range; it must be above 0.")
@@ -151,9 +156,13 @@ class TrainingState:
             teacher.load_state_dict(part("teacher."))
             state.ema.load_state_dict(part("ema."))
         except RuntimeError as error:
-            raise InputError(f"{path} is no checkpoint of this teacher ({' '.join(str(error).split())[:200]}).") from error
+            raise InputError(
+                f"{path} is no checkpoint of this teacher ({' '.join(str(error).split())[:200]})."
+            ) from error
         if progress.get("settings") != asdict(settings):
-            raise InputError(f"{path} was written with other settings ({progress.get('settings')}); remove it to start anew.")
+            raise InputError(
+                f"{path} was written with other settings ({progress.get('settings')}); remove it to start anew."
+            )
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in part("adam.").items():
             i, key = name.split(".")

@@ -115,9 +115,7 @@ def train_group(study: Study, parameters: DistillParameters, device: torch.devic
         }  # fmt: skip
 
     bar = tqdm(total=settings.updates, initial=start, desc=f"distil {parameters.group_name}", unit="update")
-    for state in distill(
-        study.teacher, study.data, students, group, settings, study.f, optimizer, start, evaluations
-    ):
+    for state in distill(study.teacher, study.data, students, group, settings, study.f, optimizer, start, evaluations):
         evaluations = state.evaluations
         if averaged:
             averaged.update_parameters(students)

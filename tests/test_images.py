@@ -144,7 +144,9 @@ def test_unet_follows_the_protocol_with_any_batch_axes(unet):
 def test_velocity_becomes_noise_and_data_as_in_diffusers(unet):
     from diffusers import DDIMScheduler
 
-    scheduler = DDIMScheduler(1000, 0.00085, 0.012, "scaled_linear", prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=False)
+    scheduler = DDIMScheduler(
+        1000, 0.00085, 0.012, "scaled_linear", prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=False
+    )
     x, t, c = batch()
     scheduler.set_timesteps(1000)
     v, eps = unet.velocity(x, t, c), unet.predict_noise(x, t, c)
@@ -182,7 +184,9 @@ def test_saved_teacher_loads_equal_and_half_precision_halves_the_file(unet, tmp_
     unet.save(tmp_path / "b", dtype=torch.float16)
     half = UNetTeacher.load(tmp_path / "b")
     assert next(half.parameters()).dtype == torch.float32
-    assert (tmp_path / "b/weights.safetensors").stat().st_size < 0.6 * (tmp_path / "a/weights.safetensors").stat().st_size
+    assert (tmp_path / "b/weights.safetensors").stat().st_size < 0.6 * (
+        tmp_path / "a/weights.safetensors"
+    ).stat().st_size
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["config.json", "weights.safetensors"]
 
 
@@ -288,9 +292,17 @@ def test_training_stops_with_a_sentence_that_names_the_update(data):
 
 def test_training_refuses_images_that_do_not_fit(data):
     with pytest.raises(InputError, match=r"shape \(1, 8, 8\), and the teacher needs \(3, 8, 8\)"):
-        next(train_teacher(UNetTeacher(UNetConfig(8, 3, 10, (16,), (False,), layers=1, groups=8)), data, TeacherTraining()))
+        next(
+            train_teacher(
+                UNetTeacher(UNetConfig(8, 3, 10, (16,), (False,), layers=1, groups=8)), data, TeacherTraining()
+            )
+        )
     with pytest.raises(InputError, match="10 classes, and the teacher has 4"):
-        next(train_teacher(UNetTeacher(UNetConfig(8, 1, 4, (16,), (False,), layers=1, groups=8)), data, TeacherTraining()))
+        next(
+            train_teacher(
+                UNetTeacher(UNetConfig(8, 1, 4, (16,), (False,), layers=1, groups=8)), data, TeacherTraining()
+            )
+        )
     for wrong in ({"updates": 0}, {"ema": 1.0}, {"label_dropout": -0.1}, {"seconds": 0.0}, {"learning_rate": math.nan}):
         with pytest.raises(InputError, match=next(iter(wrong))):
             TeacherTraining(**wrong)
@@ -393,4 +405,7 @@ def test_importing_the_package_does_not_import_diffusers():
     import sys
 
     code = "import sys, dcm.teachers.unet, dcm.teacher_training, dcm.data, dcm.image_quality; print('diffusers' in sys.modules, 'torchvision' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == ["False", "False"]
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == [
+        "False",
+        "False",
+    ]

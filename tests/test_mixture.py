@@ -36,7 +36,9 @@ def test_log_density_is_scipys(teacher):
     for label in range(teacher.num_classes):
         own = np.flatnonzero(teacher.labels == label)
         share = teacher.weights[own] / teacher.weights[own].sum()
-        p = sum(w * multivariate_normal(teacher.means[k], teacher.covariances[k]).pdf(x.numpy()) for w, k in zip(share, own))
+        p = sum(
+            w * multivariate_normal(teacher.means[k], teacher.covariances[k]).pdf(x.numpy()) for w, k in zip(share, own)
+        )
         rows = (c == label).numpy()
         np.testing.assert_allclose(teacher.log_density(x, c).numpy()[rows], np.log(p)[rows], rtol=1e-9, atol=1e-9)
 

@@ -55,7 +55,9 @@ def test_bad_parameters_stop_a_notebook_with_one_sentence(tmp_path):
     out = tmp_path / "out.ipynb"
     values = {"intervals": 30, "run_dir": str(tmp_path / "run")}
     with pytest.raises(PapermillExecutionError, match="intervals = 30 does not divide the teacher's 1000 timesteps"):
-        papermill.execute_notebook(ROOT / "notebooks/2_distill.ipynb", out, values, kernel_name="python3", progress_bar=False)
+        papermill.execute_notebook(
+            ROOT / "notebooks/2_distill.ipynb", out, values, kernel_name="python3", progress_bar=False
+        )
     book = nbformat.read(out, as_version=4)
     [error] = [o for c in book.cells for o in c.get("outputs", []) if o.output_type == "error"]
     assert len(error.traceback) == 1 and "\n" not in error.traceback[0] and "allowed: 1, 2, 4" in error.traceback[0]

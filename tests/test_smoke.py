@@ -36,7 +36,11 @@ def planned(config: dict, folder: Path) -> list[str]:
     for i, line in enumerate(lines):
         if line.startswith(("rule ", "localrule ")):
             name = line.split()[1].rstrip(":")
-            group = [part.split("group=")[1] for part in lines[i : i + 12] if "group=" in part][:1] if name == "distill" else []
+            group = (
+                [part.split("group=")[1] for part in lines[i : i + 12] if "group=" in part][:1]
+                if name == "distill"
+                else []
+            )
             rules.append(":".join([name, *group]))
     return sorted(rules)
 
@@ -47,7 +51,17 @@ def gmm(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gmm")
     config = read("smoke") | {"run_dir": str(folder / "run"), "results_dir": str(folder / "results")}
     assert planned(config, folder) == sorted(
-        ["all", "teacher", "distill:main", "distill:guidance", "distill:heun", "distill:n5", "ode_error", "sample_quality", "figures"]
+        [
+            "all",
+            "teacher",
+            "distill:main",
+            "distill:guidance",
+            "distill:heun",
+            "distill:n5",
+            "ode_error",
+            "sample_quality",
+            "figures",
+        ]
     )
     out = snakemake(config, folder, "-j", "2")
     assert out.startswith("exit 0"), out

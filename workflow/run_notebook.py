@@ -16,7 +16,9 @@ def run(source: str, parameters: dict, html: str) -> None:
     executed = Path(html).with_suffix(".ipynb")
     executed.parent.mkdir(parents=True, exist_ok=True)
     try:
-        papermill.execute_notebook(source, executed, parameters, kernel_name="python3", log_output=False, progress_bar=True)
+        papermill.execute_notebook(
+            source, executed, parameters, kernel_name="python3", log_output=False, progress_bar=True
+        )
     except PapermillExecutionError as error:
         sys.exit(f"{source}: {error.evalue or error.ename} (the notebook as far as it ran: {executed})")
     book = nbformat.read(executed, as_version=4)

@@ -57,7 +57,9 @@ class UNetConfig:
         if len(self.widths) != len(self.attention) or not self.widths:
             raise InputError("widths and attention must name the same number of resolutions, at least one.")
         if any(width % self.groups for width in self.widths):
-            raise InputError(f"widths = {self.widths} are not possible: each must be a multiple of groups = {self.groups}.")
+            raise InputError(
+                f"widths = {self.widths} are not possible: each must be a multiple of groups = {self.groups}."
+            )
         if self.image_size % 2 ** (len(self.widths) - 1):
             raise InputError(
                 f"image_size = {self.image_size} cannot be halved {len(self.widths) - 1} times; "
@@ -104,9 +106,7 @@ class UNetTeacher(nn.Module):
         self.config = config
         self.unet = build_unet(config)
         self.schedule = NoiseSchedule.from_betas(
-            DDPMScheduler(
-                config.timesteps, config.beta_start, config.beta_end, beta_schedule="scaled_linear"
-            ).betas
+            DDPMScheduler(config.timesteps, config.beta_start, config.beta_end, beta_schedule="scaled_linear").betas
         )
         self.shape = (config.image_channels, config.image_size, config.image_size)
         self.num_classes = config.num_classes
@@ -151,7 +151,9 @@ class UNetTeacher(nn.Module):
         tensors = {name: tensor.to(dtype) for name, tensor in self.unet.state_dict().items()}
         write_tensors(folder / "weights.safetensors", tensors)
         digest = sha256(folder / "weights.safetensors")
-        write_json(folder / "config.json", {"unet": asdict(self.config), "sha256": digest, "provenance": provenance or {}})
+        write_json(
+            folder / "config.json", {"unet": asdict(self.config), "sha256": digest, "provenance": provenance or {}}
+        )
 
     @classmethod
     def load(cls, folder: Path) -> UNetTeacher:

@@ -1,0 +1,51 @@
+"""How much faster a group of students trains in lockstep than its members one after the other.
+
+    python benchmarks/lockstep.py
+
+Both ways run in this one process on the same teacher and train the same students (the tests show that they end with
+the same weights). The baseline distils each student alone, as a loop over notebooks would.
+"""
+
+import time
+
+import torch
+
+from dcm.distill import Group, Settings, distill
+from dcm.studies import load_study
+
+UPDATES = 24
+
+
+def seconds(study, group: Group, settings: Settings) -> float:
+    """Wall time of `UPDATES` updates after a warm-up of one batch of solves."""
+    students = study.make_students([m.seed for m in group.members], width=64)
+    steps = distill(study.teacher, study.data, students, group, settings, study.f)
+    for _ in range(settings.together):
+        next(steps)
+    began = time.perf_counter()
+    for _ in range(UPDATES):
+        next(steps)
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    """Print students a second of both ways, and their ratio."""
+    torch.set_num_threads(1)
+    study = load_study("gmm", "unused", torch.device("cpu"))
+    settings = Settings(updates=10**6, batch=128, lr=2e-3, together=8)
+    group = Group("ddim", 50, (2.0,), (1, 2, 5, 10, 25, 50), tuple(range(8)))
+    together = seconds(study, group, settings)
+    alone = 0.0
+    for horizon in group.horizons:  # one seed stands for the others: they cost the same
+        alone += len(group.seeds) * seconds(study, Group("ddim", 50, (2.0,), (horizon,), (0,)), settings)
+    count = len(group.members) * UPDATES
+    print(
+        f"torch {torch.__version__}, 1 CPU thread, {len(group.members)} students, batch {settings.batch}, N = 50, DDIM"
+    )
+    print(f"one by one: {count / alone:8.0f} student updates/s")
+    print(f"lockstep:   {count / together:8.0f} student updates/s")
+    print(f"ratio:      {alone / together:8.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""The README's numbers are those of the committed results, and its links lead somewhere."""
+
+import re
+from pathlib import Path
+
+from dcm import readme
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
+
+
+def test_findings_are_the_committed_results():
+    assert readme.filled(TEXT) == TEXT, "run python -m dcm.readme"
+    assert TEXT.count("<!-- results:") == 2 and "ODE error" in readme.block("gmm")
+
+
+def test_links_lead_somewhere():
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", TEXT)]
+    missing = [link for link in links if "://" not in link and not (ROOT / link).exists()]
+    assert len(links) > 15 and missing == []
+
+
+def test_committed_results_are_complete():
+    """Every figure and table of both studies, from a committed configuration."""
+    for study in ("gmm", "digits"):
+        folder = ROOT / "results" / study
+        names = [f"fig{i}.{kind}" for i in range(1, 11) for kind in ("png", "pdf")]
+        names += [f"{t}.{kind}" for t in ("tab1", "verdicts", "correlations") for kind in ("csv", "md")]
+        names += ["metrics.csv", "provenance.json", "README.md", "notebooks/5_figures.html"]
+        assert [n for n in names if not (folder / n).exists()] == []
+
+
+def test_committed_results_come_from_the_committed_configuration():
+    import json
+
+    from dcm.parameters import NOTEBOOKS, load_config, validate
+
+    for study in ("gmm", "digits"):
+        config = load_config(ROOT / f"workflow/config/{study}.yaml")
+        ran = json.loads((ROOT / f"results/{study}/provenance.json").read_text())["notebooks"]
+        expected = {name: config.notebook(name) for name in NOTEBOOKS if name != "2_distill"}
+        expected |= {f"2_distill-{g}": config.notebook("2_distill", g) for g in config.groups}
+        assert set(ran) == set(expected)
+        for name, values in expected.items():
+            model = validate(NOTEBOOKS[name.split("-")[0]], values)
+            assert json.loads(model.model_dump_json()) == ran[name]["parameters"], name
