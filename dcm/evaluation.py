@@ -148,16 +148,19 @@ KEY = ("fingerprint", "group", "guidance", "horizon", "seed", "update", "steps")
 
 
 def measure_students(
-    study: Study, evaluation: EvaluationSet, groups: list[str], steps: list[int], store: Path, measure
+    study: Study, evaluation: EvaluationSet, groups: dict[str, list[int]], store: Path, measure
 ) -> Iterator[dict]:
     """One row for every student, snapshot and number of sampling steps; rows found in `store` are not made again.
 
-    Snapshots before the end are measured in one step only. ``measure(x (B, *shape), group, member)`` returns the
+    Parameters
+    ----------
+    groups : numbers of sampling steps to measure by name of group; snapshots before the end are measured in one step.
+    store : where finished rows are kept. ``measure(x (B, *shape), group, member)`` returns the
     values of a row. Yields the rows in a fixed order.
     """
     rows = RowStore(store, KEY)
     work = []
-    for name in groups:
+    for name, steps in groups.items():
         g = load_group(evaluation.run_dir, name)
         mark = fingerprint(g.path, study.teacher_id, evaluation.samples, evaluation.seed)
         for update in g.updates:

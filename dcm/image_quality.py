@@ -41,6 +41,8 @@ def kernel_distance(a: np.ndarray, b: np.ndarray, subsets: int = 50, subset: int
 
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return NAN
+    if max(len(a), len(b)) <= subset:
+        subsets = 1  # every subset would be the whole set
     state = np.random.get_state()
     np.random.seed(0)
     try:
@@ -105,7 +107,7 @@ class ImageQuality:
     ``agreement``: share of samples that the classifier assigns to their own class. ``sharpness``: see :func:`sharpness`.
     """
 
-    primary, beside = "fd_teacher", ("agreement",)
+    primary, beside = "fd_teacher", ("fd_real", "sharpness")
 
     def __init__(self, extractor, classifier: Classifier, real: Tensor | None = None, inception=None):
         self.extractor, self.classifier, self.real, self.inception = extractor, classifier, real, inception

@@ -53,19 +53,23 @@ def save(figure: Figure, folder: str | Path, name: str, about: str = "") -> None
         figure.savefig(path, metadata={"Title": name, "Subject": about, "CreationDate": None})
 
 
-def scale_y(ax, values: pd.Series, log: bool) -> None:
-    """Logarithmic axis for positive values, with ticks at 1, 2, 5 when it spans little; symmetric for wide spans."""
+def scale(ax, which: str, values: pd.Series, log: bool) -> None:
+    """Scale the ``x`` or ``y`` axis for `values`.
+
+    Logarithmic for positive values, with ticks at 1, 2, 5 when they span little; symmetric for wide spans.
+    """
     values = values[np.isfinite(values)]
+    set_scale, axis = (ax.set_xscale, ax.xaxis) if which == "x" else (ax.set_yscale, ax.yaxis)
     if not len(values):
         return
     if log and (values > 0).all():
-        ax.set_yscale("log")
+        set_scale("log")
         if values.max() < 50 * values.min():
-            ax.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
-            ax.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
-            ax.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+            axis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
+            axis.set_minor_formatter(mpl.ticker.NullFormatter())
     elif not log and values.abs().max() > 100:
-        ax.set_yscale("symlog", linthresh=1)
+        set_scale("symlog", linthresh=1)
 
 
 def _lines(ax, rows: pd.DataFrame, x: str, y: str, label: str, log_y: bool, legend: bool) -> None:
@@ -74,7 +78,7 @@ def _lines(ax, rows: pd.DataFrame, x: str, y: str, label: str, log_y: bool, lege
         rows, x=x, y=y, hue="method", style="method", hue_order=METHODS, style_order=METHODS, palette=COLOURS,
         markers=MARKERS, dashes=False, errorbar=("ci", 95), n_boot=2000, seed=0, err_style="band", ax=ax, legend=legend,
     )  # fmt: skip
-    scale_y(ax, rows[y], log_y)
+    scale(ax, "y", rows[y], log_y)
     ax.set(ylabel=label)
     if legend:
         ax.legend(title=None)
@@ -82,9 +86,12 @@ def _lines(ax, rows: pd.DataFrame, x: str, y: str, label: str, log_y: bool, lege
 
 def _panels(metrics: dict[str, Metric], shown: list[str]) -> list[tuple[str, str, bool]]:
     """(column, axis label, log axis) of the ODE error and of the quality metrics to show."""
-    arrow = {True: "(lower is better)", False: "(higher is better)"}
-    wrap = lambda label: "\n".join(textwrap.wrap(label, 26))  # noqa: E731
-    quality = [(k, f"{wrap(metrics[k].label)}\n{arrow[metrics[k].lower_is_better]}", metrics[k].ratio) for k in shown]
+
+    def label(metric: Metric) -> str:
+        direction = "lower" if metric.lower_is_better else "higher"
+        return "\n".join([*textwrap.wrap(metric.label, 26), *([f"({direction} is better)"] if metric.judged else [])])
+
+    quality = [(k, label(metrics[k]), metrics[k].ratio) for k in shown]
     return [("ode_error", "ODE error (mean squared)\n(lower is better)", True), *quality]
 
 
@@ -141,7 +148,7 @@ def solvers(rows: pd.DataFrame, metrics: dict[str, Metric], shown: list[str]) ->
             linestyles="none",
             legend=False,
         )
-        scale_y(ax, rows[column], log_y)
+        scale(ax, "y", rows[column], log_y)
         ax.set(xlabel="teacher's ODE solver", ylabel=label)
         if i == 0:
             ax.legend(title=None)
@@ -161,7 +168,7 @@ def horizon_curve(rows: pd.DataFrame, metrics: dict[str, Metric], shown: list[st
                 ax.plot(h, means[h], MARKERS[name], color=COLOURS[name], ms=8, label=name, zorder=3)
         ax.plot(horizons, means[horizons], "o", color="#555555", ms=4, zorder=2)
         ax.set_xscale("log")
-        scale_y(ax, rows[column], log_y)
+        scale(ax, "y", rows[column], log_y)
         ax.set_xticks(horizons, [str(h) for h in horizons])
         ax.minorticks_off()
         ax.set(xlabel="horizon h [teacher steps]", ylabel=label)
@@ -213,9 +220,9 @@ def error_against_quality(
         part = last[last.method == method]
         ax.scatter(part.ode_error, part[primary], s=22, color=COLOURS[method], marker=MARKERS[method], label=method,
                    edgecolor="white", linewidth=0.4, zorder=3)  # fmt: skip
-    ax.set(xscale="log", xlabel="ODE error (mean squared)", ylabel=metrics[primary].label)
-    if (last[primary] > 0).all():
-        ax.set_yscale("log")
+    ax.set(xlabel="ODE error (mean squared)", ylabel=metrics[primary].label)
+    scale(ax, "x", last.ode_error, log=True)
+    scale(ax, "y", last[primary], log=metrics[primary].ratio)
     ax.legend(title="lines: one setting, by horizon", title_fontsize=8)
     text.axis("off")
     rho = correlation.iloc[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cached_property
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -10,8 +11,10 @@ from matplotlib.figure import Figure
 from dcm import analysis, plots
 from dcm.artifacts import fingerprint, project_path, read_tensors, write_csv, write_json, write_text
 from dcm.errors import InputError
-from dcm.evaluation import DistilledGroup
+from dcm.evaluation import DistilledGroup, load_group, method_name
+from dcm.metrics import Metric
 from dcm.notebook import Session
+from dcm.parameters import TrainingParameters
 
 ROW_KEY = ["group", "solver", "intervals", "guidance", "horizon", "method", "seed", "update", "steps"]
 
@@ -52,11 +55,20 @@ class Report:
         quality = self.session.study.quality
         return [quality.primary, *quality.beside]
 
+    @cached_property
+    def trained_alike(self) -> list[str]:
+        """Groups whose training parameters (updates, lr, ..) are the main group's."""
+        free = {"snapshots", "checkpoint_seconds", "together"}
+        names = set(TrainingParameters.model_fields) - free
+        main = self.main.about["parameters"]
+        others = {n: load_group(self.session.run_dir, n).about["parameters"] for n in self.rows.group.unique()}
+        return [n for n, p in others.items() if all(p[k] == main[k] for k in names)]
+
     def along(self, column: str) -> pd.DataFrame:
-        """Final one-step rows that differ from the main setting in `column` alone, trained as long as it."""
+        """Final one-step rows that differ from the main setting in `column` alone, trained as it is."""
         g, rows = self.main.group, analysis.final_one_step(self.rows)
         main = {"solver": g.solver, "intervals": g.intervals, "guidance": g.guidance[0]}
-        keep = rows["update"] == self.main.updates[-1]
+        keep = rows.group.isin(self.trained_alike)
         for name, value in main.items():
             if name != column:
                 keep &= rows[name] == value
@@ -126,11 +138,24 @@ class Report:
 
     def _notes(self) -> list[str]:
         """What helps to read the numbers: the metrics' background and, for images, how far real ones are apart."""
-        notes = [self.session.study.quality.note]
+        notes = [self._best_horizons(), self.session.study.quality.note]
         for row in self.teacher[self.teacher.solver == "real images"].itertuples():
             text = f"For scale: as many real training images have a Frechet distance of {row.fd_real:.3g} to the held-out ones"
             notes.append(f"{text}, and {row.agreement:.1%} of them agree with their class.")
         return notes
+
+    def _best_horizons(self) -> str:
+        """Which horizon of the main group is best by the ODE error and by each metric, on the mean over seeds."""
+        main = analysis.final_one_step(self.rows[self.rows.group == self.main.name])
+        names = {"ode_error": Metric("ODE error")} | {k: m for k, m in self.metrics.items() if m.judged}
+        best: dict[str, list[str]] = {}
+        for column, metric in names.items():
+            means = main.groupby("horizon")[column].mean()
+            if means.notna().all():
+                h = means.idxmin() if metric.lower_is_better else means.idxmax()
+                best.setdefault(method_name(int(h), self.main.group.intervals), []).append(metric.label)
+        each = "; ".join(f"{name} by {', '.join(labels)}" for name, labels in best.items())
+        return f"Best of the horizons {', '.join(map(str, sorted(main.horizon.unique())))} (mean over seeds): {each}"
 
     def readable_verdicts(self, claims: pd.DataFrame) -> pd.DataFrame:
         """The verdict table with labels and rounded intervals."""

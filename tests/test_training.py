@@ -139,12 +139,12 @@ def test_measuring_goes_on_where_it_stopped(study, undisturbed, tmp_path):
         return {"ode_error": ode_error(x, evaluation.teacher_samples(group.solver, group.intervals, member.guidance))}
 
     store = tmp_path / "rows.jsonl"
-    whole = list(measure_students(study, evaluation, ["main"], [1, 2], store, measure))
+    whole = list(measure_students(study, evaluation, {"main": [1, 2]}, store, measure))
     assert len(whole) == len(calls) == 4 * (2 + 2)  # 4 students: 2 snapshots in one step, the end in one and two
     lines = store.read_text().splitlines(keepends=True)
     store.write_text("".join(lines[:6]) + lines[6][:20])  # killed while it wrote the seventh row
     calls.clear()
-    assert list(measure_students(study, evaluation, ["main"], [1, 2], store, measure)) == whole
+    assert list(measure_students(study, evaluation, {"main": [1, 2]}, store, measure)) == whole
     assert len(calls) == len(lines) - 6
     assert len(RowStore(store, ("group", "horizon", "seed", "update", "steps")).done) == len(lines)
 
