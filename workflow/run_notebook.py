@@ -8,8 +8,6 @@ import nbformat
 import papermill
 from papermill.exceptions import PapermillExecutionError
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # snakemake may run a copy; see ROOT below
-
 
 def run(source: str, parameters: dict, html: str) -> None:
     """Execute `source`; on failure leave the half-run notebook beside `html` and exit with its last sentence."""
@@ -22,6 +20,8 @@ def run(source: str, parameters: dict, html: str) -> None:
     except PapermillExecutionError as error:
         sys.exit(f"{source}: {error.evalue or error.ename} (the notebook as far as it ran: {executed})")
     book = nbformat.read(executed, as_version=4)
+    # A page needs no live progress bars, nor the scripts that a browser would fetch for them.
+    book.metadata.pop("widgets", None)
     exporter = nbconvert.HTMLExporter(template_name="lab")
     page, _ = exporter.from_notebook_node(book)
     Path(html).write_text(page)
