@@ -16,8 +16,9 @@ study: $(BIN)/.ready
 	@for study in $(STUDIES); do $(MAKE) --no-print-directory study-$$study || exit 1; done
 
 # One study by name: make study-gmm, study-digits, study-cifar10.
+# (Without Snakemake's lock, which a killed run would leave behind: files are written whole or not at all.)
 study-%: $(BIN)/.ready
-	$(BIN)/snakemake -s workflow/Snakefile --configfile workflow/config/$*.yaml -j $(JOBS) --rerun-incomplete
+	$(BIN)/snakemake -s workflow/Snakefile --configfile workflow/config/$*.yaml -j $(JOBS) --rerun-incomplete --nolock
 
 test: lint unit smoke nbval
 

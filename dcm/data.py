@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from dcm.artifacts import read_tensors, write_tensors
 from dcm.errors import InputError
+from dcm.progress import tqdm
 from dcm.random import sample_noise
 from dcm.schedule import Grid
 from dcm.solvers import solve

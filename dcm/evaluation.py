@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from dcm.artifacts import RowStore, fingerprint, read_tensors, write_tensors
 from dcm.consistency import sample
 from dcm.distill import Group, Member
 from dcm.errors import InputError
 from dcm.metrics import ode_error
+from dcm.progress import tqdm
 from dcm.random import generator, sample_noise
 from dcm.schedule import Grid
 from dcm.solvers import solve

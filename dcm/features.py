@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from dcm.artifacts import read_tensors, write_tensors
 from dcm.data import ImageSet
 from dcm.errors import InputError, TrainingError
+from dcm.progress import tqdm
 from dcm.random import generator
 
 INCEPTION_FILE = Path("/tmp/inception-2015-12-05.pt")  # where clean-fid puts it and looks for it

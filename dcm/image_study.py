@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from dcm import data as sources
 from dcm.artifacts import fingerprint, project_path, write_json
 from dcm.consistency import ConsistencyFunction
 from dcm.errors import InputError
+from dcm.progress import tqdm
 from dcm.schedule import Grid
 from dcm.solvers import solve
 from dcm.students import ModuleStudents, Students

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from dcm.consistency import ConsistencyFunction
 from dcm.errors import InputError
 from dcm.metrics import MixtureQuality
+from dcm.progress import tqdm
 from dcm.random import generator
 from dcm.schedule import Grid
 from dcm.solvers import exact_solution, solve

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm.auto import tqdm
 
 from dcm.artifacts import read_tensors, write_tensors
 from dcm.distill import check_finite, distill, make_optimizer
 from dcm.errors import InputError
 from dcm.evaluation import DistilledGroup, load_group, students_path
 from dcm.parameters import DistillParameters
+from dcm.progress import tqdm
 from dcm.studies import Study
 
 LOG_POINTS = 200  # points kept of each loss curve

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -18,13 +20,22 @@ def read(name: str) -> dict:
     return yaml.safe_load((ROOT / f"workflow/config/{name}.yaml").read_text())
 
 
-def snakemake(config: dict, folder: Path, *options: str) -> str:
-    """Run Snakemake on `config`; its output, with the exit status in the first line."""
+ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def command(config: dict, folder: Path, *options: str) -> list[str]:
+    """The command line that runs `config`, as the Makefile does."""
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "snakemake", "-s", ROOT / "workflow/Snakefile", "--configfile", path, "--nolock"]
-    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    result = subprocess.run([*map(str, command), *options], cwd=folder, capture_output=True, text=True, env=env)
+    run = [sys.executable, "-m", "snakemake", "-s", ROOT / "workflow/Snakefile", "--configfile", path, "--nolock"]
+    return [*map(str, run), *options]
+
+
+def snakemake(config: dict, folder: Path, *options: str) -> str:
+    """Run Snakemake on `config`; its output, with the exit status in the first line."""
+    result = subprocess.run(
+        command(config, folder, *options), cwd=folder, capture_output=True, text=True, env=ENVIRONMENT
+    )
     return f"exit {result.returncode}\n{result.stdout}{result.stderr}"
 
 
@@ -114,12 +125,26 @@ def test_a_changed_parameter_reruns_only_what_depends_on_it(gmm, path, value, ex
     assert planned(changed, folder) == sorted(["all", *expected])
 
 
-def test_the_same_seed_gives_the_same_bytes(gmm, tmp_path):
-    """Run again, with -j 1, only one of the groups: its lines of metrics.csv are the same byte for byte."""
+def test_a_killed_run_resumes_to_the_same_bytes(gmm, tmp_path):
+    """Run again, with -j 1, only one of the groups; kill it on the way (SIGKILL) and start it anew.
+
+    Its lines of metrics.csv are those of the undisturbed run, byte for byte: same seed, same numbers.
+    """
     config, folder = gmm
     alone = config | {"run_dir": str(tmp_path / "run"), "results_dir": str(tmp_path / "results")}
     alone["groups"] = {"main": config["groups"]["main"]}
-    out = snakemake(alone, tmp_path, "-j", "1")
+    process = subprocess.Popen(
+        command(alone, tmp_path, "-j", "1"), cwd=tmp_path, env=ENVIRONMENT, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "run/students/main.safetensors").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)  # students are written, their rule has not ended
+    process.wait()
+    assert not (tmp_path / "results/metrics.csv").exists()
+    out = snakemake(alone, tmp_path, "-j", "1", "--rerun-incomplete")
     assert out.startswith("exit 0"), out
     lines = (folder / "results/metrics.csv").read_text().splitlines()
     again = (tmp_path / "results/metrics.csv").read_text().splitlines()

@@ -1,5 +1,6 @@
 """Run one notebook through papermill with a rule's parameters and keep it, executed, as html."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -13,9 +14,10 @@ def run(source: str, parameters: dict, html: str) -> None:
     """Execute `source`; on failure leave the half-run notebook beside `html` and exit with its last sentence."""
     executed = Path(html).with_suffix(".ipynb")
     executed.parent.mkdir(parents=True, exist_ok=True)
+    os.environ["DCM_BATCH"] = "1"  # the kernel's progress bars as text, which papermill hands on
     try:
         papermill.execute_notebook(
-            source, executed, parameters, kernel_name="python3", log_output=False, progress_bar=True
+            source, executed, parameters, kernel_name="python3", progress_bar=True, stderr_file=sys.stderr
         )
     except PapermillExecutionError as error:
         sys.exit(f"{source}: {error.evalue or error.ename} (the notebook as far as it ran: {executed})")
