@@ -179,10 +179,17 @@ class Report:
             path = self.session.run_dir / f"{extra}.csv"
             if path.exists():
                 write_csv(self.folder / f"{extra}.csv", pd.read_csv(path))
+        # What an earlier configuration left in the run folder has no part in these results.
+        made_of = {
+            "1_teacher",
+            "3_ode_error",
+            "4_sample_quality",
+            *(f"2_distill-{g}" for g in self.rows.group.unique()),
+        }
         records = {
             path.stem: json.loads(path.read_text())
             for path in sorted((self.session.run_dir / "provenance").glob("*.json"))
-            if path.stem != self.session.notebook
+            if path.stem in made_of
         }
         now = self.session.provenance.record
         write_json(
