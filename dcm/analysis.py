@@ -146,12 +146,6 @@ def mean_and_spread(values: pd.Series) -> tuple[float, float]:
     return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
 
 
-def interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
-    """Bootstrap interval of the mean over seeds, for error bars."""
-    e = bootstrap(np.asarray(values), np.mean, 2000, confidence)
-    return (e.value, e.value) if not np.isfinite(e.low) else (e.low, e.high)
-
-
 def main_table(rows: pd.DataFrame, teacher: pd.DataFrame, metrics: dict[str, Metric]) -> pd.DataFrame:
     """tab1: method x solver in one step, at the main guidance and grid, mean and spread over seeds.
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dcm.errors import InputError
-from dcm.schedule import Grid, NoiseSchedule
+from dcm.schedule import Grid, NoiseSchedule, expand_to
 from dcm.teachers.base import Teacher, guided_noise
 
 Noise = Callable[[Tensor, Tensor], Tensor]  # (x, t) -> eps_w(x, t)
@@ -38,7 +38,7 @@ def _slope(noise: Noise, schedule: NoiseSchedule, x: Tensor, t: Tensor) -> Tenso
 
 
 def _elapsed(schedule: NoiseSchedule, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    return ((s - t) / schedule.T).to(x.dtype).reshape(t.shape + (1,) * (x.ndim - t.ndim))
+    return expand_to(((s - t) / schedule.T).to(x.dtype), x)
 
 
 def euler_step(noise: Noise, schedule: NoiseSchedule, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
