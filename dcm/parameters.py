@@ -113,6 +113,8 @@ class TrainingParameters(Parameters):
     loss: Annotated[Literal["l2", "huber"], Field(description="one of l2, huber")] = "l2"
     ema: Annotated[float, Field(ge=0, lt=1, description="a number from 0 (off) to below 1")] = 0.0
     together: Count = 1
+    slots: Whole = 0
+    reuse: Count = 1
     pretrain: Whole = 0
     width: Count = 64
     snapshots: Whole = 0
