@@ -43,7 +43,8 @@ class Stepper:
     Parameters
     ----------
     like : the first starting points; shapes, types and device are theirs. slots : S.
-    graph : replay the step as one CUDA graph; by default wherever there is a GPU.
+    graph : replay the step as one CUDA graph; by default wherever there is a GPU, where a teacher that can is also
+    compiled for this one batch size.
 
     Attributes
     ----------
@@ -61,6 +62,8 @@ class Stepper:
         self.guidance = 1 if unguided else torch.ones(slots, dtype=like.x.dtype, device=device)
         # teacher evaluations of one step: every slot, every stage, both halves of the guidance
         self.evaluations = slots * self.method.evaluations * (1 if unguided else 2)
+        if device.type == "cuda" and hasattr(teacher, "compile_for"):
+            teacher.compile_for(slots if unguided else 2 * slots)
         self.wants_graph = device.type == "cuda" if graph is None else graph
         self.graph, self.calls = None, 0
 

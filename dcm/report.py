@@ -58,7 +58,7 @@ class Report:
     @cached_property
     def trained_alike(self) -> list[str]:
         """Groups whose training parameters (updates, lr, ..) are the main group's."""
-        free = {"snapshots", "checkpoint_seconds", "together"}
+        free = {"snapshots", "checkpoint_seconds", "together", "slots"}
         names = set(TrainingParameters.model_fields) - free
         main = self.main.about["parameters"]
         others = {n: load_group(self.session.run_dir, n).about["parameters"] for n in self.rows.group.unique()}

@@ -74,6 +74,8 @@ def _read_checkpoint(path: Path, identity: dict, device: torch.device) -> tuple[
 def train_group(study: Study, parameters: DistillParameters, device: torch.device) -> DistilledGroup:
     """Distil a group to its end, going on from a checkpoint where one of the same settings lies.
 
+    Students that were finished with the same settings are not distilled again.
+
     A checkpoint is written every ``checkpoint_seconds`` and removed when the students are saved. Averaged weights
     (``ema``) are what is kept. Raises what :func:`dcm.distill.distill` raises.
     """
@@ -81,6 +83,11 @@ def train_group(study: Study, parameters: DistillParameters, device: torch.devic
     final = students_path(parameters.run_dir, parameters.group_name)
     checkpoint = Path(parameters.run_dir) / "checkpoints" / final.name
     identity = _identity(parameters, study)
+    if final.exists():
+        finished = load_group(parameters.run_dir, parameters.group_name)
+        if finished.about["identity"] == identity:
+            print("These students are distilled already.")
+            return finished
 
     seeds = [m.seed for m in group.members]
     students = study.make_students(seeds, parameters.width).to(device)
