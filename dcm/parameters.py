@@ -189,22 +189,27 @@ class StudyConfig(Parameters):
     def _parts(self):
         if self.main_group not in self.groups:
             raise InputError(f"main_group = {self.main_group!r} is not a group; allowed: {', '.join(self.groups)}.")
-        for notebook, model in NOTEBOOKS.items():
+        for notebook in NOTEBOOKS:
             for name in self.groups if notebook == "2_distill" else [None]:
-                validate(model, self.notebook(notebook, name))
+                self.notebook(notebook, name)
         return self
 
     def notebook(self, notebook: str, group: str | None = None) -> dict:
-        """The parameters of one notebook (of one group, for notebook 2), as papermill takes them."""
+        """All parameters of one notebook (of one group, for notebook 2), checked, as papermill takes them.
+
+        What the configuration does not name has the default of the notebook's model in this module; the defaults
+        in the notebook's own cell are for those who run it by hand.
+        """
         common = dict(study=self.study, run_dir=self.run_dir, device=self.device, threads=self.threads)
         groups = dict(groups=list(self.groups), main_group=self.main_group)
-        return {
-            "1_teacher": lambda: common | self.teacher,
-            "2_distill": lambda: common | {"group_name": group} | self.training | self.groups[group],
-            "3_ode_error": lambda: common | groups | self.evaluation | self.ode_error,
-            "4_sample_quality": lambda: common | groups | self.evaluation,
-            "5_figures": lambda: common | dict(results_dir=self.results_dir, main_group=self.main_group) | self.figures,
+        named = {
+            "1_teacher": lambda: self.teacher,
+            "2_distill": lambda: {"group_name": group} | self.training | self.groups[group],
+            "3_ode_error": lambda: groups | self.evaluation | self.ode_error,
+            "4_sample_quality": lambda: groups | self.evaluation,
+            "5_figures": lambda: dict(results_dir=self.results_dir, main_group=self.main_group) | self.figures,
         }[notebook]()
+        return validate(NOTEBOOKS[notebook], common | named).model_dump()
 
 
 NOTEBOOKS = {
