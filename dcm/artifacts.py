@@ -64,9 +64,23 @@ def write_json(path: str | Path, value) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
+def csv_text(table: pd.DataFrame) -> str:
+    """A table as csv, numbers with 6 significant digits."""
+    return table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+
+
 def write_csv(path: str | Path, table: pd.DataFrame) -> None:
-    """Write a table atomically, numbers with 6 significant digits."""
-    write_text(path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    """Write a table atomically, as :func:`csv_text`."""
+    write_text(path, csv_text(table))
+
+
+def tensors_digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and values of tensors on the CPU."""
+    digest = hashlib.sha256()
+    for name, t in sorted(tensors.items()):
+        digest.update(f"{name} {t.dtype} {tuple(t.shape)} ".encode())
+        digest.update(t.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], about: dict | None = None) -> None:

@@ -32,6 +32,19 @@ class Session:
         """The study, with its teacher loaded."""
         return load_study(self.p.study, self.run_dir, self.device)
 
+    def save_figure(self, figure, name: str, caption: str, *drawn_from: Path) -> None:
+        """Save a figure into ``run_dir/figures``; `drawn_from` are the files that have the numbers behind it."""
+        from dcm import plots, provenance
+
+        folder, own = self.run_dir / "figures", self.run_dir / "provenance" / f"{self.notebook}.json"
+        now = self.provenance.record
+        record = {
+            "study": self.p.study, "figure": name, "caption": caption, "commit": now["commit"],
+            "parameters": provenance.of_parameters({self.notebook: now["parameters"]}, own, folder),
+            "drawn_from": [provenance.of_file(path, folder) for path in drawn_from],
+        }  # fmt: skip
+        plots.save(figure, folder, record)
+
     def finish(self, name: str | None = None, **more) -> None:
         """Write the provenance record, with anything in `more` (teacher evaluations, say)."""
         self.provenance.write(self.run_dir / "provenance" / f"{name or self.notebook}.json", **more)

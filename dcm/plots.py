@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 from dcm.analysis import SETTING, final_one_step
 from dcm.artifacts import atomic
 from dcm.metrics import Metric
+from dcm.provenance import PNG_KEY
 
 COLOURS = {"CM": "#D55E00", "Direct CM": "#0072B2", "teacher": "#444444"}  # Okabe & Ito
 MARKERS = {"CM": "o", "Direct CM": "s", "teacher": "D"}
@@ -45,12 +47,13 @@ def use_style() -> None:
     )  # fmt: skip
 
 
-def save(figure: Figure, folder: str | Path, name: str, about: str = "") -> None:
-    """Write ``name``.png and ``name``.pdf, with `about` (where it came from) in both files' metadata."""
+def save(figure: Figure, folder: str | Path, record: dict) -> None:
+    """Write ``figure``.png and ``figure``.pdf with their `record` (see :mod:`dcm.provenance`) in both files."""
+    name, caption, about = record["figure"], record["caption"], json.dumps(record)
     with atomic(Path(folder) / f"{name}.png") as path:
-        figure.savefig(path, metadata={"Title": name, "Description": about, "Software": None})
+        figure.savefig(path, metadata={"Title": name, "Description": caption, PNG_KEY: about, "Software": None})
     with atomic(Path(folder) / f"{name}.pdf") as path:
-        figure.savefig(path, metadata={"Title": name, "Subject": about, "CreationDate": None})
+        figure.savefig(path, metadata={"Title": name, "Subject": caption, "Keywords": about, "CreationDate": None})
 
 
 def scale(ax, which: str, values: pd.Series, log: bool) -> None:

@@ -4,7 +4,9 @@ import json
 import re
 from pathlib import Path
 
-from dcm import readme
+import pytest
+
+from dcm import provenance, readme
 from dcm.parameters import NOTEBOOKS, load_config
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +32,15 @@ def test_committed_results_are_complete():
         names += [f"{t}.{kind}" for t in ("tab1", "verdicts", "correlations") for kind in ("csv", "md")]
         names += ["metrics.csv", "provenance.json", "README.md", "notebooks/5_figures.html"]
         assert [n for n in names if not (folder / n).exists()] == []
+
+
+def test_committed_figures_are_not_stale():
+    """Every figure says where it came from, and the tables beside it are still those."""
+    for study in ("gmm", "digits"):
+        if "parameters" not in json.loads((ROOT / f"results/{study}/provenance.json").read_text()):
+            pytest.skip("these results were drawn before figures carried their provenance")
+        for path in (ROOT / f"results/{study}").glob("fig*.p*"):
+            assert provenance.stale(path) == [], path
 
 
 def test_committed_results_come_from_the_committed_configuration():

@@ -12,6 +12,8 @@ import pandas as pd
 import pytest
 import yaml
 
+from dcm.provenance import stale
+
 ROOT = Path(__file__).parents[1]
 FIGURES = [f"fig{i}" for i in range(1, 11)]
 
@@ -84,6 +86,7 @@ def check_results(folder: Path, study: str, sweeps: bool) -> None:
     figures = [f for f in FIGURES if sweeps or f not in ("fig3", "fig4", "fig5")]
     for name in figures:
         assert (results / f"{name}.png").stat().st_size > 5000 and (results / f"{name}.pdf").stat().st_size > 3000
+        assert stale(results / f"{name}.png") == stale(results / f"{name}.pdf") == []
     for name in ("tab1", "verdicts", "correlations"):
         assert (results / f"{name}.csv").stat().st_size > 0 and "|" in (results / f"{name}.md").read_text()
     page = (results / "README.md").read_text()
