@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from dcm.errors import InputError
 from dcm.evaluation import DistilledGroup, load_group, method_name
 from dcm.metrics import Metric
 from dcm.notebook import Session
-from dcm.parameters import TrainingParameters
+from dcm.parameters import TrainingParameters, check_ends
 
 ROW_KEY = ["group", "solver", "intervals", "guidance", "horizon", "method", "seed", "update", "steps"]
 
@@ -32,6 +33,7 @@ class Report:
     """
 
     def __init__(self, session: Session, main: DistilledGroup):
+        check_ends(main.name, asdict(main.group))
         self.session, self.main = session, main
         self.folder = project_path(session.p.results_dir)
         self.metrics = session.study.quality.metrics
@@ -39,6 +41,11 @@ class Report:
         rows = ode.merge(quality, on=ROW_KEY, how="inner", validate="one_to_one")
         if len(rows) < len(ode):
             raise InputError("notebooks 3 and 4 measured different students; run both again with the same parameters.")
+        if main.name not in set(rows.group):
+            there = ", ".join(sorted(set(rows.group)))
+            raise InputError(
+                f"main_group = {main.name!r} is not among the groups that were measured; allowed: {there}."
+            )
         rows["final"] = rows["update"] == rows.groupby("group")["update"].transform("max")
         self.rows = rows.sort_values(ROW_KEY, kind="stable").reset_index(drop=True)
         self.teacher, self.by_time = self._read("teacher_quality"), self._read("ode_error_by_time")

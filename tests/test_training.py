@@ -11,7 +11,7 @@ import torch
 
 from dcm import training
 from dcm.artifacts import InputError, RowStore, atomic, read_tensors, write_tensors
-from dcm.evaluation import EvaluationSet, load_group, measure_students
+from dcm.evaluation import EvaluationSet, load_group, load_groups, measure_students
 from dcm.metrics import ode_error
 from dcm.parameters import DistillParameters, validate
 from dcm.studies import load_study
@@ -128,6 +128,15 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 def test_a_missing_group_is_named(tmp_path, undisturbed):
     with pytest.raises(InputError, match="group 'other' is not in .* there: main"):
         load_group(undisturbed.path.parents[1], "other")
+
+
+def test_a_main_group_without_both_ends_is_refused(tmp_path, study):
+    run = train_group(study, parameters(tmp_path, horizons=["cm", 2], updates=2), CPU)
+    with pytest.raises(
+        InputError, match="horizons = .1, 2. is not possible for the main group main; allowed: lists with"
+    ):
+        load_groups(tmp_path, ["main"], "main")
+    assert run.group.horizons == (1, 2)
 
 
 def test_measuring_goes_on_where_it_stopped(study, undisturbed, tmp_path):
