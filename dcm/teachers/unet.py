@@ -6,7 +6,6 @@ schedulers call it with t - 1: mind the difference when comparing.)
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -14,15 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dcm.artifacts import read_tensors, write_json, write_tensors
+from dcm.artifacts import read_tensors, sha256, write_json, write_tensors
 from dcm.errors import InputError
 from dcm.schedule import NoiseSchedule
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
