@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -12,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from dcm import data as sources
-from dcm.artifacts import fingerprint, project_path, write_json
+from dcm.artifacts import fingerprint, project_path, read_json, write_json
 from dcm.consistency import ConsistencyFunction
-from dcm.errors import InputError
+from dcm.errors import InputError, TrainingError, last_good
 from dcm.progress import tqdm
 from dcm.schedule import Grid
 from dcm.solvers import solve
@@ -56,7 +55,7 @@ class ImageStudy(Study):
         folder = Path(run_dir) / "teacher"
         if not (folder / "teacher.json").exists():
             raise InputError(f"{folder} holds no teacher of the study {name}; run notebook 1 with this run_dir first.")
-        about = json.loads((folder / "teacher.json").read_text())
+        about = read_json(folder / "teacher.json")
         teacher = UNetTeacher.load(folder).to(device)
         if device.type == "cuda":
             teacher.accelerate(compile=False)
@@ -140,7 +139,7 @@ def prepare(p, run_dir: Path, device: torch.device) -> None:
     }
     identity = {"parameters": p.model_dump(include={"study", "seed", "updates", "batch", "lr", "data"})}
     done = folder / "teacher.json"
-    if done.exists() and json.loads(done.read_text())["identity"] == identity:
+    if done.exists() and read_json(done)["identity"] == identity:
         write_json(done, {"identity": identity, "data": about})
         return
     done.unlink(missing_ok=True)
@@ -177,11 +176,15 @@ def prepare(p, run_dir: Path, device: torch.device) -> None:
 def train(states, updates: int, folder: Path, every: float = 60.0) -> None:
     """Drive a teacher's training with a progress bar and checkpoints, and save the averaged weights."""
     bar, last = tqdm(total=updates, desc="train the teacher", unit="update"), time.monotonic()
-    for state in states:
-        bar.update(state.step - bar.n)
-        if time.monotonic() - last > every:
-            state.save(folder / "checkpoint.safetensors")
-            last = time.monotonic()
+    saved = 0
+    try:
+        for state in states:
+            bar.update(state.step - bar.n)
+            if time.monotonic() - last > every:
+                state.save(folder / "checkpoint.safetensors")
+                saved, last = state.step, time.monotonic()
+    except TrainingError as error:
+        raise TrainingError(f"{error} {last_good(folder / 'checkpoint.safetensors', saved)}") from None
     bar.close()
     state.ema.save(folder, {"updates": state.step, "seconds": round(state.elapsed, 1)})
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from dcm import analysis, plots, provenance
-from dcm.artifacts import fingerprint, project_path, read_tensors, write_csv, write_json, write_text
+from dcm.artifacts import fingerprint, project_path, read_json, read_tensors, write_csv, write_json, write_text
 from dcm.errors import InputError
 from dcm.evaluation import DistilledGroup, load_group, method_name
 from dcm.metrics import Metric
@@ -129,7 +129,7 @@ class Report:
             *(f"2_distill-{g}" for g in self.rows.group.unique()),
         }
         paths = sorted((self.session.run_dir / "provenance").glob("*.json"))
-        records = {path.stem: json.loads(path.read_text()) for path in paths if path.stem in made_of}
+        records = {path.stem: read_json(path) for path in paths if path.stem in made_of}
         return records | {self.session.notebook: self.session.provenance.record}
 
     @property
