@@ -10,7 +10,7 @@ export MPLBACKEND ?= agg
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: study test unit smoke nbval lint notebooks lab clean
+.PHONY: study test unit smoke faults nbval lint notebooks lab clean
 
 study: $(BIN)/.ready
 	@for study in $(STUDIES); do $(MAKE) --no-print-directory study-$$study || exit 1; done
@@ -36,6 +36,10 @@ unit: $(BIN)/.ready
 # Every notebook through papermill and Snakemake, at a size that takes minutes.
 smoke: $(BIN)/.ready
 	$(BIN)/python -m pytest tests/test_smoke.py
+
+# The smoke study killed (SIGKILL) at 20 random moments and resumed: the same metrics.csv. About half an hour.
+faults: $(BIN)/.ready
+	DCM_KILLS=20 $(BIN)/python -m pytest -s tests/test_smoke.py -k killed
 
 # The notebooks as they stand, against their stored outputs (cells tagged nbval-check-output).
 nbval: $(BIN)/.ready
