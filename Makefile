@@ -2,6 +2,7 @@
 # make test    set up and run everything that CI runs
 PYTHON ?= python3
 VENV ?= .venv
+LOWEST ?= .venv-lowest
 JOBS ?= 2
 STUDIES ?= gmm digits
 BIN := $(VENV)/bin
@@ -10,7 +11,7 @@ export MPLBACKEND ?= agg
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: study test unit smoke faults nbval lint notebooks lab clean
+.PHONY: study test unit smoke faults nbval lowest lint notebooks lab clean
 
 study: $(BIN)/.ready
 	@for study in $(STUDIES); do $(MAKE) --no-print-directory study-$$study || exit 1; done
@@ -27,8 +28,17 @@ $(BIN)/.ready: pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	touch $@
 
+# The unit tests with the lowest versions that pyproject.toml allows (`make unit` has the highest), in an environment
+# of their own: an installation of torch, so minutes and gigabytes.
+lowest:
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[test]'
+	$(LOWEST)/bin/python -m pytest --ignore tests/test_smoke.py
+
 lint: $(BIN)/.ready
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 unit: $(BIN)/.ready
 	$(BIN)/python -m pytest --ignore tests/test_smoke.py

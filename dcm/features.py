@@ -6,6 +6,7 @@ A feature extractor has ``name`` and ``features(x (B, C, H, W) in [-1, 1]) -> fl
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,10 +37,11 @@ class Classifier(nn.Module):
 
     name, hidden = "classifier", 64
 
-    def __init__(self, shape: tuple[int, int, int], num_classes: int, width: int = 32, accuracy: float = float("nan")):
+    def __init__(self, shape: Sequence[int], num_classes: int, width: int = 32, accuracy: float = float("nan")):
         super().__init__()
         self.shape, self.num_classes, self.width, self.accuracy = tuple(shape), num_classes, width, accuracy
-        channels, size, layers = shape[0], shape[1], []
+        channels, size = shape[0], shape[1]
+        layers: list[nn.Module] = []
         while size > 4 or not layers:
             for _ in range(2):
                 layers += [nn.Conv2d(channels, width, 3, padding=1), nn.GroupNorm(8, width), nn.SiLU()]
@@ -75,7 +77,7 @@ class Classifier(nn.Module):
         """Read what :meth:`save` wrote, frozen. Raises :class:`InputError` for a missing, damaged or foreign file."""
         tensors, about = read_tensors(path)
         try:
-            model = cls(tuple(about["shape"]), about["num_classes"], about["width"], about["accuracy"])
+            model = cls(about["shape"], about["num_classes"], about["width"], about["accuracy"])
             model.load_state_dict(tensors)
         except (KeyError, RuntimeError) as error:
             raise InputError(

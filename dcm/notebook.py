@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from dcm.artifacts import Provenance, project_path
-from dcm.parameters import NOTEBOOKS, Parameters, check
+from dcm.parameters import NOTEBOOKS, check
 from dcm.studies import Study, find_device, load_study
 
 
@@ -18,7 +19,7 @@ class Session:
     """A notebook's surroundings: checked parameters `p`, the device, and where it came from."""
 
     notebook: str
-    p: Parameters
+    p: Any  # of the notebook's model in dcm.parameters
     device: torch.device
     provenance: Provenance
 
@@ -55,7 +56,7 @@ def start(notebook: str, namespace: dict) -> Session:
 
     Raises :class:`dcm.errors.InputError`, one sentence, for a parameter that is unknown, of a wrong type or impossible.
     """
-    p = check(NOTEBOOKS[notebook], namespace)
+    p: Any = check(NOTEBOOKS[notebook], namespace)
     device = find_device(p.device)
     torch.set_num_threads(p.threads)  # fixed, not "all cores": the sums' order, and so the results, depend on it
     if device.type == "cuda":

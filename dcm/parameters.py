@@ -53,6 +53,13 @@ def _writable(path: str) -> str:
     return path
 
 
+def _solver(name: str) -> str:
+    """One of those that there are."""
+    if name not in SOLVERS:
+        raise ValueError
+    return name
+
+
 Count = Annotated[int, _between(1, 10**9)]
 Whole = Annotated[int, _between(0, 10**9)]
 Seed = Annotated[int, _between(0, 2**32 - 1)]
@@ -78,7 +85,7 @@ NewFolder = Annotated[
     AfterValidator(_writable),
     Field(description="the path of a folder that can be written, in printable characters other than { } * ?"),
 ]
-SolverName = Annotated[Literal[tuple(SOLVERS)], Field(description=f"one of {', '.join(SOLVERS)}")]
+SolverName = Annotated[str, AfterValidator(_solver), Field(description=f"one of {', '.join(SOLVERS)}")]
 StudyName = Annotated[Literal["gmm", "digits", "cifar10"], Field(description="one of gmm, digits, cifar10")]
 Horizon = Annotated[
     int | Literal["cm", "direct"], Field(description="'cm', 'direct' or whole numbers from 1 to intervals")
@@ -312,18 +319,16 @@ class StudyConfig(Parameters):
         """
         common = dict(study=self.study, run_dir=self.run_dir, device=self.device, threads=self.threads)
         groups = dict(groups=list(self.groups), main_group=self.main_group)
-        own, where, named = {
-            "1_teacher": lambda: ({}, "teacher", self.teacher),
-            "2_distill": lambda: ({"group_name": group}, f"group {group}", self.training | self.groups[group]),
-            "3_ode_error": lambda: (groups, "evaluation and ode_error", self.evaluation | self.ode_error),
-            "4_sample_quality": lambda: (groups, "evaluation", self.evaluation),
-            "5_figures": lambda: (
-                dict(results_dir=self.results_dir, main_group=self.main_group),
-                "figures",
-                self.figures,
-            ),
-        }[notebook]()
-        model = NOTEBOOKS[notebook]
+        members = self.groups[group] if group else {}
+        results = dict(results_dir=self.results_dir, main_group=self.main_group)
+        parts: dict[str, tuple[dict, str, dict]] = {
+            "1_teacher": ({}, "teacher", self.teacher),
+            "2_distill": ({"group_name": group}, f"group {group}", self.training | members),
+            "3_ode_error": (groups, "evaluation and ode_error", self.evaluation | self.ode_error),
+            "4_sample_quality": (groups, "evaluation", self.evaluation),
+            "5_figures": (results, "figures", self.figures),
+        }
+        (own, where, named), model = parts[notebook], NOTEBOOKS[notebook]
         taken = ({"study", "run_dir"} | set(own)) & set(named)  # named once, for the whole study
         if taken:
             allowed = ", ".join(n for n in model.model_fields if n not in {"study", "run_dir"} | set(own))
@@ -334,7 +339,7 @@ class StudyConfig(Parameters):
             raise InputError(f"in {where}: {error}") from None
 
 
-NOTEBOOKS = {
+NOTEBOOKS: dict[str, type[Parameters]] = {
     "1_teacher": TeacherParameters,
     "2_distill": DistillParameters,
     "3_ode_error": ODEErrorParameters,

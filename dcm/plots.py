@@ -116,8 +116,8 @@ def sweep(
     figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 3.0))
     for i, (ax, (column, label, log_y)) in enumerate(zip(axes, panels)):
         _lines(ax, rows, x, column, label, log_y, legend=i == 0)
-        has_own = teacher is not None and len(teacher) and column in teacher and (teacher[column] > 0).any()
-        if has_own and column != "ode_error" and not column.endswith("teacher"):
+        has_own = teacher is not None and column in teacher and (teacher[column] > 0).any()
+        if teacher is not None and has_own and column != "ode_error" and not column.endswith("teacher"):
             own = teacher.sort_values(x)
             ax.plot(own[x], own[column], "--D", ms=4, color=COLOURS["teacher"], label="teacher", zorder=1)
             ax.legend()
@@ -262,7 +262,7 @@ def loss_curves(losses: np.ndarray, window: int, labels: list[str]) -> Figure:
     `losses` is (points, M), `labels` (M,) the method of each member.
     """
     figure, ax = plt.subplots(figsize=(5, 3))
-    x = window * np.arange(1, len(losses) + 1)
+    x: np.ndarray = window * np.arange(1, len(losses) + 1)
     shades = iter(sns.color_palette("viridis", len(set(labels)) + 2))
     for label in dict.fromkeys(labels):
         mean = losses[:, [i for i, name in enumerate(labels) if name == label]].mean(1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -158,7 +159,9 @@ class UNetTeacher(nn.Module):
         try:
             record = json.loads((folder / "config.json").read_text())
             known = {field.name for field in fields(UNetConfig)}
-            settings = {name: tuple(v) if isinstance(v, list) else v for name, v in record["unet"].items()}
+            settings: dict[str, Any] = {
+                name: tuple(v) if isinstance(v, list) else v for name, v in record["unet"].items()
+            }
             if set(settings) - known:
                 raise InputError(f"{folder}/config.json names unknown settings: {sorted(set(settings) - known)}.")
             config, digest = UNetConfig(**settings), record["sha256"]
