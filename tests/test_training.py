@@ -4,16 +4,18 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
 from dcm import training
 from dcm.artifacts import InputError, RowStore, atomic, read_tensors, write_tensors
+from dcm.consistency import sample
 from dcm.evaluation import EvaluationSet, load_group, load_groups, measure_students
 from dcm.metrics import ode_error
 from dcm.parameters import DistillParameters, validate
+from dcm.random import sample_noise
+from dcm.schedule import Grid
 from dcm.studies import load_study
 from dcm.training import snapshot_updates, train_group
 
@@ -158,15 +160,53 @@ def test_measuring_goes_on_where_it_stopped(study, undisturbed, tmp_path):
     assert len(RowStore(store, ("group", "horizon", "seed", "update", "steps")).done) == len(lines)
 
 
-def test_sampling_does_not_depend_on_the_chunk(study, undisturbed):
-    evaluation = EvaluationSet(study, Path("unused"), 50, 0, CPU)
-    students = undisturbed.students(study, 60, CPU)
-    whole = evaluation.student_samples(students, 5, 2)
-    try:
-        study.chunk = 16
-        assert torch.allclose(evaluation.student_samples(students, 5, 2), whole, atol=1e-6)
-    finally:
-        study.chunk = 1 << 16
+# float32 sums in another order: the largest difference that another chunk size may make to a sample of size about 1.
+TOLERANCE = 2e-5
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 16, 49])
+def test_sampling_does_not_depend_on_the_chunk(study, undisturbed, tmp_path, monkeypatch, chunk):
+    """The same noise, students and teacher in parts of another size, a size of one included."""
+    students, metrics, samples = undisturbed.students(study, 60, CPU), [], []
+    for size in (1 << 16, chunk):
+        monkeypatch.setattr(study, "chunk", size)
+        evaluation = EvaluationSet(study, tmp_path / str(size), 50, 0, CPU)
+        of_students = evaluation.student_samples(students, 5, 2)
+        of_teacher = evaluation.teacher_samples("heun", 50, 2.0)
+        samples.append((of_students, of_teacher))
+        metrics.append(study.quality.measure(of_students[0], evaluation.condition, of_teacher))
+    for whole, parts in zip(*samples):
+        assert (whole - parts).abs().max() < TOLERANCE
+    assert metrics[0] == pytest.approx(metrics[1], rel=1e-4)
+
+
+def test_evaluation_does_not_depend_on_order_or_number(study, undisturbed, tmp_path):
+    """A sample's noise is its own, whatever else is drawn; a group's rows are its own, whatever else is measured."""
+    few, many = (EvaluationSet(study, tmp_path, count, 3, CPU) for count in (20, 50))
+    assert torch.equal(few.noise, many.noise[:20]) and torch.equal(few.fresh_noise(2), many.fresh_noise(2)[:20])
+    backwards = sample_noise(3, "evaluation", list(range(49, -1, -1)), study.teacher.shape)
+    assert torch.equal(backwards.flip(0), many.noise)
+    students, grid = undisturbed.students(study, 60, CPU), Grid(5)
+    there, back = (
+        sample(study.f, students, x.expand(students.size, -1, -1), c.expand(students.size, -1), grid, [])
+        for x, c in ((many.noise, many.condition), (many.noise.flip(0), many.condition.flip(0)))
+    )
+    assert (there - back.flip(1)).abs().max() < TOLERANCE
+
+    run = tmp_path / "run"
+    train_group(study, parameters(run), CPU)
+    train_group(study, parameters(run, group_name="other", horizons=["cm"], updates=10), CPU)
+    evaluation = EvaluationSet(study, run, 32, 0, CPU)
+
+    def measure(x, group, member):
+        return {"ode_error": ode_error(x, evaluation.teacher_samples(group.solver, group.intervals, member.guidance))}
+
+    orders = [{"main": [1, 2], "other": [1]}, {"other": [1], "main": [2, 1]}]
+    rows = [
+        list(measure_students(study, evaluation, o, tmp_path / f"{len(o)}{i}", measure)) for i, o in enumerate(orders)
+    ]
+    key = lambda row: json.dumps(row, sort_keys=True)
+    assert sorted(rows[0], key=key) == sorted(rows[1], key=key) and rows[0] != rows[1]
 
 
 def test_the_same_seed_gives_the_same_weights(study, undisturbed, tmp_path):
