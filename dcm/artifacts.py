@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -42,8 +43,10 @@ def space_for(path: Path) -> Iterator[None]:
     """Raise :class:`InputError` when the block cannot write `path` for want of space."""
     try:
         yield
-    except (OSError, SafetensorError) as error:  # safetensors has the number of the system's error in its text alone
-        if getattr(error, "errno", None) in NO_SPACE or any(f"os error {n})" in str(error) for n in NO_SPACE):
+    except (OSError, SafetensorError) as error:
+        # safetensors has the system's error number in its text alone: "(os error 28)", in old versions "Os { code: 28".
+        number = re.search(r"os error (\d+)|Os \{ code: (\d+)", str(error))
+        if getattr(error, "errno", None) in NO_SPACE or (number and int(number[1] or number[2]) in NO_SPACE):
             raise InputError(f"no space is left on the disk to write {path}; free some and run again.") from None
         raise
 
@@ -60,8 +63,6 @@ def atomic(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            with open(temporary, "rb+") as file:
-                os.fsync(file)  # else a power cut could leave the new name with nothing in it
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)

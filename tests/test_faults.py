@@ -95,11 +95,14 @@ def test_a_full_disk_ends_in_one_sentence_and_leaves_the_old_files(tmp_path):
     assert list(RowStore(tmp_path / "rows.jsonl", ("a",)).done) == [(1,), (2,)]
 
 
-def test_a_full_disk_as_safetensors_reports_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "text", ["I/O error: No space left on device (os error 28)", "IoError(Os { code: 28, kind: StorageFull })"]
+)
+def test_a_full_disk_as_safetensors_reports_it(tmp_path, monkeypatch, text):
     """safetensors raises an error class of its own, with the system's number in the text."""
 
     def full(*_, **__):
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        raise SafetensorError(f"Error while serializing: {text}")
 
     monkeypatch.setattr(artifacts, "save_file", full)
     with pytest.raises(InputError, match="no space is left on the disk to write .*a.safetensors; free some"):

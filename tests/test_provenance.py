@@ -38,20 +38,25 @@ def drawn(tmp_path):
             provenance.of_file(run / "shown.safetensors", folder),
         ],
     }  # fmt: skip
+    draw(folder, part, record)
+    return folder, part, record
+
+
+def draw(folder, part, record):
     figure, ax = plt.subplots()
     ax.plot(part.horizon, part.ode_error, "o")
     plots.save(figure, folder, record)
-    return folder, part, record, figure
+    plt.close(figure)
 
 
 @pytest.mark.parametrize("kind", ["png", "pdf"])
 def test_the_record_is_in_the_file(drawn, kind):
-    folder, part, record, figure = drawn
+    folder, part, record = drawn
     assert provenance.read(folder / f"fig3.{kind}") == record
     assert record["drawn_from"][0]["rows"] == [{"group": ["main"], "update": ["40"], "final": ["True"]}]
     assert record["drawn_from"][0]["count"] == len(part) == 12
     before = (folder / f"fig3.{kind}").read_bytes()
-    plots.save(figure, folder, record)
+    draw(folder, part, record)
     assert (folder / f"fig3.{kind}").read_bytes() == before, "no date is in it"
 
 
@@ -70,7 +75,7 @@ def changed(column, rows):
 
 
 def test_a_figure_is_stale_when_what_it_shows_has_changed(drawn, capsys):
-    folder, part, _, _ = drawn
+    folder, part, _ = drawn
     png, pdf = str(folder / "fig3.png"), str(folder / "fig3.pdf")
     assert provenance.stale(png) == provenance.stale(pdf) == []
     assert main(["provenance", png]) == 0
