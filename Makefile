@@ -11,7 +11,7 @@ export MPLBACKEND ?= agg
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: study test unit smoke faults nbval lowest lint notebooks lab clean
+.PHONY: study test unit smoke faults nbval lowest lint notebooks lab browser clean
 
 study: $(BIN)/.ready
 	@for study in $(STUDIES); do $(MAKE) --no-print-directory study-$$study || exit 1; done
@@ -61,8 +61,14 @@ notebooks: $(BIN)/.ready
 	rm -rf runs/quick
 	for n in 1_teacher 2_distill 3_ode_error 4_sample_quality 5_figures; do $(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/$$n.ipynb || exit 1; done
 
+# Figures appear in the notebook only without a backend named in the environment.
 lab: $(BIN)/.ready
-	$(BIN)/jupyter lab notebooks
+	env -u MPLBACKEND $(BIN)/jupyter lab notebooks
+
+# Notebooks 2 and 4 run from JupyterLab's menu in a real browser (Debian's chromium); leaves docs/jupyterlab.png.
+browser: $(BIN)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check playwright
+	$(BIN)/python tests/browser.py
 
 clean:
 	rm -rf runs .snakemake
