@@ -1,9 +1,4 @@
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
@@ -66,28 +61,6 @@ def test_an_interrupted_run_ends_with_the_same_weights(study, undisturbed, tmp_p
     for name, value in undisturbed.tensors.items():
         assert torch.equal(value, resumed.tensors[name]), name
     assert not (tmp_path / "checkpoints/main.safetensors").exists()
-
-
-def test_a_killed_process_resumes(study, undisturbed, tmp_path):
-    """SIGKILL in the middle of training; the next run ends as an undisturbed one."""
-    values = json.dumps(VALUES | {"run_dir": str(tmp_path)})
-    code = f"""
-import json, torch
-torch.set_num_threads(1)
-from dcm.parameters import *; from dcm.studies import load_study; from dcm.training import train_group
-p = validate(DistillParameters, json.loads('''{values}'''))
-train_group(load_study("gmm", "unused", torch.device("cpu")), p, torch.device("cpu"))
-"""
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
-    checkpoint = tmp_path / "checkpoints/main.safetensors"
-    deadline = time.monotonic() + 120
-    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    resumed = train_group(study, parameters(tmp_path), CPU)
-    for name, value in undisturbed.tensors.items():
-        assert torch.equal(value, resumed.tensors[name]), name
 
 
 def test_a_checkpoint_of_other_settings_is_not_gone_on_with(study, tmp_path, monkeypatch, capsys):
@@ -172,7 +145,7 @@ def test_sampling_does_not_depend_on_the_chunk(study, undisturbed, tmp_path, mon
         monkeypatch.setattr(study, "chunk", size)
         evaluation = EvaluationSet(study, tmp_path / str(size), 50, 0, CPU)
         of_students = evaluation.student_samples(students, 5, 2)
-        of_teacher = evaluation.teacher_samples("heun", 50, 2.0)
+        of_teacher = evaluation.teacher_samples("heun", 10, 2.0)
         samples.append((of_students, of_teacher))
         metrics.append(study.quality.measure(of_students[0], evaluation.condition, of_teacher))
     for whole, parts in zip(*samples):
