@@ -1,19 +1,22 @@
 """Full disks, cut files, flipped bits, losses that are not finite, dead kernels: one clear sentence each, nothing lost."""
 
+import multiprocessing
+import os
 import random
+import resource
 import runpy
-import subprocess
-import sys
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
 import torch
 from safetensors import SafetensorError
 
-from dcm import artifacts, distill, training
-from dcm.artifacts import RowStore, atomic, read_json, read_tensors, write_tensors
+from dcm import artifacts, distill, plots, training
+from dcm.artifacts import RowStore, atomic, read_json, read_tensors, write_tensors, write_text
 from dcm.errors import InputError, TrainingError
 from dcm.parameters import DistillParameters, validate
 from dcm.studies import load_study
@@ -57,38 +60,39 @@ def interrupted(study, folder, monkeypatch):
     return folder / "checkpoints/main.safetensors"
 
 
-# A file size limit is the full disk that a test may make: the same calls fail, with another number.
-FULL = """
-import resource, sys, pathlib, torch, matplotlib.pyplot as plt
-from dcm import plots
-from dcm.artifacts import *
-folder = pathlib.Path(sys.argv[1])
-store = RowStore(folder / "rows.jsonl", ("a",))
-store.add({"a": 1})
-figure = plt.figure(); figure.text(0, 0, "x" * 100)
-record = {"figure": "fig1", "caption": "c" * 5000}
-resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
-for write in (lambda: write_tensors(folder / "a.safetensors", {"x": torch.ones(9000)}),
-              lambda: write_text(folder / "a.txt", "x" * 9000),
-              lambda: store.add({"a": 2, "b": "x" * 9000}),
-              lambda: plots.save(figure, folder, record)):
-    try:
-        write()
-    except InputError as error:
-        print(error)
-"""
+def in_child(work) -> int:
+    """Run `work` in a fork of this process; how it ended (-9: killed)."""
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    child.join()
+    return child.exitcode
 
 
 def test_a_full_disk_ends_in_one_sentence_and_leaves_the_old_files(tmp_path):
+    """A file size limit is the full disk that a test may make: the same calls fail, with another error number."""
     (tmp_path / "a.txt").write_text("old")
-    run = subprocess.run([sys.executable, "-c", FULL, tmp_path], cwd=ROOT, capture_output=True, text=True)
-    expected = [
-        f"no space is left on the disk to write {tmp_path}/{name}; free some and run again."
-        for name in ("a.safetensors", "a.txt", "rows.jsonl", "fig1.png")
-    ]
-    assert run.stdout.splitlines() == expected, run.stderr
+    store = RowStore(tmp_path / "rows.jsonl", ("a",))
+    store.add({"a": 1})
+    figure = plt.figure()
+    writes = {
+        "a.safetensors": lambda path: write_tensors(path, {"x": torch.ones(9000)}),
+        "a.txt": lambda path: write_text(path, "x" * 9000),
+        "rows.jsonl": lambda path: store.add({"a": 2, "b": "x" * 9000}),
+        "fig1.png": lambda path: plots.save(figure, tmp_path, {"figure": "fig1", "caption": "c" * 5000}),
+    }
+
+    def work():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+        for name, write in writes.items():
+            message = f"no space is left on the disk to write {tmp_path / name}; free some and run again."
+            with pytest.raises(InputError) as error:
+                write(tmp_path / name)
+            assert str(error.value) == message
+
+    assert in_child(work) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.txt", "rows.jsonl"]
     assert (tmp_path / "a.txt").read_text() == "old"
+    assert 4000 == (tmp_path / "rows.jsonl").stat().st_size
     store = RowStore(tmp_path / "rows.jsonl", ("a",))
     assert list(store.done) == [(1,)], "the half-written row is dropped"
     store.add({"a": 2})
@@ -169,31 +173,31 @@ def test_a_loss_that_is_not_finite_names_step_checkpoint_and_remedy(study, tmp_p
 
 
 @pytest.mark.parametrize("moment", ["in the middle of a write", "before the new name"])
-def test_killed_while_writing(study, undisturbed, tmp_path, moment):
-    """SIGKILL while the third checkpoint is written: the second is what the next run goes on from."""
-    code = f"""
-import os, signal, sys
-from tests.test_faults import *
-def kill(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
-def half(tensors, path, **options):
-    real_save(tensors, path, **options)
-    with open(path, "rb+") as file: file.truncate(os.path.getsize(path) // 2)
-    kill()
-real_save, real_write, calls = artifacts.save_file, training.write_tensors, []
-def write(*a):
-    calls.append(a)
-    if len(calls) == 3:
-        if {moment!r} == "before the new name": os.replace = kill
-        else: artifacts.save_file = half
-    real_write(*a)
-training.write_tensors = write
-train_group(load_study("gmm", "unused", CPU), parameters({str(tmp_path)!r}), CPU)
-"""
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == -9, run.stderr
-    left = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+def test_killed_while_writing(study, undisturbed, tmp_path, monkeypatch, moment):
+    """SIGKILL while a checkpoint is written: the one before it is what the next run goes on from."""
+    checkpoint = interrupted(study, tmp_path, monkeypatch)
+    tensors, about = read_tensors(checkpoint)
+    real = artifacts.save_file
+
+    def kill(*_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def half(tensors, path, **options):
+        real(tensors, path, **options)
+        os.truncate(path, os.path.getsize(path) // 2)
+        kill()
+
+    def work():
+        if moment == "before the new name":
+            os.replace = kill
+        else:
+            artifacts.save_file = half
+        write_tensors(checkpoint, tensors, about | {"update": 21})
+
+    assert in_child(work) == -signal.SIGKILL
+    left = sorted(p.name for p in checkpoint.parent.iterdir())
     assert len(left) == 2 and left[0].startswith(".main.") and left[1] == "main.safetensors"
-    assert read_tensors(tmp_path / "checkpoints/main.safetensors")[1]["update"] == 2
+    assert read_tensors(checkpoint)[1]["update"] == 20
     again = train_group(study, parameters(tmp_path), CPU)
     assert all(torch.equal(v, again.tensors[k]) for k, v in undisturbed.tensors.items())
 
