@@ -208,7 +208,7 @@ def wait_for_stage(results: Path, stage: int, process: subprocess.Popen) -> None
 def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(gmm, tmp_path):
     """Run again with -j 1, kill everything (SIGKILL) at random moments, start it anew each time.
 
-    metrics.csv is that of the undisturbed run (-j 2), byte for byte. In CI: two groups, killed once in training and
+    metrics.csv is that of the undisturbed run (-j 2), byte for byte. In CI: one group, killed once in training and
     once in plotting; with ``make faults``: every group, 20 kills spread at random over all stages and moments.
     """
     config, folder = gmm
@@ -216,7 +216,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(gmm, tmp_path):
     rng = random.Random()
     stages = sorted(rng.choices(range(len(STAGES)), k=kills)) if kills else [1, 3]
     if not kills:
-        groups = {name: groups[name] for name in ("main", "n5")}
+        groups = {name: groups[name] for name in ("main",)}
     lines = (folder / "results/metrics.csv").read_text().splitlines()
     expected = [line for line in lines if line.split(",")[0] in ("group", *groups)]
     alone = config | {"run_dir": str(tmp_path / "run"), "results_dir": str(tmp_path / "results"), "groups": groups}
@@ -228,7 +228,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(gmm, tmp_path):
         )  # fmt: skip
         wait_for_stage(tmp_path / "results", stage, process)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            assert process.wait(rng.uniform(0, 20)) == 0, "it ended by itself, and not well"
+            assert process.wait(rng.uniform(0, 20 if kills else 8)) == 0, "it ended by itself, and not well"
             # It came to its end first: what is done need not be done again, so have it plot anew.
             (tmp_path / "results/metrics.csv").unlink()
             continue
