@@ -351,5 +351,5 @@ def check_finite(state: State, members: Sequence[Member]) -> None:
         m = members[bad[0]]
         raise TrainingError(
             f"the loss of the student with horizon {m.horizon}, guidance {m.guidance:g}, seed {m.seed} is not finite at "
-            f"update {state.update}; the last checkpoint is kept: lower lr, or use loss = 'huber' or a smaller guidance."
+            f"update {state.update}; lower lr, or use loss = 'huber' or a smaller guidance."
         )

@@ -21,6 +21,11 @@ def filled(text: str) -> str:
     return pattern.sub(lambda m: f"{m[1]}{block(m[2])}\n{m[3]}", text)
 
 
-if __name__ == "__main__":
+def write() -> None:
+    """Fill the README in place."""
     readme = ROOT / "README.md"
     write_text(readme, filled(readme.read_text()))
+
+
+if __name__ == "__main__":
+    write()

@@ -28,8 +28,15 @@ from dcm.teachers.unet import UNetTeacher
 class Source(Protocol):
     """Where training images come from; see :mod:`dcm.data`."""
 
-    shape: tuple[int, ...]
-    num_classes: int
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of an image."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        ...
 
     def draw(self, generator: torch.Generator, batch: int) -> tuple[Tensor, Tensor]:
         """x_0 (batch, *shape) in [-1, 1] and classes (batch,), on the generator's device."""

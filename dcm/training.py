@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dcm.artifacts import read_tensors, write_tensors
-from dcm.distill import check_finite, distill, make_optimizer
-from dcm.errors import InputError
+from dcm.distill import State, check_finite, distill, make_optimizer
+from dcm.errors import InputError, TrainingError, last_good
 from dcm.evaluation import DistilledGroup, load_group, students_path
 from dcm.parameters import DistillParameters
 from dcm.progress import tqdm
@@ -121,20 +121,29 @@ def train_group(study: Study, parameters: DistillParameters, device: torch.devic
             "group": asdict(group), "snapshots": snapshots, "log_window": window,
         }  # fmt: skip
 
+    def check(state: State) -> None:
+        try:
+            check_finite(state, group.members)
+        except TrainingError as error:
+            raise TrainingError(f"{error} {last_good(checkpoint, saved)}") from None
+
     bar = tqdm(total=settings.updates, initial=start, desc=f"distil {parameters.group_name}", unit="update")
-    for state in distill(study.teacher, study.data, students, group, settings, study.f, optimizer, start, evaluations):
+    states = distill(study.teacher, study.data, students, group, settings, study.f, optimizer, start, evaluations)
+    saved = start
+    for state in states:
         evaluations = state.evaluations
         if averaged:
             averaged.update_parameters(students)
         loss_sum += state.loss
         if state.update % window == 0:
-            check_finite(state, group.members)
+            check(state)
             log.append((loss_sum / window).cpu())
             loss_sum.zero_()
         if state.update in snapshots:
             model = averaged.module if averaged else students
             kept |= _prefixed(f"kept/{state.update}", {n: p.clone() for n, p in model.state_dict().items()})
-        if time.monotonic() - last_saved > parameters.checkpoint_seconds and state.update < settings.updates:
+        due = time.monotonic() - last_saved > parameters.checkpoint_seconds and state.update < settings.updates
+        if due and all(bool(p.isfinite().all()) for p in students.parameters()):  # a checkpoint is a good one
             tensors = (
                 _prefixed("students", students.state_dict())
                 | _prefixed("optimizer", _optimizer_tensors(optimizer))
@@ -143,10 +152,10 @@ def train_group(study: Study, parameters: DistillParameters, device: torch.devic
                 | {"log": torch.stack(log) if log else torch.zeros(0, len(group.members)), "loss_sum": loss_sum}
             )
             write_tensors(checkpoint, tensors, about_now(state.update))
-            last_saved = time.monotonic()
+            saved, last_saved = state.update, time.monotonic()
         bar.update()
     bar.close()
-    check_finite(state, group.members)
+    check(state)
 
     result = _picked("kept", kept) | {"loss": torch.stack(log)}
     write_tensors(final, result, about_now(settings.updates))

@@ -6,24 +6,18 @@ schedulers call it with t - 1: mind the difference when comparing.)
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dcm.artifacts import read_tensors, write_json, write_tensors
+from dcm.artifacts import read_tensors, sha256, write_json, write_tensors
 from dcm.errors import InputError
 from dcm.schedule import NoiseSchedule
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -173,7 +167,9 @@ class UNetTeacher(nn.Module):
         try:
             record = json.loads((folder / "config.json").read_text())
             known = {field.name for field in fields(UNetConfig)}
-            settings = {name: tuple(v) if isinstance(v, list) else v for name, v in record["unet"].items()}
+            settings: dict[str, Any] = {
+                name: tuple(v) if isinstance(v, list) else v for name, v in record["unet"].items()
+            }
             if set(settings) - known:
                 raise InputError(f"{folder}/config.json names unknown settings: {sorted(set(settings) - known)}.")
             config, digest = UNetConfig(**settings), record["sha256"]
