@@ -6,8 +6,7 @@ LOWEST ?= .venv-lowest
 JOBS ?= 2
 STUDIES ?= gmm digits
 BIN := $(VENV)/bin
-# Headless, and offline unless a parameter asks for a download.
-export MPLBACKEND ?= agg
+# Offline unless a parameter asks for a download.
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
@@ -63,7 +62,7 @@ notebooks: $(BIN)/.ready
 
 # Figures appear in the notebook only without a backend named in the environment.
 lab: $(BIN)/.ready
-	env -u MPLBACKEND $(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab notebooks
 
 # Notebooks 2 and 4 run from JupyterLab's menu in a real browser (Debian's chromium); leaves docs/jupyterlab.png.
 browser: $(BIN)/.ready
