@@ -20,6 +20,7 @@ from dcm.schedule import Grid
 from dcm.solvers import get_solver, solve
 from dcm.students import Students
 from dcm.teachers.base import Teacher
+from dcm.team import ALONE, Team
 
 HORIZON_NAMES = {"cm": lambda intervals: 1, "direct": lambda intervals: intervals}
 
@@ -74,6 +75,7 @@ class Settings:
     ``linear`` to zero over the last half. weight_decay : AdamW's. max_norm : gradient clipping.
     loss : ``l2`` (mean squared error) or ``huber`` (pseudo-Huber with c = 1e-3).
     together : updates whose targets the teacher solves in one go; changes speed, not results.
+    optimizer : ``adamw``, or ``adamw8bit`` (bitsandbytes': its state takes a quarter of the memory).
     """
 
     updates: int
@@ -84,6 +86,7 @@ class Settings:
     max_norm: float = 1.0
     loss: str = "l2"
     together: int = 1
+    optimizer: str = "adamw"
 
 
 @dataclass
@@ -123,8 +126,10 @@ class Batch:
     evaluations: int
 
 
-def draw_batches(teacher: Teacher, data, group: Group, batch: int, updates: Sequence[int], device) -> list[Batch]:
-    """Draw the batches of the given update numbers and solve them together.
+def draw_batches(
+    teacher: Teacher, data, group: Group, batch: int, updates: Sequence[int], device, team: Team = ALONE
+) -> list[Batch]:
+    """Draw the batches of the given update numbers and solve them together; of a team, each its own rows.
 
     What is drawn depends on (seed, update) alone. One solve for several updates costs the same evaluations in fewer,
     larger teacher calls, which is what a small teacher needs.
@@ -135,10 +140,11 @@ def draw_batches(teacher: Teacher, data, group: Group, batch: int, updates: Sequ
             x_0, condition = data.draw(generator(device, seed, "data", update), batch)
             noise = torch.randn(x_0.shape, generator=generator(device, seed, "noise", update), device=device)
             n = torch.randint(1, grid.intervals + 1, (batch,), generator=generator("cpu", seed, "index", update))
-            draws.append((teacher.schedule.add_noise(x_0, noise, grid.time(n).to(device)), n, condition))
+            x = teacher.schedule.add_noise(x_0, noise, grid.time(n).to(device))
+            draws.append([v[team.rows(batch)] for v in (x, n, condition)])
     x, n, condition = (torch.stack(column) for column in zip(*draws))
 
-    U, W, S, B = len(updates), len(group.guidance), len(group.seeds), batch
+    U, W, S, B = len(updates), len(group.guidance), len(group.seeds), x.shape[1]
     horizons = sorted(group.horizons)
     # (U S, B, ...) -> (U, W, S, B, ...): every guidance scale solves from the same points.
     x, n, condition = (v.unflatten(0, (U, 1, S)).expand(U, W, S, *v.shape[1:]) for v in (x, n, condition))
@@ -167,14 +173,14 @@ def draw_batches(teacher: Teacher, data, group: Group, batch: int, updates: Sequ
 
 
 def batches(
-    teacher: Teacher, data, group: Group, settings: Settings, device, start: int = 0
+    teacher: Teacher, data, group: Group, settings: Settings, device, start: int = 0, team: Team = ALONE
 ) -> Iterator[tuple[int, Batch]]:
     """Update numbers after `start` with their batches, solved ``settings.together`` at a time."""
     size = settings.together
     for first in range(start - start % size + 1, settings.updates + 1, size):
         # A resumed run solves its first chunk whole: other shapes would change the last bits.
         updates = range(first, min(first + size, settings.updates + 1))
-        solved = zip(updates, draw_batches(teacher, data, group, settings.batch, updates, device))
+        solved = zip(updates, draw_batches(teacher, data, group, settings.batch, updates, device, team))
         yield from ((update, batch) for update, batch in solved if update > start)
 
 
@@ -202,7 +208,15 @@ def learning_rate(settings: Settings, update: int) -> float:
 
 
 def make_optimizer(students: Students, settings: Settings) -> torch.optim.Optimizer:
-    """AdamW as in the paper's code: betas 0.9 and 0.999."""
+    """AdamW as in the paper's code: betas 0.9 and 0.999. Raises :class:`InputError` without bitsandbytes for 8 bits."""
+    if settings.optimizer == "adamw8bit":
+        try:
+            from bitsandbytes.optim import AdamW8bit
+        except ImportError:
+            raise InputError(
+                "optimizer = 'adamw8bit' needs the package bitsandbytes, which is not installed; allowed here: adamw."
+            ) from None
+        return AdamW8bit(students.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     fused = next(students.parameters()).device.type in ("cpu", "cuda")
     return torch.optim.AdamW(students.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=fused)
 
@@ -217,6 +231,7 @@ def distill(
     optimizer: torch.optim.Optimizer | None = None,
     start: int = 0,
     evaluations: int = 0,
+    team: Team = ALONE,
 ) -> Iterator[State]:
     """Train a group of students, yielding a :class:`State` after every update.
 
@@ -227,6 +242,7 @@ def distill(
     f : the consistency function.
     optimizer, start, evaluations : from a checkpoint, to go on after update number `start`; the run then equals
         one that was never interrupted.
+    team : the processes that share every batch; gradients are averaged over them.
 
     Raises :class:`InputError` for impossible settings and :class:`TrainingError` when a loss is not finite.
     """
@@ -240,18 +256,23 @@ def distill(
     device = next(students.parameters()).device
     bootstrapped = sum(m.horizon < group.intervals for m in group.members)
 
-    for update, batch in batches(teacher, data, group, settings, device, start):
-        evaluations += batch.evaluations
+    for update, batch in batches(teacher, data, group, settings, device, start, team):
+        evaluations += team.total(batch.evaluations)
         target = horizon_target(f, students, batch, bootstrapped)
-        loss = distance(f(students, batch.x, batch.t, batch.condition), target, settings.loss)
 
         for parameters in optimizer.param_groups:
             parameters["lr"] = learning_rate(settings, update)
         optimizer.zero_grad(set_to_none=True)
-        loss.sum().backward()
+        losses = []
+        for part in students.parts:
+            own = f(students, batch.x[part], batch.t[part], batch.condition[part], members=part)
+            losses.append(distance(own, target[part], settings.loss))
+            students.backward(losses[-1], part)
+        loss = torch.cat(losses).detach()
+        team.average([loss, *(p.grad for p in students.parameters())])
         students.clip_gradients(settings.max_norm)
         optimizer.step()
-        yield State(update, students, optimizer, loss.detach(), evaluations)
+        yield State(update, students, optimizer, loss, evaluations)
 
 
 def check_finite(state: State, members: Sequence[Member]) -> None:

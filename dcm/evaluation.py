@@ -66,11 +66,16 @@ class EvaluationSet:
 
     def teacher_samples(self, solver: str, intervals: int, guidance: float) -> Tensor:
         """The teacher's N-step solutions (B, *shape) from the noise."""
-        grid = Grid(intervals, self.study.teacher.schedule.T)
-        return self._cached(
-            f"{solver}-{intervals}-{guidance:g}",
-            lambda: solve_in_chunks(self.study, self.noise, self.condition, guidance, solver, grid),
-        )
+        grid, name = Grid(intervals, self.study.teacher.schedule.T), f"{solver}-{intervals}-{guidance:g}"
+
+        def make(rows: slice = slice(None)) -> Tensor:
+            return solve_in_chunks(self.study, self.noise[rows], self.condition[rows], guidance, solver, grid)
+
+        if not self.study.costly:
+            return self._cached(name, make)
+        parts = [slice(i, i + self.study.chunk) for i in range(0, self.samples, self.study.chunk)]
+        bar = tqdm(parts, desc=f"teacher's samples, {name}", unit="chunk")
+        return torch.cat([self._cached(f"{name}-parts/{rows.start:06d}", lambda: make(rows)) for rows in bar])
 
     def exact_samples(self, guidance: float) -> Tensor:
         """The PF-ODE's true solutions (B, *shape) from the noise, where they are known."""
@@ -79,13 +84,14 @@ class EvaluationSet:
             f"exact-{guidance:g}", lambda: self.study.reference(self.noise, T, self.condition, guidance, Grid(T, T))
         )
 
-    def student_samples(self, students: Students, intervals: int, steps: int) -> Tensor:
-        """Samples (M, B, *shape) of every student in `steps` steps from the common noise."""
+    def student_samples(self, students: Students, intervals: int, steps: int, count: int | None = None) -> Tensor:
+        """Samples (M, B, *shape) of every student in `steps` steps from the common noise, or the first `count`."""
         grid = Grid(intervals, self.study.teacher.schedule.T)
         fresh = [self.fresh_noise(k) for k in range(1, steps)]
         out = []
-        for i in range(0, self.samples, self.study.chunk):
-            rows = slice(i, i + self.study.chunk)
+        count = min(self.samples, count or self.samples)
+        for i in range(0, count, self.study.chunk):
+            rows = slice(i, min(i + self.study.chunk, count))
             x, c = (v[rows].expand(students.size, *v[rows].shape) for v in (self.noise, self.condition))
             out.append(sample(self.study.f, students, x, c, grid, [e[rows] for e in fresh]))
         return torch.cat(out, 1)
@@ -229,10 +235,13 @@ def samples_to_show(
 ) -> dict[str, Tensor]:
     """Samples of the teacher and, of the first seed, of CM and Direct CM in each number of steps; same noise (fig2)."""
     group = distilled.group
+    count = 64 if study.is_image else count  # more than a figure shows
     students = distilled.students(study, distilled.updates[-1], evaluation.device)
     out = {"teacher": evaluation.teacher_samples(group.solver, group.intervals, group.guidance[0])}
     first = [i for i in _ends(group) if group.members[i].seed == group.seeds[0]]
-    by_steps = {k: evaluation.student_samples(students, group.intervals, k) for k in steps if k <= group.intervals}
+    by_steps = {
+        k: evaluation.student_samples(students, group.intervals, k, count) for k in steps if k <= group.intervals
+    }
     for i in first:
         for k, x in by_steps.items():
             out[f"{method_name(group.members[i].horizon, group.intervals)}, {k} step{'s' * (k > 1)}"] = x[i]

@@ -21,8 +21,11 @@ Whole = Annotated[int, Field(ge=0, description="a whole number, at least 0")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, description="a number above 0")]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, description="a number, at least 0")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$", description="a name of letters, digits, '.', '_' and '-'")]
+Source = Annotated[str, Field(min_length=1, description="a folder's or file's path, or a name on the hub")]
 SolverName = Annotated[Literal[tuple(SOLVERS)], Field(description=f"one of {', '.join(SOLVERS)}")]
-StudyName = Annotated[Literal["gmm", "digits", "cifar10"], Field(description="one of gmm, digits, cifar10")]
+StudyName = Annotated[
+    Literal["gmm", "digits", "cifar10", "sdxl"], Field(description="one of gmm, digits, cifar10, sdxl")
+]
 Horizon = Annotated[
     int | Literal["cm", "direct"], Field(description="'cm', 'direct' or whole numbers from 1 to intervals")
 ]
@@ -61,6 +64,15 @@ class TeacherParameters(Common):
     download: Annotated[bool, Field(description="true or false")] = False
     teacher_images: Count = 10000
     inception: Annotated[Literal["off", "local", "download"], Field(description="one of off, local, download")] = "off"
+    model: Source = "stabilityai/stable-diffusion-xl-base-1.0"
+    vae: Source = "of the model"
+    resolution: Annotated[int, Field(ge=8, multiple_of=8, description="a whole number, a multiple of 8")] = 1024
+    flip: Annotated[bool, Field(description="true or false")] = False
+    precision: Annotated[Literal["bf16", "fp16", "fp32"], Field(description="one of bf16, fp16, fp32")] = "bf16"
+    clip: Source = "openai/clip-vit-large-patch14"
+    dino: Source = "facebook/dinov2-large"
+    aesthetic: Source = "data/aesthetic.safetensors"
+    dry_run: Annotated[bool, Field(description="true or false")] = False
 
     @model_validator(mode="after")
     def _grid(self):
@@ -68,6 +80,10 @@ class TeacherParameters(Common):
             Grid(n)
         if self.study == "gmm" and (self.updates or self.data != "builtin"):
             raise InputError("the gmm study's teacher is exact: allowed for it are updates = 0 and data = 'builtin'.")
+        if self.dry_run and self.study != "sdxl":
+            raise InputError(f"dry_run = True is not possible for the study {self.study}; allowed: sdxl.")
+        if self.study == "sdxl" and self.data != "folder":
+            raise InputError(f"data = {self.data!r} is not possible for the study sdxl; allowed: folder.")
         return self
 
 
@@ -113,10 +129,14 @@ class TrainingParameters(Parameters):
     loss: Annotated[Literal["l2", "huber"], Field(description="one of l2, huber")] = "l2"
     ema: Annotated[float, Field(ge=0, lt=1, description="a number from 0 (off) to below 1")] = 0.0
     together: Count = 1
+    optimizer: Annotated[Literal["adamw", "adamw8bit"], Field(description="one of adamw, adamw8bit")] = "adamw"
     pretrain: Whole = 0
     width: Count = 64
     snapshots: Whole = 0
     checkpoint_seconds: Positive = 60.0
+    gradient_checkpointing: Annotated[bool, Field(description="true or false")] = True
+    microbatch: Whole = 0
+    processes: Count = 1
 
     def settings(self):
         """The :class:`dcm.distill.Settings` among them."""

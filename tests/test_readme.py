@@ -49,4 +49,5 @@ def test_committed_results_come_from_the_committed_configuration():
             defaults = {}
             exec(cell.source, {}, defaults)
             whole = validate(NOTEBOOKS[notebook], defaults | values)
-            assert json.loads(whole.model_dump_json()) == ran[name]["parameters"], name
+            # A parameter that came later stood at its default.
+            assert validate(NOTEBOOKS[notebook], ran[name]["parameters"]) == whole, name
