@@ -41,20 +41,25 @@ class EvaluationSet:
     seed: int
     device: torch.device
 
+    @property
+    def home(self) -> torch.device:
+        """Where noise and samples lie: of a costly study on the CPU, since a GPU that holds its networks is full."""
+        return torch.device("cpu") if self.study.costly else self.device
+
     @cached_property
     def noise(self) -> Tensor:
         """Initial noise (B, *shape)."""
-        return sample_noise(self.seed, "evaluation", range(self.samples), self.study.teacher.shape).to(self.device)
+        return sample_noise(self.seed, "evaluation", range(self.samples), self.study.teacher.shape).to(self.home)
 
     @cached_property
     def condition(self) -> Tensor:
         """Classes (B,)."""
-        return torch.arange(self.samples, device=self.device) % self.study.teacher.num_classes
+        return torch.arange(self.samples, device=self.home) % self.study.teacher.num_classes
 
     def fresh_noise(self, step: int) -> Tensor:
         """Fresh noise (B, *shape) of sampling step number `step` (1, 2, ..)."""
         shape = self.study.teacher.shape
-        return sample_noise(self.seed, "renoise", range(self.samples), shape, step).to(self.device)
+        return sample_noise(self.seed, "renoise", range(self.samples), shape, step).to(self.home)
 
     def _cached(self, name: str, make) -> Tensor:
         """A tensor kept in ``run_dir/evaluation``, made once per teacher and evaluation set."""
@@ -62,19 +67,20 @@ class EvaluationSet:
         path = self.run_dir / "evaluation" / f"{name}-{key}.safetensors"
         if not path.exists():
             write_tensors(path, {"x": make()})
-        return read_tensors(path, self.device)[0]["x"]
+        return read_tensors(path, self.home)[0]["x"]
 
     def teacher_samples(self, solver: str, intervals: int, guidance: float) -> Tensor:
         """The teacher's N-step solutions (B, *shape) from the noise."""
         grid, name = Grid(intervals, self.study.teacher.schedule.T), f"{solver}-{intervals}-{guidance:g}"
 
         def make(rows: slice = slice(None)) -> Tensor:
-            return solve_in_chunks(self.study, self.noise[rows], self.condition[rows], guidance, solver, grid)
+            x, c = (v[rows].to(self.device) for v in (self.noise, self.condition))
+            return solve_in_chunks(self.study, x, c, guidance, solver, grid)
 
         if not self.study.costly:
             return self._cached(name, make)
         parts = [slice(i, i + self.study.chunk) for i in range(0, self.samples, self.study.chunk)]
-        bar = tqdm(parts, desc=f"teacher's samples, {name}", unit="chunk")
+        bar = tqdm(parts, desc=f"teacher's samples, {name}", unit="chunk", leave=False)
         return torch.cat([self._cached(f"{name}-parts/{rows.start:06d}", lambda: make(rows)) for rows in bar])
 
     def exact_samples(self, guidance: float) -> Tensor:
@@ -92,8 +98,9 @@ class EvaluationSet:
         count = min(self.samples, count or self.samples)
         for i in range(0, count, self.study.chunk):
             rows = slice(i, min(i + self.study.chunk, count))
-            x, c = (v[rows].expand(students.size, *v[rows].shape) for v in (self.noise, self.condition))
-            out.append(sample(self.study.f, students, x, c, grid, [e[rows] for e in fresh]))
+            x, c, *again = (v[rows].to(self.device) for v in (self.noise, self.condition, *fresh))
+            x, c = (v.expand(students.size, *v.shape) for v in (x, c))
+            out.append(sample(self.study.f, students, x, c, grid, again).to(self.home))
         return torch.cat(out, 1)
 
 

@@ -20,7 +20,7 @@ class Need:
     Attributes
     ----------
     held : weights and whatever else lies there before training. one, two : peak while one member walks back one
-    sample, or two. state : gradients of the other members and the optimiser's state. samples : walked back at once.
+    sample, or two. state : see :func:`training_state`. samples : walked back at once.
     """
 
     held: int
@@ -35,10 +35,11 @@ class Need:
         return int(SLACK * (self.one + (self.samples - 1) * (self.two - self.one) + self.state))
 
 
-def optimizer_state(students: LoRAStudents, optimizer: str) -> int:
-    """Bytes of the gradients of all members but one, and of Adam's two moments of all (8 bit: one byte each)."""
+def training_state(students: LoRAStudents, parameters) -> int:
+    """Bytes of the gradients of all members but one, of Adam's two moments (8 bit: a byte each) and of averages."""
     size = sum(p.numel() for p in students.parameters())
-    return size * 4 * (students.size - 1) // students.size + size * (2 if optimizer == "adamw8bit" else 8)
+    moments = size * (2 if parameters.optimizer == "adamw8bit" else 8)
+    return size * 4 * (students.size - 1) // students.size + moments + (size * 4 if parameters.ema else 0)
 
 
 def peak(students: LoRAStudents, shape: tuple[int, ...], samples: int) -> int:
@@ -55,8 +56,10 @@ def peak(students: LoRAStudents, shape: tuple[int, ...], samples: int) -> int:
     return most
 
 
-def needed(students: LoRAStudents, shape: tuple[int, ...], batch: int, optimizer: str, peak=peak) -> Need:
+def needed(students: LoRAStudents, shape: tuple[int, ...], batch: int, parameters, peak=peak) -> Need:
     """What an update of `batch` samples a process needs; takes seconds. `peak` measures, as :func:`peak` does.
+
+    `parameters` has ``optimizer`` and ``ema``, as :class:`dcm.parameters.TrainingParameters`.
 
     Raises :class:`InputError` when not even two samples fit.
     """
@@ -69,7 +72,7 @@ def needed(students: LoRAStudents, shape: tuple[int, ...], batch: int, optimizer
             f"the GPU's memory does not hold two samples ({held / GIB:.1f} GiB of it are weights); lower resolution, "
             "set gradient_checkpointing to true, or take a larger GPU."
         ) from None
-    return Need(held, one, two, optimizer_state(students, optimizer), samples)
+    return Need(held, one, two, training_state(students, parameters), samples)
 
 
 def check(need: Need, available: int, parameters) -> None:
@@ -83,6 +86,8 @@ def check(need: Need, available: int, parameters) -> None:
         lower.append(f"microbatch below {need.samples}")
     if p.optimizer != "adamw8bit":
         lower.append("optimizer = 'adamw8bit'")
+    if p.ema:
+        lower.append("ema = 0")
     lower += ["fewer horizons, guidance scales and seeds in a group", f"width below {p.width}", "a lower resolution"]
     raise InputError(
         f"training needs about {need.total / GIB:.1f} GiB of GPU memory, and {available / GIB:.1f} GiB can be had; "

@@ -140,7 +140,7 @@ def dry_run(
     f = ConsistencyFunction(schedule, prediction="epsilon")
     settings = Settings(updates=1 + timed, batch=batch)
     wanted = SimpleNamespace(
-        gradient_checkpointing=gradient_checkpointing, microbatch=microbatch, optimizer="adamw", width=rank
+        gradient_checkpointing=gradient_checkpointing, microbatch=microbatch, optimizer="adamw", ema=0.0, width=rank
     )
     record: dict = {
         "weights": "random", "unet_parameters": sum(p.numel() for p in unet.parameters()),
@@ -155,7 +155,7 @@ def dry_run(
     students = ready()
     record["adapter_parameters"] = sum(p.numel() for p in students.parameters())
     if clock.cuda:
-        need = memory.needed(students, shape, batch, "adamw")
+        need = memory.needed(students, shape, batch, wanted)
         memory.check(need, memory.available(device), wanted)
         record["estimated_gib"] = need.total / GIB
         sizes = sorted({1, batch // 4 or 1, batch})

@@ -269,7 +269,7 @@ class SDXLStudy(Study):
         device = self.network.device
         if device.type == "cuda":
             own = team.rows(parameters.batch)
-            need = memory.needed(students, self.teacher.shape, own.stop - own.start, parameters.optimizer)
+            need = memory.needed(students, self.teacher.shape, own.stop - own.start, parameters)
             memory.check(need, memory.available(device), parameters)
 
     def export(self, distilled, device: torch.device) -> None:

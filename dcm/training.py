@@ -121,7 +121,7 @@ def train_group(
         _load_optimizer(optimizer, _picked("optimizer", tensors))
         if averaged:
             averaged.load_state_dict(_picked("averaged", tensors))
-        kept = _prefixed("kept", _picked("kept", tensors))
+        kept = _prefixed("kept", {n: t.cpu() for n, t in _picked("kept", tensors).items()})
         log = list(tensors["log"])
         if team.first:
             print(f"Going on after update {start}.")
@@ -154,7 +154,7 @@ def train_group(
             loss_sum.zero_()
         if state.update in snapshots:
             model = averaged.module if averaged else students
-            kept |= _prefixed(f"kept/{state.update}", {n: p.clone() for n, p in model.state_dict().items()})
+            kept |= _prefixed(f"kept/{state.update}", {n: p.cpu().clone() for n, p in model.state_dict().items()})
         due = time.monotonic() - last_saved > parameters.checkpoint_seconds
         if team.first and due and state.update < settings.updates:
             tensors = (

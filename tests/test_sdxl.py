@@ -529,6 +529,11 @@ def test_the_published_configuration_has_sdxls_parameters():
     with torch.device("meta"):
         unet = UNet2DConditionModel(**sdxl_dry_run.SDXL_UNET)
     assert sum(p.numel() for p in unet.parameters()) == 2_567_463_684
+    # and adapters of rank 64 on the paper's layers have the 197 million parameters of the published LCM-LoRA for SDXL
+    adapted = [m for path, m in unet.named_modules() if path.endswith(tuple(f".{t}" for t in TARGETS))]
+    assert len(adapted) == 788
+    size = sum(64 * (m.weight[0].numel() + len(m.weight)) for m in adapted)
+    assert size == 196_751_360
 
 
 def test_the_dry_run_on_a_tiny_network(tmp_path, capsys, monkeypatch):
@@ -554,10 +559,10 @@ def test_the_dry_run_on_a_tiny_network(tmp_path, capsys, monkeypatch):
 def test_too_little_memory_is_refused_with_what_lowers_it(study):
     students = LoRAStudents(study.network, [0, 1], 2)
     size = sum(p.numel() for p in students.parameters())
-    need = memory.needed(students, study.teacher.shape, 16, "adamw", peak=lambda s, shape, n: (10 + 3 * n) * memory.GIB)
+    p = SimpleNamespace(gradient_checkpointing=False, optimizer="adamw", width=64, ema=0.0)
+    need = memory.needed(students, study.teacher.shape, 16, p, peak=lambda s, shape, n: (10 + 3 * n) * memory.GIB)
     assert need.state == size * 4 // 2 + 8 * size
     assert need.total == int(1.05 * ((10 + 3 * 16) * memory.GIB + need.state))
-    p = SimpleNamespace(gradient_checkpointing=False, optimizer="adamw", width=64)
     memory.check(need, need.total, p)
     with pytest.raises(InputError) as error:
         memory.check(need, 40 * memory.GIB, p)
@@ -570,15 +575,15 @@ def test_too_little_memory_is_refused_with_what_lowers_it(study):
         "width below 64",
     ):
         assert setting in said
-    students.microbatch = 2
-    fewer = memory.needed(students, study.teacher.shape, 16, "adamw8bit", peak=lambda s, shape, n: n * memory.GIB)
-    assert fewer.samples == 2 and fewer.state == size * 4 // 2 + 2 * size
+    students.microbatch, p.optimizer, p.ema = 2, "adamw8bit", 0.9
+    fewer = memory.needed(students, study.teacher.shape, 16, p, peak=lambda s, shape, n: n * memory.GIB)
+    assert fewer.samples == 2 and fewer.state == size * 4 // 2 + 2 * size + 4 * size
 
     def full(*_):
         raise torch.OutOfMemoryError
 
     with pytest.raises(InputError, match="does not hold two samples"):
-        memory.needed(students, study.teacher.shape, 16, "adamw", peak=full)
+        memory.needed(students, study.teacher.shape, 16, p, peak=full)
 
 
 # --- bad input
