@@ -49,6 +49,8 @@ class LoRAStudents(Students):
     ``microbatch`` : samples whose activations are held at once in training, 0 for all; fewer cost one more evaluation.
     """
 
+    scale: Tensor  # (M,)
+
     def __init__(self, network: PromptedUNet, seeds: Sequence[int], rank: int):
         from peft import LoraConfig
 
@@ -116,7 +118,8 @@ class LoRAStudents(Students):
         for m, adapter in enumerate(self.adapters):
             scale = float(self.scale[m])
             for p in adapter.parameters():
-                p.grad.div_(scale)
+                if p.grad is not None:
+                    p.grad.div_(scale)
             norm = nn.utils.clip_grad_norm_(adapter.parameters(), max_norm)
             if scale > 1 and not norm.isfinite():
                 self.scale[m] /= 2

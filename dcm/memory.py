@@ -1,4 +1,4 @@
-"""GPU memory that training adapters needs, known before it starts: measured on one and two samples, then extrapolated."""
+"""GPU memory that training adapters needs, known before it starts: measured on a few samples, then extrapolated."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dcm.lora import LoRAStudents
 
 GIB = 2**30
 SLACK = 1.05  # the allocator's fragments and the libraries' workspaces
+PROBED = 4  # samples of the larger measurement; the smaller has one
 
 
 @dataclass(frozen=True)
@@ -19,20 +20,20 @@ class Need:
 
     Attributes
     ----------
-    held : weights and whatever else lies there before training. one, two : peak while one member walks back one
-    sample, or two. state : see :func:`training_state`. samples : walked back at once.
+    peaks : by number of samples, the peak while one member's graph is built and walked back. state : see
+    :func:`training_state`. samples : walked back at once.
     """
 
-    held: int
-    one: int
-    two: int
+    peaks: dict[int, int]
     state: int
     samples: int
 
     @property
     def total(self) -> int:
         """Activations grow in proportion to the samples; the rest does not."""
-        return int(SLACK * (self.one + (self.samples - 1) * (self.two - self.one) + self.state))
+        few, many = min(self.peaks), max(self.peaks)
+        each = (self.peaks[many] - self.peaks[few]) / max(1, many - few)
+        return int(SLACK * (self.peaks[few] + (self.samples - few) * each + self.state))
 
 
 def training_state(students: LoRAStudents, parameters) -> int:
@@ -47,12 +48,13 @@ def peak(students: LoRAStudents, shape: tuple[int, ...], samples: int) -> int:
     device = students.network.device
     x = torch.zeros(1, samples, *shape, device=device)
     t, condition = (torch.ones(1, samples, dtype=torch.long, device=device) for _ in range(2))
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
     part = slice(0, 1)
-    students.backward(students(x, t, condition, members=part).square().mean()[None], part)
-    most = torch.cuda.max_memory_allocated(device)
-    students.zero_grad(set_to_none=True)
+    for _ in range(2):  # the first time, cuDNN tries algorithms that it will not use again
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        students.backward(students(x, t, condition, members=part).square().mean()[None], part)
+        most = torch.cuda.max_memory_allocated(device)
+        students.zero_grad(set_to_none=True)
     return most
 
 
@@ -60,39 +62,41 @@ def needed(students: LoRAStudents, shape: tuple[int, ...], batch: int, parameter
     """What an update of `batch` samples a process needs; takes seconds. `peak` measures, as :func:`peak` does.
 
     `parameters` has ``optimizer`` and ``ema``, as :class:`dcm.parameters.TrainingParameters`.
-
-    Raises :class:`InputError` when not even two samples fit.
+    Raises :class:`InputError` when not even the few samples fit that it is measured on.
     """
     samples = min(batch, students.microbatch or batch)
-    held = torch.cuda.memory_allocated(students.network.device) if torch.cuda.is_available() else 0
+    probed = sorted({1, min(PROBED, samples)})
     try:
-        one, two = peak(students, shape, 1), peak(students, shape, 2)
+        peaks = {n: peak(students, shape, n) for n in probed}
     except torch.OutOfMemoryError:
         raise InputError(
-            f"the GPU's memory does not hold two samples ({held / GIB:.1f} GiB of it are weights); lower resolution, "
-            "set gradient_checkpointing to true, or take a larger GPU."
+            f"the GPU's memory does not hold {probed[-1]} samples in training; {_lower(parameters, probed[-1])}."
         ) from None
-    return Need(held, one, two, training_state(students, parameters), samples)
+    return Need(peaks, training_state(students, parameters), samples)
+
+
+def _lower(p, samples: int) -> str:
+    """The settings that lower the need, those first that cost nothing but time."""
+    ways = []
+    if not p.gradient_checkpointing:
+        ways.append("gradient_checkpointing = true")
+    if samples > 1:
+        ways.append(f"microbatch below {samples}")
+    if p.optimizer != "adamw8bit":
+        ways.append("optimizer = 'adamw8bit'")
+    if p.ema:
+        ways.append("ema = 0")
+    ways += ["fewer horizons, guidance scales and seeds in a group", f"width below {p.width}", "a lower resolution"]
+    return f"it is lowered by {', '.join(ways)}"
 
 
 def check(need: Need, available: int, parameters) -> None:
     """Raise :class:`InputError` when `need` exceeds the `available` bytes, naming the settings that lower it."""
-    if need.total <= available:
-        return
-    p, lower = parameters, []
-    if not p.gradient_checkpointing:
-        lower.append("gradient_checkpointing = true")
-    if need.samples > 1:
-        lower.append(f"microbatch below {need.samples}")
-    if p.optimizer != "adamw8bit":
-        lower.append("optimizer = 'adamw8bit'")
-    if p.ema:
-        lower.append("ema = 0")
-    lower += ["fewer horizons, guidance scales and seeds in a group", f"width below {p.width}", "a lower resolution"]
-    raise InputError(
-        f"training needs about {need.total / GIB:.1f} GiB of GPU memory, and {available / GIB:.1f} GiB can be had; "
-        f"it is lowered by {', '.join(lower)}."
-    )
+    if need.total > available:
+        raise InputError(
+            f"training needs about {need.total / GIB:.1f} GiB of GPU memory, and {available / GIB:.1f} GiB can be had; "
+            f"{_lower(parameters, need.samples)}."
+        )
 
 
 def available(device: torch.device) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -128,6 +129,10 @@ def dry_run(
     from dcm.sdxl_study import ready_network
 
     Grid(intervals), Grid(coarse), get_solver(solver)
+    if device.type != "cuda" and config is SDXL_UNET:
+        raise InputError(
+            "the dry run at SDXL's size needs a GPU, and none is present; allowed here: --unet with a small one."
+        )
     ready_device(device, torch.get_num_threads())
     clock = Clock(device)
     began = clock.now()
@@ -159,9 +164,7 @@ def dry_run(
         memory.check(need, memory.available(device), wanted)
         record["estimated_gib"] = need.total / GIB
         sizes = sorted({1, batch // 4 or 1, batch})
-        record["estimated_gib_by_microbatch"] = {
-            str(m): memory.Need(need.held, need.one, need.two, need.state, m).total / GIB for m in sizes
-        }
+        record["estimated_gib_by_microbatch"] = {str(m): replace(need, samples=m).total / GIB for m in sizes}
     bar = tqdm(total=2 * (1 + timed) + timed, desc="dry run", unit="update")
 
     def updates(grid: int, horizon: int) -> tuple[list[float], float | None]:
@@ -176,6 +179,9 @@ def dry_run(
             bar.update()
         return seconds[1:], clock.peak()
 
+    for size in range(1, batch + 1):  # as samples finish, fewer are left: let cuDNN see every number of them first
+        x, condition = data.draw(torch.Generator(device).manual_seed(0), size)
+        teacher.predict_noise(x, torch.full((size,), 500, device=device), condition)
     cm, cm_peak = updates(intervals, 1)
     students = ready()
     direct, direct_peak = updates(coarse, coarse)

@@ -267,10 +267,21 @@ class SDXLStudy(Study):
 
         ready_network(students, parameters)
         device = self.network.device
+        if device.type == "cpu" and self.teacher.shape[-1] > 64:
+            raise InputError(
+                "SDXL at its own size needs a GPU, and none is present; dry_run on one says what it costs."
+            )
         if device.type == "cuda":
             own = team.rows(parameters.batch)
             need = memory.needed(students, self.teacher.shape, own.stop - own.start, parameters)
             memory.check(need, memory.available(device), parameters)
+
+    def to(self, device: torch.device) -> None:
+        """Move the UNet and the autoencoder."""
+        self.network.unet.to(device)
+        self.vae.to(device)
+        if device.type == "cpu" and torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def export(self, distilled, device: torch.device) -> None:
         """Write each student to ``run_dir/adapters/<group>/<student>`` in diffusers' LoRA format."""

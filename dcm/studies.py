@@ -63,6 +63,9 @@ class Study:
     def before_training(self, students: Students, parameters, team) -> None:
         """Ready `students` for training by `parameters`; raises :class:`InputError` where they cannot."""
 
+    def to(self, device: torch.device) -> None:
+        """Move large networks to `device`, while others need the one they are on."""
+
     def export(self, distilled, device: torch.device) -> None:
         """Leave trained students in a form that others can use."""
 

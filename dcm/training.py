@@ -96,7 +96,9 @@ def train_group(
     with its `team`. Raises what :func:`dcm.distill.distill` raises.
     """
     if parameters.processes > 1 and team is None:
+        study.to(torch.device("cpu"))  # the processes need the memory
         launch(parameters)
+        study.to(device)
         return load_group(parameters.run_dir, parameters.group_name)
     team = team or ALONE
     group, settings = parameters.group(), parameters.settings()

@@ -1,4 +1,4 @@
-"""A random SDXL pipeline of some ten thousand weights, images with captions, and encoders: everything but the download."""
+"""A random SDXL pipeline of some hundred thousand weights, images with captions, and encoders: everything but the download."""
 
 import json
 from pathlib import Path

@@ -81,7 +81,8 @@ class PromptedUNet:
 
     def __init__(self, unet, prompts: Prompts, chunk: int):
         self.unet, self.prompts, self.chunk = unet.eval().requires_grad_(False), prompts, chunk
-        self.in_use, self._layers = None, []
+        self.in_use: str | None = None
+        self._layers: list = []
 
     @property
     def dtype(self) -> torch.dtype:
