@@ -571,11 +571,13 @@ def test_the_dry_run_on_a_tiny_network(tmp_path, capsys, monkeypatch):
     options = "--device cpu --precision fp32 --latent 8 --batch 4 --rank 2 --timed 1 --coarse 4 --intervals 100"
     sdxl_dry_run.main([*options.split(), "--unet", str(config), "--out", str(out)])
     record = json.loads(out.read_text())
-    cm, direct = record["rows"]
+    cm, direct, both = record["rows"]
     assert (cm["evaluations_an_update"], direct["evaluations_an_update"]) == (8, 4 * 2 * 50.5)
     measured = record["measured"]
     per_evaluation = sum(measured["solving_seconds_coarse"]) / measured["evaluations_coarse"]
     assert direct["seconds_an_update"] == pytest.approx(measured["student_seconds"] + per_evaluation * 404)
+    own = cm["seconds_an_update"] - 8 * per_evaluation
+    assert both["seconds_an_update"] == pytest.approx(direct["seconds_an_update"] + max(0, own))
     assert cm["hours"] == pytest.approx(250 * measured["cm_seconds"][0] / 3600) and cm["peak_gib"] is None
     text = capsys.readouterr().out
     assert "random weights" in text and "(extrapolated)" in text and "not measured" in text
