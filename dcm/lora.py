@@ -28,10 +28,12 @@ _numbers = itertools.count()
 
 
 def _drop(network: PromptedUNet, names: list[str]) -> None:
+    in_use = network.in_use
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that another adapter is the active one now
         network.unet.delete_adapters(names)
     network.adapters_changed()
+    network.use(None if in_use in names else in_use)
 
 
 class LoRAStudents(Students):
@@ -118,7 +120,7 @@ class LoRAStudents(Students):
         for m, adapter in enumerate(self.adapters):
             scale = float(self.scale[m])
             for p in adapter.parameters():
-                if p.grad is not None:
+                if scale != 1 and p.grad is not None:
                     p.grad.div_(scale)
             norm = nn.utils.clip_grad_norm_(adapter.parameters(), max_norm)
             if scale > 1 and not norm.isfinite():

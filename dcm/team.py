@@ -31,10 +31,7 @@ class Team:
 
     def rows(self, batch: int) -> slice:
         """This process's rows of a batch. Raises :class:`InputError` when the batch cannot be shared evenly."""
-        if batch % self.size:
-            raise InputError(
-                f"batch = {batch} cannot be shared by {self.size} processes; allowed: multiples of {self.size}."
-            )
+        _check_shareable(batch, self.size)
         own = batch // self.size
         return slice(self.rank * own, (self.rank + 1) * own)
 
@@ -56,6 +53,13 @@ class Team:
             self.accelerator.wait_for_everyone()
 
 
+def _check_shareable(batch: int, processes: int) -> None:
+    if batch % processes:
+        raise InputError(
+            f"batch = {batch} cannot be shared by {processes} processes; allowed: multiples of {processes}."
+        )
+
+
 ALONE = Team()
 
 
@@ -66,11 +70,18 @@ def launch(parameters) -> None:
     ----------
     parameters : :class:`dcm.parameters.DistillParameters`.
 
-    Raises :class:`InputError` with the processes' own sentence when they stop early.
+    Raises :class:`InputError` for more processes than GPUs or an uneven batch, before anything starts, and with the
+    processes' own sentence when they stop early.
     """
+    _check_shareable(parameters.batch, parameters.processes)
+    on_cpu = parameters.device == "cpu" or not torch.cuda.is_available()
+    if not on_cpu and parameters.processes > torch.cuda.device_count():
+        raise InputError(
+            f"processes = {parameters.processes} is not possible; allowed: 1 to {torch.cuda.device_count()}, one a GPU."
+        )
     path = Path(parameters.run_dir) / "checkpoints" / f"{parameters.group_name}.json"
     write_text(path, parameters.model_dump_json())
-    where = ["--cpu"] if parameters.device == "cpu" or not torch.cuda.is_available() else ["--multi_gpu"]
+    where = ["--cpu"] if on_cpu else ["--multi_gpu"]
     command = [
         sys.executable, "-m", "accelerate.commands.launch", *where, "--num_processes", str(parameters.processes),
         "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",

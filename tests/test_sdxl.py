@@ -33,7 +33,7 @@ from dcm.training import train_group
 CPU = torch.device("cpu")
 TRAIN = dict(
     study="sdxl", group_name="main", solver="ddim", intervals=4, guidance=[2.0], horizons=["cm", "direct"], seeds=[24],
-    updates=4, batch=4, lr=1e-2, width=2, device="cpu", checkpoint_seconds=1e-6,
+    updates=3, batch=4, lr=1e-2, width=2, device="cpu", checkpoint_seconds=1e-6,
 )  # fmt: skip
 
 
@@ -310,9 +310,9 @@ def test_sixteen_bits_round_what_32_bits_compute(precision, tolerance):
 def test_training_moves_both_students_and_leaves_the_unet_alone(study, distilled, pipe):
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    assert distilled.tensors["loss"].isfinite().all() and len(distilled.tensors["loss"]) == 4
+    assert distilled.tensors["loss"].isfinite().all() and len(distilled.tensors["loss"]) == 3
     start = LoRAStudents(study.network, [24, 24], 2).state_dict()
-    last = {n.removeprefix("4/"): v for n, v in distilled.tensors.items() if n.startswith("4/")}
+    last = {n.removeprefix("3/"): v for n, v in distilled.tensors.items() if n.startswith("3/")}
     assert set(last) == set(start)
     for m in range(2):
         moved = [n for n in last if n.startswith(f"adapters.{m}") and not torch.equal(last[n], start[n])]
@@ -323,10 +323,10 @@ def test_training_moves_both_students_and_leaves_the_unet_alone(study, distilled
         if f"{path}.weight" in theirs and hasattr(base, "weight"):
             assert torch.equal(base.weight, theirs[f"{path}.weight"])
     # The Direct CM's cost: n steps of two evaluations each; the CM rides on the same trajectory.
-    assert 2 * 4 * 4 <= distilled.about["evaluations"] <= 2 * 4 * 4 * 4
+    assert 2 * 4 * 3 <= distilled.about["evaluations"] <= 2 * 4 * 3 * 4  # n is at most 4
 
 
-@pytest.mark.parametrize("update", [1, 3])
+@pytest.mark.parametrize("update", [1, 2])
 def test_a_killed_run_ends_with_the_same_weights(study, distilled, prepared, tmp_path, monkeypatch, update):
     shutil.copytree(prepared / "teacher", tmp_path / "teacher")
     real = training.distill
@@ -345,7 +345,7 @@ def test_a_killed_run_ends_with_the_same_weights(study, distilled, prepared, tmp
     tensors, about = read_tensors(checkpoint)
     assert about["update"] == update
     assert not [n for n in tensors if "conv_in" in n]  # adapters only, no UNet
-    if update == 3:
+    if update == 2:
         with pytest.raises(
             InputError, match=r"from other settings \(lr = 0.01 there and 0.02 here\); set them as they"
         ):
@@ -369,19 +369,26 @@ def test_two_processes_train_as_one(distilled, prepared, tmp_path):
     assert (tmp_path / "adapters/main/direct-w2-seed24/pytorch_lora_weights.safetensors").exists()
 
 
-def test_a_batch_must_be_shareable(made):
-    from dcm.team import Team
+def test_a_batch_must_be_shareable(tmp_path, monkeypatch):
+    from dcm.team import Team, launch
 
     team = Team(SimpleNamespace(process_index=1, num_processes=3))
     assert team.rows(9) == slice(3, 6) and not team.first
     with pytest.raises(InputError, match="batch = 16 cannot be shared by 3 processes; allowed: multiples of 3"):
         team.rows(16)
+    with pytest.raises(InputError, match="batch = 4 cannot be shared by 3 processes"):
+        launch(distill_parameters(tmp_path, processes=3))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(InputError, match="processes = 2 is not possible; allowed: 1 to 1, one a GPU"):
+        launch(distill_parameters(tmp_path, processes=2, device="cuda"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_saved_adapters_load_into_a_pipeline_and_give_the_students_output(study, distilled, prepared, pipe):
     x, t, c = batch(study)
     rows = [v.expand(2, *v.shape) for v in (x, t, c)]
-    own = distilled.students(study, 4, CPU)(*rows)
+    own = distilled.students(study, 3, CPU)(*rows)
     text, added = study.data.prompts.of(c, torch.float32)
     for m, name in enumerate(("cm-w2-seed24", "direct-w2-seed24")):
         folder = prepared / "adapters/main" / name
@@ -450,7 +457,7 @@ def test_where_the_lcm_scheduler_differs(study):
 
 def test_noise_is_the_samples_own_and_the_teachers_are_kept_by_chunk(study, distilled, prepared):
     evaluation = EvaluationSet(study, prepared, 6, 0, CPU)
-    students = distilled.students(study, 4, CPU)
+    students = distilled.students(study, 3, CPU)
     x = evaluation.student_samples(students, 4, 2)
     assert torch.allclose(
         EvaluationSet(study, prepared, 3, 0, CPU).student_samples(students, 4, 2), x[:, :3], atol=1e-4
@@ -468,7 +475,10 @@ def test_noise_is_the_samples_own_and_the_teachers_are_kept_by_chunk(study, dist
 # --- metrics
 
 
-def test_quality_of_the_teacher_against_itself_and_what_is_not_measured(study, prepared):
+def test_quality_of_the_teacher_against_itself_and_what_is_not_measured(study, prepared, monkeypatch):
+    features = study.quality.encoders.features
+    assert set(features) == {"fd_teacher", "fd_dino"} and features["fd_teacher"].name == "EfficientNet-Lite0"
+    monkeypatch.setitem(features, "fd_teacher", features["fd_dino"])  # 1,280 features take seconds
     evaluation = EvaluationSet(study, prepared, 6, 0, CPU)
     solution = evaluation.teacher_samples("ddim", 4, 2.0)
     own = study.quality.measure(solution, evaluation.condition, solution)
