@@ -81,10 +81,9 @@ def launch(parameters) -> None:
         )
     path = Path(parameters.run_dir) / "checkpoints" / f"{parameters.group_name}.json"
     write_text(path, parameters.model_dump_json())
-    where = ["--cpu"] if on_cpu else ["--multi_gpu"]
+    # torchrun, since accelerate's own launcher starts one process only where there is no GPU; accelerate joins either.
     command = [
-        sys.executable, "-m", "accelerate.commands.launch", *where, "--num_processes", str(parameters.processes),
-        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(parameters.processes),
         "-m", "dcm.team", str(path),
     ]  # fmt: skip
     said = ""
@@ -98,7 +97,7 @@ def launch(parameters) -> None:
 
 
 def main(path: str) -> None:
-    """What each process of :func:`launch` does: ``accelerate launch -m dcm.team PARAMETERS.json``."""
+    """What each process of :func:`launch` does: ``torchrun -m dcm.team PARAMETERS.json``, or ``accelerate launch``."""
     import json
 
     from accelerate import Accelerator

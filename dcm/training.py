@@ -137,7 +137,7 @@ def train_group(
         return {
             "identity": identity, "update": update, "evaluations": evaluations,
             "seconds": seconds + time.monotonic() - began, "parameters": parameters.model_dump(),
-            "group": asdict(group), "snapshots": snapshots, "log_window": window,
+            "group": asdict(group), "snapshots": snapshots, "log_window": window, "processes": team.size,
         }  # fmt: skip
 
     bar = tqdm(

@@ -356,16 +356,23 @@ def test_a_killed_run_ends_with_the_same_weights(study, distilled, prepared, tmp
         assert torch.equal(value, resumed.tensors[name]), name
 
 
-def test_two_processes_train_as_one(distilled, prepared, tmp_path):
-    """accelerate launch on the CPU: the same weights up to the rounding of sums."""
+def test_two_processes_train_as_one(study, distilled, prepared, tmp_path):
+    """On the CPU, through accelerate: the same losses and the same way gone, up to the rounding of sums.
+
+    (Adam makes whole steps of gradients that are next to nothing, so single weights may differ.)
+    """
     shutil.copytree(prepared / "teacher", tmp_path / "teacher")
     from dcm.team import launch
 
     launch(distill_parameters(tmp_path, processes=2))
     both = load_group(tmp_path, "main")
+    assert (distilled.about["processes"], both.about["processes"]) == (1, 2)
     assert both.about["evaluations"] == distilled.about["evaluations"]
-    for name, value in distilled.tensors.items():
-        assert torch.allclose(value, both.tensors[name], atol=2e-4), name
+    assert torch.allclose(distilled.tensors["loss"], both.tensors["loss"], rtol=1e-4)
+    start = LoRAStudents(study.network, [24, 24], 2).state_dict()
+    one, two = ({n: g.tensors[f"3/{n}"] - v for n, v in start.items()} for g in (distilled, both))
+    apart = sum((one[n] - two[n]).square().sum() for n in start) / sum(v.square().sum() for v in one.values())
+    assert 0 < apart**0.5 < 0.01
     assert (tmp_path / "adapters/main/direct-w2-seed24/pytorch_lora_weights.safetensors").exists()
 
 
