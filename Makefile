@@ -2,6 +2,7 @@
 # make test    set up and run everything that CI runs
 PYTHON ?= python3
 VENV ?= .venv
+LOWEST ?= .venv-lowest
 JOBS ?= 2
 STUDIES ?= gmm digits
 BIN := $(VENV)/bin
@@ -10,7 +11,7 @@ export MPLBACKEND ?= agg
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: study test unit smoke nbval lint notebooks lab clean
+.PHONY: study test unit smoke faults nbval lowest lint notebooks lab browser clean
 
 study: $(BIN)/.ready
 	@for study in $(STUDIES); do $(MAKE) --no-print-directory study-$$study || exit 1; done
@@ -27,8 +28,17 @@ $(BIN)/.ready: pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	touch $@
 
+# The unit tests with the lowest versions that pyproject.toml allows (`make unit` has the highest), in an environment
+# of their own: an installation of torch, so minutes and gigabytes.
+lowest:
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[test]'
+	$(LOWEST)/bin/python -m pytest --ignore tests/test_smoke.py
+
 lint: $(BIN)/.ready
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 unit: $(BIN)/.ready
 	$(BIN)/python -m pytest --ignore tests/test_smoke.py
@@ -36,6 +46,10 @@ unit: $(BIN)/.ready
 # Every notebook through papermill and Snakemake, at a size that takes minutes.
 smoke: $(BIN)/.ready
 	$(BIN)/python -m pytest tests/test_smoke.py
+
+# The smoke study killed (SIGKILL) at 20 random moments and resumed: the same metrics.csv. About half an hour.
+faults: $(BIN)/.ready
+	DCM_KILLS=20 $(BIN)/python -m pytest -s tests/test_smoke.py -k killed
 
 # The notebooks as they stand, against their stored outputs (cells tagged nbval-check-output).
 nbval: $(BIN)/.ready
@@ -47,8 +61,14 @@ notebooks: $(BIN)/.ready
 	rm -rf runs/quick
 	for n in 1_teacher 2_distill 3_ode_error 4_sample_quality 5_figures; do $(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/$$n.ipynb || exit 1; done
 
+# Figures appear in the notebook only without a backend named in the environment.
 lab: $(BIN)/.ready
-	$(BIN)/jupyter lab notebooks
+	env -u MPLBACKEND $(BIN)/jupyter lab notebooks
+
+# Notebooks 2 and 4 run from JupyterLab's menu in a real browser (Debian's chromium); leaves docs/jupyterlab.png.
+browser: $(BIN)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check playwright
+	$(BIN)/python tests/browser.py
 
 clean:
 	rm -rf runs .snakemake

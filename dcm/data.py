@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from dcm.artifacts import read_tensors, write_tensors
+from dcm.artifacts import read_tensors, verify, write_tensors
 from dcm.errors import InputError
 from dcm.progress import tqdm
 from dcm.random import sample_noise
@@ -22,6 +22,7 @@ from dcm.schedule import Grid
 from dcm.solvers import solve
 
 SPLITS = ("train", "held_out")
+CIFAR10_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"  # as keras publishes it
 
 
 @dataclass(frozen=True)
@@ -114,9 +115,11 @@ def digits(held_out: int = 500) -> ImageSet:
 def cifar10(folder: str | Path, download: bool = False) -> ImageSet:
     """CIFAR-10 as torchvision keeps it in `folder`; held out is its test set of 10,000.
 
+    The archive is checked against its SHA-256 before anything in it is read, and torchvision checks each of its files.
     Raises :class:`InputError` when it is not there and `download` is off, or cannot be fetched.
     """
     from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import download_url
 
     def part(train: bool) -> tuple[Tensor, Tensor, list[str]]:
         data = CIFAR10(str(folder), train=train, download=download)
@@ -124,7 +127,12 @@ def cifar10(folder: str | Path, download: bool = False) -> ImageSet:
         images = torch.from_numpy(data.data).permute(0, 3, 1, 2)
         return images[order], torch.tensor(data.targets)[order], data.classes
 
+    archive = Path(folder) / CIFAR10.filename
     try:
+        if download and not (Path(folder) / CIFAR10.base_folder).exists():
+            download_url(CIFAR10.url, str(folder), CIFAR10.filename, CIFAR10.tgz_md5)
+        if archive.exists():
+            verify(archive, CIFAR10_SHA256)
         train, train_labels, classes = part(True)
         held_out, held_out_labels, _ = part(False)
     except (RuntimeError, OSError) as error:

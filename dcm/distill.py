@@ -7,6 +7,7 @@ reached data, else f(x_hat, t_{n-h}) with gradients stopped. h = 1 is the consis
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from dcm.consistency import ConsistencyFunction
 from dcm.errors import InputError, TrainingError
+from dcm.in_flight import Starts, solve_in_flight
 from dcm.random import generator
 from dcm.schedule import Grid
 from dcm.solvers import get_solver, solve
@@ -76,6 +78,10 @@ class Settings:
     loss : ``l2`` (mean squared error) or ``huber`` (pseudo-Huber with c = 1e-3).
     together : updates whose targets the teacher solves in one go; changes speed, not results.
     optimizer : ``adamw``, or ``adamw8bit`` (bitsandbytes': its state takes a quarter of the memory).
+    slots : when above 0, solve that many ODEs in flight instead (:mod:`dcm.in_flight`); changes speed, not results.
+    reuse : pairs taken from one teacher trajectory. Above 1, trajectories start at n = N and each gives pairs at
+    `reuse` of its N points: N / reuse solver steps a pair instead of (N + 1) / 2, at the price of batches with fewer
+    independent images, whose points lie on the teacher's path instead of on noised data.
     """
 
     updates: int
@@ -87,6 +93,16 @@ class Settings:
     loss: str = "l2"
     together: int = 1
     optimizer: str = "adamw"
+    slots: int = 0
+    reuse: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch % self.reuse:
+            raise InputError(f"reuse = {self.reuse} is not possible; allowed: divisors of batch = {self.batch}.")
+        if self.reuse > 1 and self.slots:
+            raise InputError(
+                "slots are not possible with reuse above 1, whose solves all last equally long; set slots = 0."
+            )
 
 
 @dataclass
@@ -126,62 +142,137 @@ class Batch:
     evaluations: int
 
 
+def draw_starts(
+    teacher: Teacher, data, group: Group, batch: int, update: int, device, reuse: int = 1, team: Team = ALONE
+) -> Starts:
+    """Starting points of one update for every guidance scale and seed: (W S B / reuse) in that order.
+
+    What is drawn depends on (seed, update) alone; of a team, each takes its own rows. With `reuse` above 1 all start
+    at n = N; see :class:`Settings`.
+    """
+    grid, draws, count = Grid(group.intervals, teacher.schedule.T), [], batch // reuse
+    for seed in group.seeds:
+        x_0, condition = data.draw(generator(device, seed, "data", update), count)
+        noise = torch.randn(x_0.shape, generator=generator(device, seed, "noise", update), device=device)
+        n = torch.randint(1, grid.intervals + 1, (count,), generator=generator("cpu", seed, "index", update))
+        n = n if reuse == 1 else torch.full_like(n, grid.intervals)
+        x = teacher.schedule.add_noise(x_0, noise, grid.time(n).to(device))
+        draws.append([v[team.rows(count)] for v in (x, n, condition)])
+    # Every guidance scale solves from the same points.
+    W = len(group.guidance)
+    x, n, condition = (torch.cat(column * W) for column in zip(*draws))
+    w = group.guidance[0] if W == 1 else torch.tensor(group.guidance, device=device).repeat_interleave(len(x) // W)
+    return Starts(x, n, condition, w)
+
+
+def joined(starts: Sequence[Starts]) -> Starts:
+    """Several starts as one, in their order."""
+    x, n, condition = (torch.cat([getattr(s, name) for s in starts]) for name in ("x", "n", "condition"))
+    w = starts[0].guidance
+    return Starts(x, n, condition, w.repeat(len(starts)) if isinstance(w, Tensor) else w)
+
+
+def to_batch(
+    group: Group, grid: Grid, x: Tensor, n: Tensor, condition: Tensor, x_hat: dict[int, Tensor], evaluations: int
+) -> Batch:
+    """The members' batch from points (W S B), grid indices n and, by horizon, where the teacher brought them."""
+    horizons, device = sorted(group.horizons), x.device
+
+    def members(v: Tensor) -> Tensor:  # (W S B, ...) -> (W S, B, ...)
+        return v.unflatten(0, (len(group.guidance) * len(group.seeds), -1))
+
+    t_hat = torch.cat([members(grid.time((n - h).clamp(min=0)).to(device)) for h in horizons])
+    x, t, condition = (members(v).repeat(len(horizons), *[1] * v.ndim) for v in (x, grid.time(n).to(device), condition))
+    return Batch(x, t, condition, torch.cat([members(x_hat[h]) for h in horizons]), t_hat, evaluations)
+
+
 def draw_batches(
     teacher: Teacher, data, group: Group, batch: int, updates: Sequence[int], device, team: Team = ALONE
 ) -> list[Batch]:
-    """Draw the batches of the given update numbers and solve them together; of a team, each its own rows.
+    """Draw the batches of the given update numbers and solve them together.
 
-    What is drawn depends on (seed, update) alone. One solve for several updates costs the same evaluations in fewer,
-    larger teacher calls, which is what a small teacher needs.
+    One solve for several updates costs the same evaluations in fewer, larger teacher calls, which is what a small
+    teacher needs.
     """
-    grid, draws = Grid(group.intervals, teacher.schedule.T), []
-    for update in updates:
-        for seed in group.seeds:
-            x_0, condition = data.draw(generator(device, seed, "data", update), batch)
-            noise = torch.randn(x_0.shape, generator=generator(device, seed, "noise", update), device=device)
-            n = torch.randint(1, grid.intervals + 1, (batch,), generator=generator("cpu", seed, "index", update))
-            x = teacher.schedule.add_noise(x_0, noise, grid.time(n).to(device))
-            draws.append([v[team.rows(batch)] for v in (x, n, condition)])
-    x, n, condition = (torch.stack(column) for column in zip(*draws))
-
-    U, W, S, B = len(updates), len(group.guidance), len(group.seeds), x.shape[1]
-    horizons = sorted(group.horizons)
-    # (U S, B, ...) -> (U, W, S, B, ...): every guidance scale solves from the same points.
-    x, n, condition = (v.unflatten(0, (U, 1, S)).expand(U, W, S, *v.shape[1:]) for v in (x, n, condition))
-    w = group.guidance[0] if W == 1 else torch.tensor(group.guidance, device=device).repeat_interleave(S * B).repeat(U)
-    start = [v.flatten(0, 3) for v in (x, n, condition)]
-    solution = solve(teacher, *start, w, group.solver, grid, steps=max(horizons), save_at=tuple(horizons))
-    x_hat = torch.stack([solution.at[h] for h in horizons]).unflatten(1, (U, W, S, B))
-    n_hat = torch.stack([(n - h).clamp(min=0) for h in horizons])
-    t, t_hat = grid.time(n).to(device), grid.time(n_hat).to(device)
-
-    def members(v: Tensor) -> Tensor:  # (W, S, B, ...) -> (M, B, ...)
-        return v.expand(len(horizons), *v.shape).flatten(0, 2)
-
-    cost = solution.evaluations / max(1, int(n.clamp(max=max(horizons)).sum()))
+    grid, longest = Grid(group.intervals, teacher.schedule.T), max(group.horizons)
+    starts = [draw_starts(teacher, data, group, batch, update, device, team=team) for update in updates]
+    every = joined(starts)
+    solution = solve(
+        teacher, every.x, every.n, every.condition, every.guidance, group.solver, grid, longest, tuple(group.horizons)
+    )
+    steps = [int(s.n.clamp(max=longest).sum()) for s in starts]
+    each = solution.evaluations / max(1, sum(steps))
+    size = len(starts[0].x)
     return [
-        Batch(
-            members(x[u]),
-            members(t[u]),
-            members(condition[u]),
-            x_hat[:, u].flatten(0, 2),
-            t_hat[:, u].flatten(0, 2),
-            round(cost * int(n[u].clamp(max=max(horizons)).sum())),
-        )  # fmt: skip
-        for u in range(U)
-    ]
+        to_batch(
+            group, grid, s.x, s.n, s.condition,
+            {h: x[u * size : (u + 1) * size] for h, x in solution.at.items()}, round(each * steps[u]),
+        )
+        for u, s in enumerate(starts)
+    ]  # fmt: skip
+
+
+def reused_batches(
+    teacher: Teacher, data, group: Group, batch: int, updates: Sequence[int], device, reuse: int, team: Team = ALONE
+) -> list[Batch]:
+    """As :func:`draw_batches`, with `reuse` pairs from each trajectory; see :class:`Settings`."""
+    N = group.intervals
+    grid, size = Grid(N, teacher.schedule.T), batch // reuse
+    starts = [draw_starts(teacher, data, group, batch, update, device, reuse, team) for update in updates]
+    every, W = joined(starts), len(group.guidance)
+    solution = solve(teacher, every.x, N, every.condition, every.guidance, group.solver, grid, trajectory=True)
+    paths = solution.trajectory.unflatten(1, (len(updates), -1))
+    out = []
+    for u, update in enumerate(updates):
+        # Which points of a trajectory are used: uniform on 1..N, none twice.
+        picks = [
+            torch.rand(size, N, generator=generator("cpu", seed, "index", update)).argsort(1)[team.rows(size), :reuse]
+            + 1
+            for seed in group.seeds
+        ]
+        n = torch.cat(picks * W).flatten()
+        which = torch.arange(len(n), device=device) // reuse
+        path = paths[:, u]
+        point = lambda index: path[(N - index).to(device), which]
+        x_hat = {h: point((n - h).clamp(min=0)) for h in group.horizons}
+        cost = solution.evaluations // len(updates)
+        out.append(to_batch(group, grid, point(n), n, starts[u].condition[which], x_hat, cost))
+    return out
 
 
 def batches(
     teacher: Teacher, data, group: Group, settings: Settings, device, start: int = 0, team: Team = ALONE
 ) -> Iterator[tuple[int, Batch]]:
-    """Update numbers after `start` with their batches, solved ``settings.together`` at a time."""
+    """Update numbers after `start` with their batches: solved in flight, or ``settings.together`` at a time."""
+    if settings.slots:
+        yield from batches_in_flight(teacher, data, group, settings, device, start, team)
+        return
     size = settings.together
     for first in range(start - start % size + 1, settings.updates + 1, size):
         # A resumed run solves its first chunk whole: other shapes would change the last bits.
         updates = range(first, min(first + size, settings.updates + 1))
-        solved = zip(updates, draw_batches(teacher, data, group, settings.batch, updates, device, team))
+        draw = (teacher, data, group, settings.batch, updates, device)
+        once = settings.reuse == 1
+        solved = zip(updates, draw_batches(*draw, team) if once else reused_batches(*draw, settings.reuse, team))
         yield from ((update, batch) for update, batch in solved if update > start)
+
+
+def batches_in_flight(
+    teacher: Teacher, data, group: Group, settings: Settings, device, start: int = 0, team: Team = ALONE
+) -> Iterator[tuple[int, Batch]]:
+    """As :func:`batches`, with ``settings.slots`` ODEs in flight, drawn ahead of the update that needs them."""
+    grid = Grid(group.intervals, teacher.schedule.T)
+    drawn: deque[Starts] = deque()
+
+    def ahead() -> Iterator[Starts]:
+        for update in range(start + 1, settings.updates + 1):
+            drawn.append(draw_starts(teacher, data, group, settings.batch, update, device, team=team))
+            yield drawn[-1]
+
+    solutions = solve_in_flight(teacher, ahead(), group.solver, grid, settings.slots, tuple(group.horizons))
+    for update, solution in enumerate(solutions, start + 1):
+        s = drawn.popleft()
+        yield update, to_batch(group, grid, s.x, s.n, s.condition, solution.at, solution.evaluations)
 
 
 @torch.no_grad()
@@ -250,6 +341,8 @@ def distill(
     get_solver(group.solver)
     for h in group.horizons:
         resolve_horizon(h, group.intervals)
+    if settings.reuse > group.intervals:
+        raise InputError(f"reuse = {settings.reuse} is not possible; allowed: 1 to intervals = {group.intervals}.")
     if students.size != len(group.members):
         raise InputError(f"{students.size} students were given for a group of {len(group.members)}.")
     optimizer = optimizer or make_optimizer(students, settings)
@@ -285,5 +378,5 @@ def check_finite(state: State, members: Sequence[Member]) -> None:
         m = members[bad[0]]
         raise TrainingError(
             f"the loss of the student with horizon {m.horizon}, guidance {m.guidance:g}, seed {m.seed} is not finite at "
-            f"update {state.update}; the last checkpoint is kept: lower lr, or use loss = 'huber' or a smaller guidance."
+            f"update {state.update}; lower lr, or use loss = 'huber' or a smaller guidance."
         )

@@ -11,6 +11,15 @@ class InputError(ValueError):
         return [f"InputError: {self}"]
 
 
+def last_good(checkpoint, update: int) -> str:
+    """Where a training that failed can be looked into: its last good `checkpoint`, if one was written by `update`."""
+    return (
+        f"The last good checkpoint is {checkpoint} (update {update})."
+        if update
+        else "No checkpoint was written before."
+    )
+
+
 class TrainingError(RuntimeError):
     """Raised when training cannot go on (a loss that is not finite, say), naming the step and what to change."""
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from dcm.consistency import sample
 from dcm.distill import Group, Member
 from dcm.errors import InputError
 from dcm.metrics import ode_error
+from dcm.parameters import check_ends
 from dcm.progress import tqdm
 from dcm.random import generator, sample_noise
 from dcm.schedule import Grid
@@ -147,6 +148,13 @@ def load_group(run_dir: str | Path, name: str) -> DistilledGroup:
     g = about["group"]
     group = Group(g["solver"], g["intervals"], tuple(g["guidance"]), tuple(g["horizons"]), tuple(g["seeds"]))
     return DistilledGroup(name, group, about["snapshots"], about, path, tensors)
+
+
+def load_groups(run_dir: str | Path, names: Sequence[str], main: str) -> dict[str, DistilledGroup]:
+    """Distilled groups by name; raises :class:`InputError` when one is missing or `main` lacks an end of the horizon."""
+    loaded = {name: load_group(run_dir, name) for name in names}
+    check_ends(main, asdict(loaded[main].group))
+    return loaded
 
 
 def describe(name: str, group: Group, member: Member, update: int, steps: int) -> dict:

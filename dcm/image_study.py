@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dcm import data as sources
-from dcm.artifacts import fingerprint, project_path, write_json
+from dcm.artifacts import fingerprint, project_path, read_json, write_json
 from dcm.consistency import ConsistencyFunction
-from dcm.errors import InputError
+from dcm.errors import InputError, TrainingError, last_good
 from dcm.progress import tqdm
 from dcm.schedule import Grid
 from dcm.solvers import solve
@@ -56,7 +56,7 @@ class ImageStudy(Study):
         folder = Path(run_dir) / "teacher"
         if not (folder / "teacher.json").exists():
             raise InputError(f"{folder} holds no teacher of the study {name}; run notebook 1 with this run_dir first.")
-        about = json.loads((folder / "teacher.json").read_text())
+        about = read_json(folder / "teacher.json")
         teacher = UNetTeacher.load(folder).to(device)
         if device.type == "cuda":
             teacher.accelerate(compile=False)
@@ -72,7 +72,7 @@ class ImageStudy(Study):
         real = data.images("held_out")[0] if len(data.held_out) else None
         super().__init__(
             name, teacher, data, ImageQuality(extractor, classifier, real, inception), ConsistencyFunction(teacher.schedule),
-            chunk=500, exact=False, teacher_id=fingerprint(folder / "config.json"),
+            chunk=256, exact=False, teacher_id=fingerprint(folder / "config.json"),
         )  # fmt: skip
 
     def make_students(self, seeds: Sequence[int], width: int) -> Students:
@@ -136,9 +136,6 @@ def prepare(p, run_dir: Path, device: torch.device) -> None:
     from dcm.teachers.unet import UNetConfig, UNetTeacher
 
     folder = run_dir / "teacher"
-    if (p.study == "digits") != (p.data == "builtin"):
-        allowed = "builtin" if p.study == "digits" else "cifar10, folder, teacher"
-        raise InputError(f"data = {p.data!r} is not possible for the study {p.study}; allowed: {allowed}.")
     about = {
         "source": p.data,
         "folder": p.data_dir,
@@ -148,7 +145,7 @@ def prepare(p, run_dir: Path, device: torch.device) -> None:
     }
     identity = {"parameters": p.model_dump(include={"study", "seed", "updates", "batch", "lr", "data"})}
     done = folder / "teacher.json"
-    if done.exists() and json.loads(done.read_text())["identity"] == identity:
+    if done.exists() and read_json(done)["identity"] == identity:
         write_json(done, {"identity": identity, "data": about})
         return
     done.unlink(missing_ok=True)
@@ -185,18 +182,24 @@ def prepare(p, run_dir: Path, device: torch.device) -> None:
 def train(states, updates: int, folder: Path, every: float = 60.0) -> None:
     """Drive a teacher's training with a progress bar and checkpoints, and save the averaged weights."""
     bar, last = tqdm(total=updates, desc="train the teacher", unit="update"), time.monotonic()
-    for state in states:
-        bar.update(state.step - bar.n)
-        if time.monotonic() - last > every:
-            state.save(folder / "checkpoint.safetensors")
-            last = time.monotonic()
+    saved = 0
+    try:
+        for state in states:
+            bar.update(state.step - bar.n)
+            if time.monotonic() - last > every:
+                state.save(folder / "checkpoint.safetensors")
+                saved, last = state.step, time.monotonic()
+    except TrainingError as error:
+        raise TrainingError(f"{error} {last_good(folder / 'checkpoint.safetensors', saved)}") from None
     bar.close()
     state.ema.save(folder, {"updates": state.step, "seconds": round(state.elapsed, 1)})
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)
 
 
 # Small enough that the whole digits study runs on two CPU cores in minutes.
-DIGITS_NETWORK = dict(widths=(16, 32), attention=(False, False), layers=1, head_width=16, groups=16)
+DIGITS_NETWORK: dict[str, Any] = dict(widths=(16, 32), attention=(False, False), layers=1, head_width=16, groups=16)
 DIGITS_UPDATES = 1500
 CLASSIFIERS = {"digits": dict(updates=400, batch=64), "cifar10": dict(updates=4000, batch=256, width=64)}
-CIFAR_NETWORK = dict(widths=(96, 112, 96), attention=(False, True, True), layers=2, head_width=16, groups=16)
+CIFAR_NETWORK: dict[str, Any] = dict(
+    widths=(96, 112, 96), attention=(False, True, True), layers=2, head_width=16, groups=16
+)

@@ -74,7 +74,8 @@ class MixtureQuality:
     }
 
     def __init__(self, teacher, seed: int = 0):
-        self.teacher, self.seed, self._data = teacher, seed, {}
+        self.teacher, self.seed = teacher, seed
+        self._data: dict[int, Tensor] = {}
 
     def _reference(self, condition: Tensor) -> Tensor:
         """Exact samples of the given classes, drawn once."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from dcm.artifacts import Provenance, project_path
-from dcm.parameters import NOTEBOOKS, Parameters, check
+from dcm.parameters import NOTEBOOKS, check
 from dcm.studies import Study, find_device, load_study, ready_device
 
 
@@ -18,7 +19,7 @@ class Session:
     """A notebook's surroundings: checked parameters `p`, the device, and where it came from."""
 
     notebook: str
-    p: Parameters
+    p: Any  # of the notebook's model in dcm.parameters
     device: torch.device
     provenance: Provenance
 
@@ -32,6 +33,19 @@ class Session:
         """The study, with its teacher loaded."""
         return load_study(self.p.study, self.run_dir, self.device)
 
+    def save_figure(self, figure, name: str, caption: str, *drawn_from: Path) -> None:
+        """Save a figure into ``run_dir/figures``; `drawn_from` are the files that have the numbers behind it."""
+        from dcm import plots, provenance
+
+        folder, own = self.run_dir / "figures", self.run_dir / "provenance" / f"{self.notebook}.json"
+        now = self.provenance.record
+        record = {
+            "study": self.p.study, "figure": name, "caption": caption, "commit": now["commit"],
+            "parameters": provenance.of_parameters({self.notebook: now["parameters"]}, own, folder),
+            "drawn_from": [provenance.of_file(path, folder) for path in drawn_from],
+        }  # fmt: skip
+        plots.save(figure, folder, record)
+
     def finish(self, name: str | None = None, **more) -> None:
         """Write the provenance record, with anything in `more` (teacher evaluations, say)."""
         self.provenance.write(self.run_dir / "provenance" / f"{name or self.notebook}.json", **more)
@@ -42,7 +56,7 @@ def start(notebook: str, namespace: dict) -> Session:
 
     Raises :class:`dcm.errors.InputError`, one sentence, for a parameter that is unknown, of a wrong type or impossible.
     """
-    p = check(NOTEBOOKS[notebook], namespace)
+    p: Any = check(NOTEBOOKS[notebook], namespace)
     device = find_device(p.device)
     ready_device(device, p.threads)
     from dcm.plots import use_style

@@ -6,29 +6,94 @@ namespace to :func:`check`. Each field's description says what is allowed; it be
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+import os
+import re
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from dcm.artifacts import ROOT, project_path
 from dcm.errors import InputError
 from dcm.schedule import Grid
 from dcm.solvers import SOLVERS
 
-Count = Annotated[int, Field(ge=1, description="a whole number, at least 1")]
-Whole = Annotated[int, Field(ge=0, description="a whole number, at least 0")]
+
+def _between(least: int, most: int) -> Any:
+    """Bounds of a whole number; they keep what no machine could hold from being tried."""
+    return Field(ge=least, le=most, description=f"a whole number, at least {least} and at most {most}")
+
+
+def _readable(value: float) -> float:
+    """Guidance scales name rows and files by their first six digits, so they must have no more."""
+    if float(f"{value:g}") != value:
+        raise ValueError
+    return value
+
+
+def _folder(path: str) -> str:
+    """A path in its shortest spelling, when Snakemake and every file system can take it."""
+    parts = PurePosixPath(path).parts
+    if not all(c.isprintable() and c not in "{}*?" for c in path) or path.startswith("//"):
+        raise ValueError
+    if any(part != part.strip() or len(part.encode()) > 200 for part in parts) or len(path.encode()) > 1000:
+        raise ValueError
+    return str(PurePosixPath(path))
+
+
+def _writable(path: str) -> str:
+    """The first folder on the way that exists can be written; and it is not the repository, whose files it would replace."""
+    folder = project_path(path).resolve()
+    if folder == ROOT or folder in ROOT.parents:
+        raise ValueError
+    there = next(f for f in (folder, *folder.parents) if f.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise ValueError
+    return path
+
+
+def _solver(name: str) -> str:
+    """One of those that there are."""
+    if name not in SOLVERS:
+        raise ValueError
+    return name
+
+
+Count = Annotated[int, _between(1, 10**9)]
+Whole = Annotated[int, _between(0, 10**9)]
+Seed = Annotated[int, _between(0, 2**32 - 1)]
+Batch = Annotated[int, _between(1, 65536)]
+Samples = Annotated[int, _between(16, 100_000)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, description="a number above 0")]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, description="a number, at least 0")]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$", description="a name of letters, digits, '.', '_' and '-'")]
+Rate = Annotated[float, Field(gt=0, le=1, description="a number above 0, at most 1")]
+Guidance = Annotated[
+    list[Annotated[float, Field(ge=0, le=1000), AfterValidator(_readable)]],
+    Field(min_length=1, description="a list of numbers, at least 0 and at most 1000, of at most six digits"),
+]
+Name = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$", description="a name of letters, digits, '.', '_' and '-'"),
+]
+Folder = Annotated[
+    str,
+    AfterValidator(_folder),
+    Field(min_length=1, description="a folder's path of printable characters other than { } * ?, no part above 200"),
+]
+NewFolder = Annotated[
+    Folder,
+    AfterValidator(_writable),
+    Field(description="the path of a folder that can be written, in printable characters other than { } * ?"),
+]
+SolverName = Annotated[str, AfterValidator(_solver), Field(description=f"one of {', '.join(SOLVERS)}")]
 Source = Annotated[str, Field(min_length=1, description="a folder's or file's path, or a name on the hub")]
-SolverName = Annotated[Literal[tuple(SOLVERS)], Field(description=f"one of {', '.join(SOLVERS)}")]
 StudyName = Annotated[
     Literal["gmm", "digits", "cifar10", "sdxl"], Field(description="one of gmm, digits, cifar10, sdxl")
 ]
 Horizon = Annotated[
     int | Literal["cm", "direct"], Field(description="'cm', 'direct' or whole numbers from 1 to intervals")
 ]
+Part = Annotated[dict, Field(description="a mapping of names to values")]
 
 
 class Parameters(BaseModel):
@@ -36,12 +101,19 @@ class Parameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
+    @model_validator(mode="after")
+    def _each_once(self):
+        for name, value in self:
+            if isinstance(value, list) and len(set(value)) < len(value):
+                raise InputError(f"{name} = {shown(value)} names one value twice; allowed: each value once.")
+        return self
+
 
 class Common(Parameters):
     """What every notebook needs to know."""
 
     study: StudyName
-    run_dir: Annotated[str, Field(min_length=1, description="a folder's path")]
+    run_dir: NewFolder
     device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="one of auto, cpu, cuda")] = "auto"
     threads: Annotated[int, Field(ge=1, le=256, description="a whole number from 1 to 256")] = 1
 
@@ -49,20 +121,20 @@ class Common(Parameters):
 class TeacherParameters(Common):
     """Notebook 1."""
 
-    seed: Whole = 0
-    samples: Count = 1024
-    guidance: Annotated[list[NonNegative], Field(min_length=1, description="a list of numbers, at least 0")]
+    seed: Seed = 0
+    samples: Annotated[int, _between(1, 100_000)] = 1024
+    guidance: Guidance
     intervals: Annotated[list[Count], Field(min_length=1, description="a list of whole numbers that divide 1000")]
     updates: Whole = 0
-    batch: Count = 128
-    lr: Positive = 1e-3
+    batch: Batch = 128
+    lr: Rate = 1e-3
     data: Annotated[
         Literal["builtin", "cifar10", "folder", "teacher"],
         Field(description="one of builtin, cifar10, folder, teacher"),
     ] = "builtin"
-    data_dir: Annotated[str, Field(min_length=1, description="a folder's path")] = "data"
+    data_dir: Folder = "data"
     download: Annotated[bool, Field(description="true or false")] = False
-    teacher_images: Count = 10000
+    teacher_images: Annotated[int, _between(1, 1_000_000)] = 10000
     inception: Annotated[Literal["off", "local", "download"], Field(description="one of off, local, download")] = "off"
     model: Source = "stabilityai/stable-diffusion-xl-base-1.0"
     vae: Source = "of the model"
@@ -78,12 +150,18 @@ class TeacherParameters(Common):
     def _grid(self):
         for n in self.intervals:
             Grid(n)
-        if self.study == "gmm" and (self.updates or self.data != "builtin"):
-            raise InputError("the gmm study's teacher is exact: allowed for it are updates = 0 and data = 'builtin'.")
+        if self.study == "gmm" and self.updates:
+            raise _refusal("updates", self.updates, "0", " for the study gmm, whose teacher is exact")
         if self.dry_run and self.study != "sdxl":
-            raise InputError(f"dry_run = True is not possible for the study {self.study}; allowed: sdxl.")
-        if self.study == "sdxl" and self.data != "folder":
-            raise InputError(f"data = {self.data!r} is not possible for the study sdxl; allowed: folder.")
+            raise _refusal("dry_run", self.dry_run, "true for the study sdxl", f" for the study {self.study}")
+        images = {"cifar10": ("cifar10", "folder", "teacher"), "sdxl": ("folder",)}
+        sources = images.get(self.study, ("builtin",))
+        if self.data not in sources:
+            raise _refusal("data", self.data, ", ".join(sources), f" for the study {self.study}")
+        if self.data == "teacher" and self.updates:
+            raise _refusal(
+                "data", self.data, "cifar10, folder", " with updates above 0: a teacher needs images to train on"
+            )
         return self
 
 
@@ -92,11 +170,11 @@ class GroupParameters(Parameters):
 
     solver: SolverName
     intervals: Count
-    guidance: Annotated[list[NonNegative], Field(min_length=1, description="a list of numbers, at least 0")]
+    guidance: Guidance
     horizons: Annotated[
         list[Horizon], Field(min_length=1, description="a list of 'cm', 'direct' or whole numbers from 1 to intervals")
     ]
-    seeds: Annotated[list[Whole], Field(min_length=1, description="a list of whole numbers, at least 0")]
+    seeds: Annotated[list[Seed], Field(min_length=1, description="a list of whole numbers from 0 to 4294967295")]
 
     @model_validator(mode="after")
     def _possible(self):
@@ -104,9 +182,8 @@ class GroupParameters(Parameters):
 
         Grid(self.intervals)
         horizons = [resolve_horizon(h, self.intervals) for h in self.horizons]
-        for name, values in (("horizons", horizons), ("guidance", self.guidance), ("seeds", self.seeds)):
-            if len(set(values)) < len(values):
-                raise InputError(f"{name} = {values} names one value twice; allowed: each value once.")
+        if len(set(horizons)) < len(horizons):
+            raise InputError(f"horizons = {shown(self.horizons)} names one value twice; allowed: each value once.")
         return self
 
     def group(self):
@@ -121,18 +198,20 @@ class TrainingParameters(Parameters):
     """How students train; see :class:`dcm.distill.Settings`."""
 
     updates: Count
-    batch: Count
-    lr: Positive = 1e-4
+    batch: Batch
+    lr: Rate = 1e-4
     lr_decay: Annotated[Literal["constant", "linear"], Field(description="one of constant, linear")] = "constant"
-    weight_decay: NonNegative = 1e-2
+    weight_decay: Annotated[float, Field(ge=0, le=1, description="a number from 0 to 1")] = 1e-2
     max_norm: Positive = 1.0
     loss: Annotated[Literal["l2", "huber"], Field(description="one of l2, huber")] = "l2"
     ema: Annotated[float, Field(ge=0, lt=1, description="a number from 0 (off) to below 1")] = 0.0
-    together: Count = 1
+    together: Annotated[int, _between(1, 1024)] = 1
+    slots: Annotated[int, _between(0, 65536)] = 0
+    reuse: Annotated[int, _between(1, 1000)] = 1
     optimizer: Annotated[Literal["adamw", "adamw8bit"], Field(description="one of adamw, adamw8bit")] = "adamw"
     pretrain: Whole = 0
-    width: Count = 64
-    snapshots: Whole = 0
+    width: Annotated[int, _between(1, 4096)] = 64
+    snapshots: Annotated[int, _between(0, 1000)] = 0
     checkpoint_seconds: Positive = 60.0
     gradient_checkpointing: Annotated[bool, Field(description="true or false")] = True
     microbatch: Whole = 0
@@ -152,82 +231,145 @@ class DistillParameters(Common, GroupParameters, TrainingParameters):
 
     group_name: Name
 
+    @model_validator(mode="after")
+    def _reusable(self):
+        allowed = [r for r in range(1, min(self.batch, self.intervals) + 1) if self.batch % r == 0]
+        if self.reuse not in allowed:
+            raise _refusal("reuse", self.reuse, f"divisors of batch = {self.batch} up to intervals = {self.intervals}")
+        if self.reuse > 1 and self.slots:
+            raise _refusal("slots", self.slots, "0 with reuse above 1, whose solves all last equally long")
+        return self
+
+
+def _with_one(steps: list[int]) -> list[int]:
+    """Verdicts and most figures are about one-step samples."""
+    if 1 not in steps:
+        raise ValueError
+    return steps
+
+
+def _check_apart(parameters):
+    """Both folders have files of the same names."""
+    if project_path(parameters.results_dir).resolve() == project_path(parameters.run_dir).resolve():
+        raise _refusal("results_dir", parameters.results_dir, "a folder other than run_dir")
+    return parameters
+
 
 class EvaluationParameters(Parameters):
     """The evaluation set that notebooks 3 and 4 share."""
 
-    samples: Annotated[int, Field(ge=16, description="a whole number, at least 16")]
-    seed: Whole = 0
+    samples: Samples
+    seed: Seed = 0
     steps: Annotated[
         list[Annotated[int, Field(ge=1, le=1000)]],
-        Field(min_length=1, description="a list of whole numbers from 1 to 1000"),
+        AfterValidator(_with_one),
+        Field(description="a list of whole numbers from 1 to 1000, 1 among them"),
     ]
+    groups: Annotated[list[Name], Field(min_length=1, description="a list of names of distilled groups")]
+    main_group: Name = "main"
+
+    @model_validator(mode="after")
+    def _main_is_one_of_them(self):
+        if self.main_group not in self.groups:
+            raise _refusal("main_group", self.main_group, ", ".join(self.groups))
+        return self
 
 
 class ODEErrorParameters(Common, EvaluationParameters):
     """Notebook 3."""
 
-    groups: Annotated[list[Name], Field(min_length=1, description="a list of names of distilled groups")]
-    start_times: Count = 10
-    start_samples: Annotated[int, Field(ge=16, description="a whole number, at least 16")] = 512
-    main_group: Name = "main"
+    start_times: Annotated[int, _between(1, 1000)] = 10
+    start_samples: Samples = 512
 
 
 class QualityParameters(Common, EvaluationParameters):
     """Notebook 4."""
 
-    groups: Annotated[list[Name], Field(min_length=1, description="a list of names of distilled groups")]
-    main_group: Name = "main"
-
 
 class FigureParameters(Common):
     """Notebook 5."""
 
-    results_dir: Annotated[str, Field(min_length=1, description="a folder's path")]
+    results_dir: NewFolder
     main_group: Name = "main"
-    bootstrap: Annotated[int, Field(ge=100, description="a whole number, at least 100")] = 10000
+    bootstrap: Annotated[int, _between(100, 100_000)] = 10000
     confidence: Annotated[float, Field(gt=0.5, lt=1, description="a number between 0.5 and 1")] = 0.95
+
+    @model_validator(mode="after")
+    def _apart(self):
+        return _check_apart(self)
+
+
+def check_ends(name: str, group: dict) -> None:
+    """Raise :class:`InputError` unless a main group has both ends of the horizon, which most figures compare.
+
+    `group` has ``intervals`` and ``horizons``.
+    """
+    ends = {"cm": 1, "direct": group["intervals"]}
+    horizons = [ends.get(h, h) for h in group["horizons"]]
+    if group["intervals"] == 1:
+        raise _refusal("intervals", 1, "numbers of intervals from 2 on", f" for the main group {name}")
+    if not {1, group["intervals"]} <= set(horizons):
+        raise _refusal(
+            "horizons", list(group["horizons"]), "lists with both 'cm' and 'direct'", f" for the main group {name}"
+        )
 
 
 class StudyConfig(Parameters):
     """A whole study, as ``workflow/config/*.yaml`` names it: parameters by notebook, and the groups to distil."""
 
     study: StudyName
-    run_dir: str
-    results_dir: str
+    run_dir: NewFolder
+    results_dir: NewFolder
     device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="one of auto, cpu, cuda")] = "auto"
     threads: Annotated[int, Field(ge=1, le=256, description="a whole number from 1 to 256")] = 1
     main_group: Name = "main"
-    teacher: dict
-    training: dict
-    groups: Annotated[dict[Name, dict], Field(min_length=1, description="named groups of students")]
-    evaluation: dict
-    ode_error: dict = {}
-    figures: dict = {}
+    teacher: Part
+    training: Part
+    groups: Annotated[dict[Name, Part], Field(min_length=1, description="names of groups with their parameters")]
+    evaluation: Part
+    ode_error: Part = {}
+    figures: Part = {}
 
     @model_validator(mode="after")
     def _parts(self):
         if self.main_group not in self.groups:
             raise InputError(f"main_group = {self.main_group!r} is not a group; allowed: {', '.join(self.groups)}.")
-        for notebook, model in NOTEBOOKS.items():
+        _check_apart(self)
+        for notebook in NOTEBOOKS:
             for name in self.groups if notebook == "2_distill" else [None]:
-                validate(model, self.notebook(notebook, name))
+                self.notebook(notebook, name)
+        check_ends(self.main_group, self.notebook("2_distill", self.main_group))
         return self
 
     def notebook(self, notebook: str, group: str | None = None) -> dict:
-        """The parameters of one notebook (of one group, for notebook 2), as papermill takes them."""
+        """All parameters of one notebook (of one group, for notebook 2), checked, as papermill takes them.
+
+        What the configuration does not name has the default of the notebook's model in this module; the defaults
+        in the notebook's own cell are for those who run it by hand.
+        """
         common = dict(study=self.study, run_dir=self.run_dir, device=self.device, threads=self.threads)
         groups = dict(groups=list(self.groups), main_group=self.main_group)
-        return {
-            "1_teacher": lambda: common | self.teacher,
-            "2_distill": lambda: common | {"group_name": group} | self.training | self.groups[group],
-            "3_ode_error": lambda: common | groups | self.evaluation | self.ode_error,
-            "4_sample_quality": lambda: common | groups | self.evaluation,
-            "5_figures": lambda: common | dict(results_dir=self.results_dir, main_group=self.main_group) | self.figures,
-        }[notebook]()
+        members = self.groups[group] if group else {}
+        results = dict(results_dir=self.results_dir, main_group=self.main_group)
+        parts: dict[str, tuple[dict, str, dict]] = {
+            "1_teacher": ({}, "teacher", self.teacher),
+            "2_distill": ({"group_name": group}, f"group {group}", self.training | members),
+            "3_ode_error": (groups, "evaluation and ode_error", self.evaluation | self.ode_error),
+            "4_sample_quality": (groups, "evaluation", self.evaluation),
+            "5_figures": (results, "figures", self.figures),
+        }
+        (own, where, named), model = parts[notebook], NOTEBOOKS[notebook]
+        taken = ({"study", "run_dir"} | set(own)) & set(named)  # named once, for the whole study
+        if taken:
+            allowed = ", ".join(n for n in model.model_fields if n not in {"study", "run_dir"} | set(own))
+            raise InputError(f"in {where}: {min(taken)} is not a parameter; allowed: {allowed}.")
+        try:
+            return validate(model, common | own | named).model_dump()
+        except InputError as error:
+            raise InputError(f"in {where}: {error}") from None
 
 
-NOTEBOOKS = {
+NOTEBOOKS: dict[str, type[Parameters]] = {
     "1_teacher": TeacherParameters,
     "2_distill": DistillParameters,
     "3_ode_error": ODEErrorParameters,
@@ -243,7 +385,8 @@ def validate(model: type[P], values: dict) -> P:
     unknown = [name for name in values if name not in model.model_fields]
     if unknown:
         allowed = ", ".join(model.model_fields)
-        raise InputError(f"{unknown[0]} is not a parameter; allowed: {allowed}.")
+        name = unknown[0] if isinstance(unknown[0], str) and unknown[0].isidentifier() else shown(unknown[0])
+        raise InputError(f"{name} is not a parameter; allowed: {allowed}.")
     try:
         return model(**values)
     except ValidationError as error:
@@ -253,11 +396,24 @@ def validate(model: type[P], values: dict) -> P:
         name = str(first["loc"][0])
         if first["type"] == "missing":
             raise InputError(f"{name} is missing; it must be {_allowed(model, name)}.") from None
-        raise InputError(f"{name} = {values[name]!r} is not possible; allowed: {_allowed(model, name)}.") from None
+        raise _refusal(name, values[name], _allowed(model, name)) from None
 
 
 def _allowed(model: type[Parameters], name: str) -> str:
     return model.model_fields[name].description or f"a value of type {model.model_fields[name].annotation}"
+
+
+def shown(value) -> str:
+    """A value as a message shows it: on one line, not too long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def _refusal(name: str, value, allowed: str, why: str = "") -> InputError:
+    hint = ""
+    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
+        hint = " (YAML takes it for text: write 1.0e-4, not 1e-4)"
+    return InputError(f"{name} = {shown(value)} is not possible{why}; allowed: {allowed}{hint}.")
 
 
 def check(model: type[P], namespace: dict) -> P:
@@ -276,8 +432,7 @@ def check(model: type[P], namespace: dict) -> P:
         for name, value in namespace.items()
         if not name.startswith("_")
         and name not in jupyter
-        and isinstance(value, plain)
-        and (first_time or name in model.model_fields)
+        and (name in model.model_fields or (first_time and isinstance(value, plain)))
     }
     parameters = validate(model, values)
     namespace["_parameters_checked"] = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 from dcm.analysis import SETTING, final_one_step
 from dcm.artifacts import atomic
 from dcm.metrics import Metric
+from dcm.provenance import PNG_KEY
 
 COLOURS = {"CM": "#D55E00", "Direct CM": "#0072B2", "teacher": "#444444"}  # Okabe & Ito
 MARKERS = {"CM": "o", "Direct CM": "s", "teacher": "D"}
@@ -45,12 +47,13 @@ def use_style() -> None:
     )  # fmt: skip
 
 
-def save(figure: Figure, folder: str | Path, name: str, about: str = "") -> None:
-    """Write ``name``.png and ``name``.pdf, with `about` (where it came from) in both files' metadata."""
+def save(figure: Figure, folder: str | Path, record: dict) -> None:
+    """Write ``figure``.png and ``figure``.pdf with their `record` (see :mod:`dcm.provenance`) in both files."""
+    name, caption, about = record["figure"], record["caption"], json.dumps(record)
     with atomic(Path(folder) / f"{name}.png") as path:
-        figure.savefig(path, metadata={"Title": name, "Description": about, "Software": None})
+        figure.savefig(path, metadata={"Title": name, "Description": caption, PNG_KEY: about, "Software": None})
     with atomic(Path(folder) / f"{name}.pdf") as path:
-        figure.savefig(path, metadata={"Title": name, "Subject": about, "CreationDate": None})
+        figure.savefig(path, metadata={"Title": name, "Subject": caption, "Keywords": about, "CreationDate": None})
 
 
 def scale(ax, which: str, values: pd.Series, log: bool) -> None:
@@ -113,8 +116,8 @@ def sweep(
     figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 3.0))
     for i, (ax, (column, label, log_y)) in enumerate(zip(axes, panels)):
         _lines(ax, rows, x, column, label, log_y, legend=i == 0)
-        has_own = teacher is not None and len(teacher) and column in teacher and (teacher[column] > 0).any()
-        if has_own and column != "ode_error" and not column.endswith("teacher"):
+        has_own = teacher is not None and column in teacher and (teacher[column] > 0).any()
+        if teacher is not None and has_own and column != "ode_error" and not column.endswith("teacher"):
             own = teacher.sort_values(x)
             ax.plot(own[x], own[column], "--D", ms=4, color=COLOURS["teacher"], label="teacher", zorder=1)
             ax.legend()
@@ -259,7 +262,7 @@ def loss_curves(losses: np.ndarray, window: int, labels: list[str]) -> Figure:
     `losses` is (points, M), `labels` (M,) the method of each member.
     """
     figure, ax = plt.subplots(figsize=(5, 3))
-    x = window * np.arange(1, len(losses) + 1)
+    x: np.ndarray = window * np.arange(1, len(losses) + 1)
     shades = iter(sns.color_palette("viridis", len(set(labels)) + 2))
     for label in dict.fromkeys(labels):
         mean = losses[:, [i for i, name in enumerate(labels) if name == label]].mean(1)

@@ -27,7 +27,7 @@ def sample_noise(seed: int, stream: str, indices: range | list[int], shape: tupl
     (Salmon et al. 2011): one key, and a far-apart counter for each sample.
     """
     key = np.random.SeedSequence(_entropy(seed, stream, step)).generate_state(2, np.uint64)
-    out = np.empty((len(indices), *shape), dtype=np.float32)
+    out: np.ndarray = np.empty((len(indices), *shape), dtype=np.float32)
     for row, i in zip(out, indices):
         row[...] = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, i])).standard_normal(
             shape, dtype=np.float32

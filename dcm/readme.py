@@ -33,6 +33,11 @@ def filled(text: str) -> str:
     return pattern.sub(lambda m: f"{m[1]}{dry_run_block()}\n{m[2]}", text)
 
 
-if __name__ == "__main__":
+def write() -> None:
+    """Fill the README in place."""
     readme = ROOT / "README.md"
     write_text(readme, filled(readme.read_text()))
+
+
+if __name__ == "__main__":
+    write()

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from dataclasses import asdict
 from functools import cached_property
+from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from dcm import analysis, plots
-from dcm.artifacts import fingerprint, project_path, read_tensors, write_csv, write_json, write_text
+from dcm import analysis, plots, provenance
+from dcm.artifacts import fingerprint, project_path, read_json, read_tensors, write_csv, write_json, write_text
 from dcm.errors import InputError
 from dcm.evaluation import DistilledGroup, load_group, method_name
 from dcm.metrics import Metric
 from dcm.notebook import Session
-from dcm.parameters import TrainingParameters
+from dcm.parameters import TrainingParameters, check_ends
 from dcm.training import MEMORY
 
 ROW_KEY = ["group", "solver", "intervals", "guidance", "horizon", "method", "seed", "update", "steps"]
@@ -31,6 +34,7 @@ class Report:
     """
 
     def __init__(self, session: Session, main: DistilledGroup):
+        check_ends(main.name, asdict(main.group))
         self.session, self.main = session, main
         self.folder = project_path(session.p.results_dir)
         self.metrics = session.study.quality.metrics
@@ -38,6 +42,11 @@ class Report:
         rows = ode.merge(quality, on=ROW_KEY, how="inner", validate="one_to_one")
         if len(rows) < len(ode):
             raise InputError("notebooks 3 and 4 measured different students; run both again with the same parameters.")
+        if main.name not in set(rows.group):
+            there = ", ".join(sorted(set(rows.group)))
+            raise InputError(
+                f"main_group = {main.name!r} is not among the groups that were measured; allowed: {there}."
+            )
         rows["final"] = rows["update"] == rows.groupby("group")["update"].transform("max")
         self.rows = rows.sort_values(ROW_KEY, kind="stable").reset_index(drop=True)
         self.teacher, self.by_time = self._read("teacher_quality"), self._read("ode_error_by_time")
@@ -59,7 +68,7 @@ class Report:
     @cached_property
     def trained_alike(self) -> list[str]:
         """Groups whose training parameters (updates, lr, ..) are the main group's."""
-        free = {"snapshots", "checkpoint_seconds", "together", *MEMORY}
+        free = {"snapshots", "checkpoint_seconds", "together", "slots", *MEMORY}
         names = set(TrainingParameters.model_fields) - free
         main = self.main.about["parameters"]
         others = {n: load_group(self.session.run_dir, n).about["parameters"] for n in self.rows.group.unique()}
@@ -101,11 +110,64 @@ class Report:
         shown = {k: tensors[k] for k in order if " 8 step" not in k}
         return shown, condition[: len(shown["teacher"])]
 
-    def add(self, name: str, figure: Figure, caption: str) -> None:
-        """Save a figure as png and pdf and keep its caption."""
-        commit = self.session.provenance.record["commit"]
-        about = f"{self.session.p.study}: {caption} commit {commit}, metrics {self.mark}"
-        plots.save(figure, self.folder, name, about)
+    def shown_rows(self, steps: Iterable[int] = (1, 2, 4)) -> pd.DataFrame:
+        """The rows of the students in fig1 and fig2: of the main group both ends of the horizon, first seed."""
+        g, rows = self.main.group, self.rows
+        keep = rows.final & (rows.group == self.main.name) & (rows.guidance == g.guidance[0])
+        keep &= (rows.seed == g.seeds[0]) & rows.horizon.isin([1, g.intervals]) & rows.steps.isin(list(steps))
+        return rows[keep]
+
+    @cached_property
+    def records(self) -> dict[str, dict]:
+        """What the notebooks behind these results noted of themselves, this one included.
+
+        What an earlier configuration left in the run folder has no part in them.
+        """
+        made_of = {
+            "1_teacher",
+            "3_ode_error",
+            "4_sample_quality",
+            *(f"2_distill-{g}" for g in self.rows.group.unique()),
+        }
+        paths = sorted((self.session.run_dir / "provenance").glob("*.json"))
+        records = {path.stem: read_json(path) for path in paths if path.stem in made_of}
+        return records | {self.session.notebook: self.session.provenance.record}
+
+    @property
+    def parameters(self) -> dict[str, dict]:
+        """Parameters of every notebook behind these results."""
+        return {notebook: record["parameters"] for notebook, record in self.records.items()}
+
+    def add(
+        self,
+        name: str,
+        figure: Figure,
+        caption: str,
+        rows: pd.DataFrame | None = None,
+        teacher: pd.DataFrame | None = None,
+        by_time: pd.DataFrame | None = None,
+        files: Iterable[Path] = (),
+    ) -> None:
+        """Save a figure as png and pdf and keep its caption.
+
+        `rows`, `teacher` and `by_time` are the parts of these tables that it was drawn from, `files` whatever else.
+        """
+        parts = [("metrics", self.rows, rows), ("teacher_quality", self.teacher, teacher)]
+        parts.append(("ode_error_by_time", self.by_time, by_time))
+        drawn_from = [
+            provenance.of_rows(self.folder / f"{table_name}.csv", table, part, self.folder)
+            for table_name, table, part in parts
+            if part is not None
+        ]
+        if rows is not None:  # metrics.csv joins these two
+            files = [self.session.run_dir / "ode_error.csv", self.session.run_dir / "quality.csv", *files]
+        record = {
+            "study": self.session.p.study, "figure": name, "caption": caption,
+            "commit": self.session.provenance.record["commit"],
+            "parameters": provenance.of_parameters(self.parameters, self.folder / "provenance.json", self.folder),
+            "drawn_from": drawn_from + [provenance.of_file(path, self.folder) for path in files],
+        }  # fmt: skip
+        plots.save(figure, self.folder, record)
         self.items.append((name, caption, f"![{name}]({name}.png)"))
 
     def add_table(self, name: str, table: pd.DataFrame, readable: pd.DataFrame, caption: str) -> None:
@@ -180,26 +242,15 @@ class Report:
             path = self.session.run_dir / f"{extra}.csv"
             if path.exists():
                 write_csv(self.folder / f"{extra}.csv", pd.read_csv(path))
-        # What an earlier configuration left in the run folder has no part in these results.
-        made_of = {
-            "1_teacher",
-            "3_ode_error",
-            "4_sample_quality",
-            *(f"2_distill-{g}" for g in self.rows.group.unique()),
-        }
-        records = {
-            path.stem: json.loads(path.read_text())
-            for path in sorted((self.session.run_dir / "provenance").glob("*.json"))
-            if path.stem in made_of
-        }
-        now = self.session.provenance.record
+        now, records = self.session.provenance.record, list(self.records.values())[:-1]
         write_json(
             self.folder / "provenance.json",
             {
                 "study": self.session.p.study, "commit": now["commit"], "metrics": self.mark,
-                "wall_seconds": round(sum(r["wall_seconds"] for r in records.values()), 1),
-                "teacher_evaluations": sum(r.get("teacher_evaluations", 0) for r in records.values()),
-                "notebooks": records | {self.session.notebook: now},
+                "parameters": fingerprint(self.parameters),
+                "wall_seconds": round(sum(r["wall_seconds"] for r in records), 1),
+                "teacher_evaluations": sum(r.get("teacher_evaluations", 0) for r in records),
+                "notebooks": self.records,
             },
         )  # fmt: skip
         lines = [

@@ -205,7 +205,7 @@ def dry_run(
     cm_seconds, direct_seconds = sum(cm) / timed, student + per_evaluation * expected
     # Side by side the CM rides on the Direct CM's trajectory, and adds its own part and its weights, gradients, moments.
     both = direct_seconds + max(0.0, cm_seconds - per_evaluation * one_step)
-    both_peak = direct_peak and max(cm_peak, direct_peak) + 16 * record["adapter_parameters"] / GIB
+    both_peak = direct_peak and max(cm_peak or 0.0, direct_peak) + 16 * record["adapter_parameters"] / GIB
     record |= {
         "device": torch.cuda.get_device_name(device) if clock.cuda else "cpu",
         "memory_gib": torch.cuda.get_device_properties(device).total_memory / GIB if clock.cuda else None,

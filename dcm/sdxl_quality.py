@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,8 @@ class DinoFeatures(TransformerImages):
         from transformers import Dinov2Model
 
         super().__init__(size, IMAGENET, device)
-        self.network = Dinov2Model.from_pretrained(folder, use_safetensors=True).to(device).eval()
+        self.network = Dinov2Model.from_pretrained(folder, use_safetensors=True).eval()
+        self.network.to(device)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def features(self, x: Tensor) -> np.ndarray:
@@ -100,7 +102,8 @@ class ClipScores(TransformerImages):
     def __init__(self, folder: Path, device: torch.device | str = "cpu", head: AestheticHead | None = None):
         from transformers import CLIPModel, CLIPTokenizer
 
-        self.network = CLIPModel.from_pretrained(folder, use_safetensors=True).to(device).eval()
+        self.network = CLIPModel.from_pretrained(folder, use_safetensors=True).eval()
+        self.network.to(device)  # type: ignore[arg-type]
         self.tokenizer, self.head = CLIPTokenizer.from_pretrained(folder), head and head.to(device)
         super().__init__(self.network.config.vision_config.image_size, CLIP_NORM, device)
 
@@ -134,7 +137,7 @@ class Encoders:
     missing : by metric, one sentence that says why it is not measured.
     """
 
-    features: dict[str, object]
+    features: dict[str, Any]
     clip: ClipScores | None
     missing: dict[str, str]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,9 +40,9 @@ class Study:
     """
 
     name: str
-    teacher: object
-    data: object
-    quality: object
+    teacher: Any
+    data: Any
+    quality: Any
     f: ConsistencyFunction
     chunk: int
     exact: bool

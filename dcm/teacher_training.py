@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from dcm.artifacts import read_tensors, write_tensors
@@ -27,8 +28,15 @@ from dcm.teachers.unet import UNetTeacher
 class Source(Protocol):
     """Where training images come from; see :mod:`dcm.data`."""
 
-    shape: tuple[int, ...]
-    num_classes: int
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of an image."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        ...
 
     def draw(self, generator: torch.Generator, batch: int) -> tuple[Tensor, Tensor]:
         """x_0 (batch, *shape) in [-1, 1] and classes (batch,), on the generator's device."""
@@ -43,7 +51,7 @@ class TeacherTraining:
     ----------
     updates : optimiser steps; the learning rate follows ``step / updates``.
     seconds : when given, a wall-time budget in place of `updates`; such a run cannot be reproduced exactly.
-    batch : images an update. learning_rate : Adam's, at its peak.
+    batch : images an update and process. learning_rate : Adam's, at its peak.
     warmup : updates of linear warm-up; a cosine to zero follows.
     ema : decay of the weights' exponential moving average, reached gradually.
     label_dropout : share of draws whose class is hidden. clip : largest gradient norm.
@@ -186,14 +194,35 @@ def velocity_loss(
     return (teacher.velocity(teacher.schedule.add_noise(x_0, noise, t), t, condition) - target).square().mean()
 
 
+def processes() -> tuple[int, int]:
+    """(rank, number) of the processes that train together: (0, 1) unless torch.distributed is set up."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+def average_gradients(parameters: list[Tensor]) -> None:
+    """Replace gradients by their mean over all processes, in one message."""
+    gradients = [p.grad for p in parameters]
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    parts = flat.split([g.numel() for g in gradients])
+    torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients)])
+
+
 def train_teacher(
     teacher: UNetTeacher, source: Source, settings: TeacherTraining, checkpoint: Path | None = None
 ) -> Iterator[TrainingState]:
     """Train `teacher` in place, yielding the state after each update; the caller logs, saves and draws.
 
-    Starts from `checkpoint` where that file exists. Raises :class:`InputError` when source and teacher do not
-    fit each other, :class:`TrainingError` when the loss is no longer finite.
+    Starts from `checkpoint` where that file exists. Where torch.distributed is set up (``accelerate launch``), each
+    process draws images of its own, ``settings.batch`` of them, and gradients are averaged.
+
+    Raises :class:`InputError` when source and teacher do not fit each other, :class:`TrainingError` when the loss is
+    no longer finite.
     """
+    rank, world = processes()
+    if world > 1 and settings.seconds:
+        raise InputError("a time budget is not possible with several processes, whose clocks differ; set updates.")
     if tuple(source.shape) != tuple(teacher.shape):
         raise InputError(f"the images have shape {tuple(source.shape)}, and the teacher needs {tuple(teacher.shape)}.")
     if source.num_classes != teacher.num_classes:
@@ -207,7 +236,7 @@ def train_teacher(
     begin = time.monotonic() - state.elapsed
     while not settings.over(state.step, state.elapsed):
         # Draws depend on (seed, step) alone, so that a resumed run repeats them.
-        generator = seeded(device, settings.seed, "teacher", state.step)
+        generator = seeded(device, settings.seed, "teacher", state.step, *([rank] if rank else []))
         state.learning_rate = settings.rate(state.step, state.elapsed)
         for group in state.optimizer.param_groups:
             group["lr"] = state.learning_rate
@@ -215,6 +244,8 @@ def train_teacher(
         loss = velocity_loss(teacher, x_0, condition, generator, settings.label_dropout)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if world > 1:
+            average_gradients(live)
         torch.nn.utils.clip_grad_norm_(live, settings.clip)
         state.optimizer.step()
         # Early averages follow the weights closely; the decay rises to its full value.

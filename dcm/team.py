@@ -30,7 +30,7 @@ class Team:
         self.first = self.rank == 0
 
     def rows(self, batch: int) -> slice:
-        """This process's rows of a batch. Raises :class:`InputError` when the batch cannot be shared evenly."""
+        """Rows of a batch that are this process's. Raises :class:`InputError` when the batch cannot be shared evenly."""
         _check_shareable(batch, self.size)
         own = batch // self.size
         return slice(self.rank * own, (self.rank + 1) * own)
@@ -88,7 +88,7 @@ def launch(parameters) -> None:
     ]  # fmt: skip
     said = ""
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        for line in process.stdout:  # a notebook shows what this process prints, not what its children do
+        for line in process.stdout or ():  # a notebook shows what this process prints, not what its children do
             print(line, end="", flush=True)
             said = line.split("InputError: ")[1].strip() if "InputError: " in line else said
     if process.returncode:

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dcm.artifacts import read_tensors, write_tensors
-from dcm.distill import check_finite, distill, make_optimizer
-from dcm.errors import InputError
+from dcm.distill import State, check_finite, distill, make_optimizer
+from dcm.errors import InputError, TrainingError, last_good
 from dcm.evaluation import DistilledGroup, load_group, students_path
 from dcm.parameters import DistillParameters
 from dcm.progress import tqdm
@@ -91,6 +91,8 @@ def train_group(
 ) -> DistilledGroup:
     """Distil a group to its end, going on from a checkpoint where one of the same settings lies.
 
+    Students that were finished with the same settings are not distilled again.
+
     A checkpoint is written every ``checkpoint_seconds`` and removed when the students are saved. Averaged weights
     (``ema``) are what is kept. With ``processes`` above 1 this process starts them and waits; each of them calls this
     with its `team`. Raises what :func:`dcm.distill.distill` raises.
@@ -105,6 +107,11 @@ def train_group(
     final = students_path(parameters.run_dir, parameters.group_name)
     checkpoint = Path(parameters.run_dir) / "checkpoints" / final.name
     identity = _identity(parameters, study)
+    if final.exists():
+        finished = load_group(parameters.run_dir, parameters.group_name)
+        if finished.about["identity"] == identity:
+            print("These students are distilled already.")
+            return finished
 
     seeds = [m.seed for m in group.members]
     students = study.make_students(seeds, parameters.width).to(device)
@@ -140,25 +147,33 @@ def train_group(
             "group": asdict(group), "snapshots": snapshots, "log_window": window, "processes": team.size,
         }  # fmt: skip
 
+    def check(state: State) -> None:
+        try:
+            check_finite(state, group.members)
+        except TrainingError as error:
+            raise TrainingError(f"{error} {last_good(checkpoint, saved)}") from None
+
     bar = tqdm(
         total=settings.updates, initial=start, desc=f"distil {parameters.group_name}", unit="update",
         disable=not team.first,
     )  # fmt: skip
     states = distill(study.teacher, study.data, students, group, settings, study.f, optimizer, start, evaluations, team)
+    saved = start
     for state in states:
         evaluations = state.evaluations
         if averaged:
             averaged.update_parameters(students)
         loss_sum += state.loss
         if state.update % window == 0:
-            check_finite(state, group.members)
+            check(state)
             log.append((loss_sum / window).cpu())
             loss_sum.zero_()
         if state.update in snapshots:
             model = averaged.module if averaged else students
             kept |= _prefixed(f"kept/{state.update}", {n: p.cpu().clone() for n, p in model.state_dict().items()})
-        due = time.monotonic() - last_saved > parameters.checkpoint_seconds
-        if team.first and due and state.update < settings.updates:
+        due = time.monotonic() - last_saved > parameters.checkpoint_seconds and state.update < settings.updates
+        # a checkpoint is a good one
+        if team.first and due and all(bool(p.isfinite().all()) for p in students.parameters()):
             tensors = (
                 _prefixed("students", students.state_dict())
                 | _prefixed("optimizer", _optimizer_tensors(optimizer))
@@ -167,10 +182,10 @@ def train_group(
                 | {"log": torch.stack(log) if log else torch.zeros(0, len(group.members)), "loss_sum": loss_sum}
             )
             write_tensors(checkpoint, tensors, about_now(state.update))
-            last_saved = time.monotonic()
+            saved, last_saved = state.update, time.monotonic()
         bar.update()
     bar.close()
-    check_finite(state, group.members)
+    check(state)
 
     result = _picked("kept", kept) | {"loss": torch.stack(log)}
     if team.first:

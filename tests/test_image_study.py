@@ -128,7 +128,7 @@ def test_data_must_suit_the_study(tmp_path):
         image_study.prepare(
             parameters(tmp_path, study="cifar10", data="cifar10", data_dir=str(tmp_path / "none")), tmp_path, CPU
         )
-    with pytest.raises(InputError, match="needs a trained teacher"):
+    with pytest.raises(InputError, match="a teacher needs images to train on"):
         image_study.prepare(parameters(tmp_path, study="cifar10", data="teacher"), tmp_path, CPU)
     with pytest.raises(InputError, match="teacher is exact"):
         parameters(tmp_path, study="gmm")

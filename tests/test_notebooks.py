@@ -1,6 +1,11 @@
 """The notebooks themselves: parameters, stored outputs for nbval, and what a person sees for bad input."""
 
 import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -62,3 +67,26 @@ def test_bad_parameters_stop_a_notebook_with_one_sentence(tmp_path):
     [error] = [o for c in book.cells for o in c.get("outputs", []) if o.output_type == "error"]
     assert len(error.traceback) == 1 and "\n" not in error.traceback[0] and "allowed: 1, 2, 4" in error.traceback[0]
     assert not (tmp_path / "run").exists(), "nothing was started"
+
+
+def test_nbval_sees_a_changed_coefficient(tmp_path):
+    """Heun's corrector off by one percent, in a copy of dcm/: the checked cell of notebook 1 fails, no other does."""
+    shutil.copytree(ROOT / "dcm", tmp_path / "dcm", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "notebooks").mkdir()
+    shutil.copy(ROOT / "notebooks/1_teacher.ipynb", tmp_path / "notebooks")
+    solvers = tmp_path / "dcm/solvers.py"
+    changed, count = re.subn(
+        r"(def heun_step.*?return .*?/ 2)\b", r"\1.02", solvers.read_text(), count=1, flags=re.DOTALL
+    )
+    assert count == 1, "Heun's step is written otherwise now: change another coefficient here"
+    solvers.write_text(changed)
+    nbval = ["pytest", "--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider", "notebooks/1_teacher.ipynb"]
+    run = subprocess.run(
+        [sys.executable, "-m", *nbval], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    code = [cell for cell in BOOKS["1_teacher"].cells if cell.cell_type == "code"]
+    [checked] = [i for i, cell in enumerate(code) if "nbval-check-output" in cell.metadata.get("tags", [])]
+    failed = re.findall(r"^FAILED notebooks/1_teacher.ipynb::Cell (\d+)", run.stdout, re.MULTILINE)
+    assert run.returncode == 1 and failed == [str(checked)], run.stdout
+    assert (tmp_path / "runs/quick/gmm/solver_error.csv").exists(), "the copy is what ran"

@@ -68,6 +68,13 @@ def test_a_config_is_checked_to_its_leaves():
         (("groups", "main", "intervals"), 7, "intervals = 7 does not divide"),
         (("evaluation", "steps"), [0], "steps = .0. is not possible"),
         (("teacher", "epochs"), 3, "epochs is not a parameter"),
+        (("groups", "main", "horizons"), ["cm"], "horizons = .'cm'. is not possible for the main group main"),
+        (("evaluation", "steps"), [2], "in evaluation and ode_error: steps = .2. is not possible; .* 1 among them"),
+        (("teacher", "run_dir"), "x", "in teacher: run_dir is not a parameter"),
+        (("results_dir",), "runs/smoke/gmm", "results_dir = 'runs/smoke/gmm' is not possible; allowed: a folder other"),
+        (("results_dir",), ".", "results_dir = '.' is not possible; allowed: the path of a folder that can be written"),
+        (("run_dir",), "README.md/x", "run_dir = 'README.md/x' is not possible"),
+        (("training", "lr"), "1e-3", "YAML takes it for text: write 1.0e-4, not 1e-4"),
         (("main_group",), "mian", "main_group = 'mian' is not a group; allowed: guidance, heun, main"),
         (("studdy",), 1, "studdy is not a parameter"),
     ]:

@@ -1,16 +1,21 @@
 """Every notebook through papermill and Snakemake at smoke size, and what Snakemake plans afterwards. Takes minutes."""
 
+import contextlib
 import json
 import os
-import signal
+import random
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 import yaml
+
+from dcm.provenance import stale
 
 ROOT = Path(__file__).parents[1]
 FIGURES = [f"fig{i}" for i in range(1, 11)]
@@ -20,7 +25,13 @@ def read(name: str) -> dict:
     return yaml.safe_load((ROOT / f"workflow/config/{name}.yaml").read_text())
 
 
-ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+# Behind tests/guard every process of a run logs itself, and no other machine can be reached.
+NETWORK_LOG = Path(tempfile.mkdtemp()) / "network"
+ENVIRONMENT = os.environ | {
+    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT / "tests/guard"), os.environ.get("PYTHONPATH")])),
+    "DCM_NETWORK_LOG": str(NETWORK_LOG),
+}
 
 
 def command(config: dict, folder: Path, *options: str) -> list[str]:
@@ -74,9 +85,28 @@ def gmm(tmp_path_factory):
             "figures",
         ]
     )
+    plant(folder)
     out = snakemake(config, folder, "-j", "2")
     assert out.startswith("exit 0"), out
     return config, folder
+
+
+def plant(folder: Path) -> None:
+    """Leave files in the run's and the results' folders that say so when they are executed."""
+    code = f"open({str(folder / 'executed')!r}, 'a').write(__file__)\n"
+    names = [
+        "sitecustomize.py",
+        "usercustomize.py",
+        "torch.py",
+        "pandas.py",
+        "dcm.py",
+        "conftest.py",
+        "ipython_config.py",
+    ]
+    for place in ("run", "results", "run/students", "run/teacher", "results/notebooks", "run/provenance"):
+        (folder / place).mkdir(parents=True, exist_ok=True)
+        for name in names:
+            (folder / place / name).write_text(code)
 
 
 def check_results(folder: Path, study: str, sweeps: bool) -> None:
@@ -84,6 +114,7 @@ def check_results(folder: Path, study: str, sweeps: bool) -> None:
     figures = [f for f in FIGURES if sweeps or f not in ("fig3", "fig4", "fig5")]
     for name in figures:
         assert (results / f"{name}.png").stat().st_size > 5000 and (results / f"{name}.pdf").stat().st_size > 3000
+        assert stale(results / f"{name}.png") == stale(results / f"{name}.pdf") == []
     for name in ("tab1", "verdicts", "correlations"):
         assert (results / f"{name}.csv").stat().st_size > 0 and "|" in (results / f"{name}.md").read_text()
     page = (results / "README.md").read_text()
@@ -101,6 +132,17 @@ def test_every_figure_and_table_is_there(gmm):
     last = rows[rows.final & (rows.steps == 1)]
     assert len(last) == 3 * 3 + 3 * 2 * 3  # horizons x seeds of main, and of the three other groups
     assert (rows.ode_error > 0).all() and rows.notna().all().all()
+
+
+def test_nothing_in_a_results_folder_was_executed(gmm):
+    _, folder = gmm
+    assert (folder / "run/students/torch.py").exists() and not (folder / "executed").exists()
+
+
+def test_no_other_machine_was_asked_for_anything(gmm):
+    lines = NETWORK_LOG.read_text().splitlines()
+    assert len([line for line in lines if line.startswith("started")]) > 2 * 8, "every script and every kernel"
+    assert [line for line in lines if not line.startswith("started")] == []
 
 
 def test_a_second_run_does_nothing(gmm):
@@ -125,30 +167,78 @@ def test_a_changed_parameter_reruns_only_what_depends_on_it(gmm, path, value, ex
     assert planned(changed, folder) == sorted(["all", *expected])
 
 
-def test_a_killed_run_resumes_to_the_same_bytes(gmm, tmp_path):
-    """Run again, with -j 1, only one of the groups; kill it on the way (SIGKILL) and start it anew.
+def interrupted_at(results: Path, since: float) -> str:
+    """Which cells of which notebooks were running, by what papermill had saved of them."""
+    at = []
+    for path in sorted((results / "notebooks").glob("*.ipynb")):
+        if path.stat().st_mtime >= since:
+            try:
+                cells = json.loads(path.read_text())["cells"]
+            except ValueError:
+                at.append(f"{path.stem} (its page half-written)")
+                continue
+            running = [c for c in cells if c["metadata"].get("papermill", {}).get("status") == "running"]
+            at.append(f"{path.stem}: {''.join(running[0]['source']).splitlines()[-1][:60]}" if running else path.stem)
+    return "; ".join(at) or "between notebooks"
 
-    Its lines of metrics.csv are those of the undisturbed run, byte for byte: same seed, same numbers.
+
+def kill_all(process: subprocess.Popen) -> None:
+    """SIGKILL to Snakemake, its scripts and their kernels at once."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.wait()
+    psutil.wait_procs(family, timeout=30)
+
+
+STAGES = ["1_teacher", "2_distill", ("3_ode_error", "4_sample_quality"), "5_figures"]  # notebooks by their order
+
+
+def wait_for_stage(results: Path, stage: int, process: subprocess.Popen) -> None:
+    """Wait until a notebook of this stage, or of a later one, runs, or the process ends."""
+    names = tuple(name for s in STAGES[stage:] for name in ([s] if isinstance(s, str) else s))
+    begin = time.time()
+    while process.poll() is None and time.time() - begin < 300:
+        if any(p.stem.startswith(names) and p.stat().st_mtime > begin for p in (results / "notebooks").glob("*.ipynb")):
+            return
+        time.sleep(0.2)
+
+
+def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(gmm, tmp_path):
+    """Run again with -j 1, kill everything (SIGKILL) at random moments, start it anew each time.
+
+    metrics.csv is that of the undisturbed run (-j 2), byte for byte. In CI: one group, killed once in training and
+    once in plotting; with ``make faults``: every group, 20 kills spread at random over all stages and moments.
     """
     config, folder = gmm
-    alone = config | {"run_dir": str(tmp_path / "run"), "results_dir": str(tmp_path / "results")}
-    alone["groups"] = {"main": config["groups"]["main"]}
-    process = subprocess.Popen(
-        command(alone, tmp_path, "-j", "1"), cwd=tmp_path, env=ENVIRONMENT, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 300
-    while not (tmp_path / "run/students/main.safetensors").exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)  # students are written, their rule has not ended
-    process.wait()
-    assert not (tmp_path / "results/metrics.csv").exists()
+    kills, groups = int(os.environ.get("DCM_KILLS", 0)), config["groups"]
+    rng = random.Random()
+    stages = sorted(rng.choices(range(len(STAGES)), k=kills)) if kills else [1, 3]
+    if not kills:
+        groups = {name: groups[name] for name in ("main",)}
+    lines = (folder / "results/metrics.csv").read_text().splitlines()
+    expected = [line for line in lines if line.split(",")[0] in ("group", *groups)]
+    alone = config | {"run_dir": str(tmp_path / "run"), "results_dir": str(tmp_path / "results"), "groups": groups}
+    for number, stage in enumerate(stages, 1):
+        start = time.time()
+        process = subprocess.Popen(
+            command(alone, tmp_path, "-j", "1", "--rerun-incomplete"), cwd=tmp_path, env=ENVIRONMENT,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        wait_for_stage(tmp_path / "results", stage, process)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            assert process.wait(rng.uniform(0, 20 if kills else 8)) == 0, "it ended by itself, and not well"
+            # It came to its end first: what is done need not be done again, so have it plot anew.
+            (tmp_path / "results/metrics.csv").unlink()
+            continue
+        kill_all(process)
+        print(f"kill {number}, {time.time() - start:.1f} s: {interrupted_at(tmp_path / 'results', start)}")
     out = snakemake(alone, tmp_path, "-j", "1", "--rerun-incomplete")
     assert out.startswith("exit 0"), out
-    lines = (folder / "results/metrics.csv").read_text().splitlines()
-    again = (tmp_path / "results/metrics.csv").read_text().splitlines()
-    assert again == [line for line in lines if line.startswith(("group,", "main,"))] and len(again) > 20
+    assert (tmp_path / "results/metrics.csv").read_text().splitlines() == expected and len(expected) > 30
+    if len(groups) == len(config["groups"]):
+        assert (tmp_path / "results/metrics.csv").read_bytes() == (folder / "results/metrics.csv").read_bytes()
 
 
 def test_the_image_path(tmp_path):

@@ -6,23 +6,18 @@ schedulers call it with t - 1: mind the difference when comparing.)
 
 from __future__ import annotations
 
-import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dcm.artifacts import read_tensors, write_json, write_tensors
+from dcm.artifacts import read_tensors, sha256, write_json, write_tensors
 from dcm.errors import InputError
 from dcm.schedule import NoiseSchedule
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -111,17 +106,23 @@ class UNetTeacher(nn.Module):
         self.shape = (config.image_channels, config.image_size, config.image_size)
         self.num_classes = config.num_classes
         self.autocast = False
+        self._compiled: dict[int, Callable] = {}  # by batch size
 
     def accelerate(self, autocast: bool = True, compile: bool = True) -> UNetTeacher:
         """Make it fast on a GPU: channels-last memory, bfloat16 matrix products, torch.compile at fixed shapes.
 
-        A new batch size compiles anew, which takes the better part of a minute: keep to one or two.
+        A new batch size compiles anew, which takes the better part of a minute: keep to one or two, or leave
+        `compile` off and name those that matter to :meth:`compile_for`.
         """
         self.autocast = autocast
         self.unet.to(memory_format=torch.channels_last)
         if compile:
             self.unet.compile(dynamic=False)
         return self
+
+    def compile_for(self, batch: int) -> None:
+        """Compile the network for calls with exactly `batch` samples, at the first such call; others stay as they are."""
+        self._compiled[batch] = torch.compile(self.unet.forward, dynamic=False)
 
     def check_condition(self, condition: Tensor) -> None:
         """Raise :class:`InputError` when a class is out of range (the null class, num_classes, is allowed)."""
@@ -132,7 +133,8 @@ class UNetTeacher(nn.Module):
     def velocity(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """The network's v(x, t, c): `x` (B, *shape), `t` and `condition` (B,) integers; returns float (B, *shape)."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast):
-            return self.unet(x, t, class_labels=condition, return_dict=False)[0].to(x.dtype)
+            network = self._compiled.get(len(x), self.unet)
+            return network(x, t, class_labels=condition, return_dict=False)[0].to(x.dtype)
 
     def predict_noise(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """eps(x, t, c): `x` (*batch, *shape), `t` (*batch) integers 1..T, `condition` (*batch); returns x's shape."""
@@ -165,7 +167,9 @@ class UNetTeacher(nn.Module):
         try:
             record = json.loads((folder / "config.json").read_text())
             known = {field.name for field in fields(UNetConfig)}
-            settings = {name: tuple(v) if isinstance(v, list) else v for name, v in record["unet"].items()}
+            settings: dict[str, Any] = {
+                name: tuple(v) if isinstance(v, list) else v for name, v in record["unet"].items()
+            }
             if set(settings) - known:
                 raise InputError(f"{folder}/config.json names unknown settings: {sorted(set(settings) - known)}.")
             config, digest = UNetConfig(**settings), record["sha256"]
