@@ -15,7 +15,7 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 study: $(BIN)/.ready
 	@for study in $(STUDIES); do $(MAKE) --no-print-directory study-$$study || exit 1; done
 
-# One study by name: make study-gmm, study-digits, study-cifar10.
+# One study by name: make study-gmm, study-digits, study-cifar10, study-sdxl.
 # (Without Snakemake's lock, which a killed run would leave behind: files are written whole or not at all.)
 study-%: $(BIN)/.ready
 	$(BIN)/snakemake -s workflow/Snakefile --configfile workflow/config/$*.yaml -j $(JOBS) --rerun-incomplete --nolock

@@ -25,7 +25,10 @@ from torch import Tensor
 
 from dcm.errors import InputError
 
-PACKAGES = ("torch", "numpy", "scipy", "pandas", "diffusers", "clean-fid", "papermill", "snakemake", "matplotlib")
+PACKAGES = (
+    "torch", "numpy", "scipy", "pandas", "diffusers", "transformers", "peft", "accelerate", "clean-fid", "papermill",
+    "snakemake", "matplotlib",
+)  # fmt: skip
 
 ROOT = Path(__file__).resolve().parents[1]
 

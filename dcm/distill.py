@@ -22,6 +22,7 @@ from dcm.schedule import Grid
 from dcm.solvers import get_solver, solve
 from dcm.students import Students
 from dcm.teachers.base import Teacher
+from dcm.team import ALONE, Team
 
 HORIZON_NAMES = {"cm": lambda intervals: 1, "direct": lambda intervals: intervals}
 
@@ -76,6 +77,7 @@ class Settings:
     ``linear`` to zero over the last half. weight_decay : AdamW's. max_norm : gradient clipping.
     loss : ``l2`` (mean squared error) or ``huber`` (pseudo-Huber with c = 1e-3).
     together : updates whose targets the teacher solves in one go; changes speed, not results.
+    optimizer : ``adamw``, or ``adamw8bit`` (bitsandbytes': its state takes a quarter of the memory).
     slots : when above 0, solve that many ODEs in flight instead (:mod:`dcm.in_flight`); changes speed, not results.
     reuse : pairs taken from one teacher trajectory. Above 1, trajectories start at n = N and each gives pairs at
     `reuse` of its N points: N / reuse solver steps a pair instead of (N + 1) / 2, at the price of batches with fewer
@@ -90,6 +92,7 @@ class Settings:
     max_norm: float = 1.0
     loss: str = "l2"
     together: int = 1
+    optimizer: str = "adamw"
     slots: int = 0
     reuse: int = 1
 
@@ -139,10 +142,13 @@ class Batch:
     evaluations: int
 
 
-def draw_starts(teacher: Teacher, data, group: Group, batch: int, update: int, device, reuse: int = 1) -> Starts:
+def draw_starts(
+    teacher: Teacher, data, group: Group, batch: int, update: int, device, reuse: int = 1, team: Team = ALONE
+) -> Starts:
     """Starting points of one update for every guidance scale and seed: (W S B / reuse) in that order.
 
-    What is drawn depends on (seed, update) alone. With `reuse` above 1 all start at n = N; see :class:`Settings`.
+    What is drawn depends on (seed, update) alone; of a team, each takes its own rows. With `reuse` above 1 all start
+    at n = N; see :class:`Settings`.
     """
     grid, draws, count = Grid(group.intervals, teacher.schedule.T), [], batch // reuse
     for seed in group.seeds:
@@ -150,7 +156,8 @@ def draw_starts(teacher: Teacher, data, group: Group, batch: int, update: int, d
         noise = torch.randn(x_0.shape, generator=generator(device, seed, "noise", update), device=device)
         n = torch.randint(1, grid.intervals + 1, (count,), generator=generator("cpu", seed, "index", update))
         n = n if reuse == 1 else torch.full_like(n, grid.intervals)
-        draws.append((teacher.schedule.add_noise(x_0, noise, grid.time(n).to(device)), n, condition))
+        x = teacher.schedule.add_noise(x_0, noise, grid.time(n).to(device))
+        draws.append([v[team.rows(count)] for v in (x, n, condition)])
     # Every guidance scale solves from the same points.
     W = len(group.guidance)
     x, n, condition = (torch.cat(column * W) for column in zip(*draws))
@@ -179,14 +186,16 @@ def to_batch(
     return Batch(x, t, condition, torch.cat([members(x_hat[h]) for h in horizons]), t_hat, evaluations)
 
 
-def draw_batches(teacher: Teacher, data, group: Group, batch: int, updates: Sequence[int], device) -> list[Batch]:
+def draw_batches(
+    teacher: Teacher, data, group: Group, batch: int, updates: Sequence[int], device, team: Team = ALONE
+) -> list[Batch]:
     """Draw the batches of the given update numbers and solve them together.
 
     One solve for several updates costs the same evaluations in fewer, larger teacher calls, which is what a small
     teacher needs.
     """
     grid, longest = Grid(group.intervals, teacher.schedule.T), max(group.horizons)
-    starts = [draw_starts(teacher, data, group, batch, update, device) for update in updates]
+    starts = [draw_starts(teacher, data, group, batch, update, device, team=team) for update in updates]
     every = joined(starts)
     solution = solve(
         teacher, every.x, every.n, every.condition, every.guidance, group.solver, grid, longest, tuple(group.horizons)
@@ -204,12 +213,12 @@ def draw_batches(teacher: Teacher, data, group: Group, batch: int, updates: Sequ
 
 
 def reused_batches(
-    teacher: Teacher, data, group: Group, batch: int, updates: Sequence[int], device, reuse: int
+    teacher: Teacher, data, group: Group, batch: int, updates: Sequence[int], device, reuse: int, team: Team = ALONE
 ) -> list[Batch]:
     """As :func:`draw_batches`, with `reuse` pairs from each trajectory; see :class:`Settings`."""
     N = group.intervals
     grid, size = Grid(N, teacher.schedule.T), batch // reuse
-    starts = [draw_starts(teacher, data, group, batch, update, device, reuse) for update in updates]
+    starts = [draw_starts(teacher, data, group, batch, update, device, reuse, team) for update in updates]
     every, W = joined(starts), len(group.guidance)
     solution = solve(teacher, every.x, N, every.condition, every.guidance, group.solver, grid, trajectory=True)
     paths = solution.trajectory.unflatten(1, (len(updates), -1))
@@ -217,10 +226,11 @@ def reused_batches(
     for u, update in enumerate(updates):
         # Which points of a trajectory are used: uniform on 1..N, none twice.
         picks = [
-            torch.rand(size, N, generator=generator("cpu", seed, "index", update)).argsort(1)[:, :reuse].flatten() + 1
+            torch.rand(size, N, generator=generator("cpu", seed, "index", update)).argsort(1)[team.rows(size), :reuse]
+            + 1
             for seed in group.seeds
         ]
-        n = torch.cat(picks * W)
+        n = torch.cat(picks * W).flatten()
         which = torch.arange(len(n), device=device) // reuse
         path = paths[:, u]
         point = lambda index: path[(N - index).to(device), which]
@@ -231,30 +241,32 @@ def reused_batches(
 
 
 def batches(
-    teacher: Teacher, data, group: Group, settings: Settings, device, start: int = 0
+    teacher: Teacher, data, group: Group, settings: Settings, device, start: int = 0, team: Team = ALONE
 ) -> Iterator[tuple[int, Batch]]:
     """Update numbers after `start` with their batches: solved in flight, or ``settings.together`` at a time."""
     if settings.slots:
-        yield from batches_in_flight(teacher, data, group, settings, device, start)
+        yield from batches_in_flight(teacher, data, group, settings, device, start, team)
         return
     size = settings.together
     for first in range(start - start % size + 1, settings.updates + 1, size):
         # A resumed run solves its first chunk whole: other shapes would change the last bits.
         updates = range(first, min(first + size, settings.updates + 1))
         draw = (teacher, data, group, settings.batch, updates, device)
-        solved = zip(updates, draw_batches(*draw) if settings.reuse == 1 else reused_batches(*draw, settings.reuse))
+        once = settings.reuse == 1
+        solved = zip(updates, draw_batches(*draw, team) if once else reused_batches(*draw, settings.reuse, team))
         yield from ((update, batch) for update, batch in solved if update > start)
 
 
 def batches_in_flight(
-    teacher: Teacher, data, group: Group, settings: Settings, device, start: int = 0
+    teacher: Teacher, data, group: Group, settings: Settings, device, start: int = 0, team: Team = ALONE
 ) -> Iterator[tuple[int, Batch]]:
     """As :func:`batches`, with ``settings.slots`` ODEs in flight, drawn ahead of the update that needs them."""
-    grid, drawn = Grid(group.intervals, teacher.schedule.T), deque()
+    grid = Grid(group.intervals, teacher.schedule.T)
+    drawn: deque[Starts] = deque()
 
     def ahead() -> Iterator[Starts]:
         for update in range(start + 1, settings.updates + 1):
-            drawn.append(draw_starts(teacher, data, group, settings.batch, update, device))
+            drawn.append(draw_starts(teacher, data, group, settings.batch, update, device, team=team))
             yield drawn[-1]
 
     solutions = solve_in_flight(teacher, ahead(), group.solver, grid, settings.slots, tuple(group.horizons))
@@ -287,7 +299,15 @@ def learning_rate(settings: Settings, update: int) -> float:
 
 
 def make_optimizer(students: Students, settings: Settings) -> torch.optim.Optimizer:
-    """AdamW as in the paper's code: betas 0.9 and 0.999."""
+    """AdamW as in the paper's code: betas 0.9 and 0.999. Raises :class:`InputError` without bitsandbytes for 8 bits."""
+    if settings.optimizer == "adamw8bit":
+        try:
+            from bitsandbytes.optim import AdamW8bit
+        except ImportError:
+            raise InputError(
+                "optimizer = 'adamw8bit' needs the package bitsandbytes, which is not installed; allowed here: adamw."
+            ) from None
+        return AdamW8bit(students.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     fused = next(students.parameters()).device.type in ("cpu", "cuda")
     return torch.optim.AdamW(students.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=fused)
 
@@ -302,6 +322,7 @@ def distill(
     optimizer: torch.optim.Optimizer | None = None,
     start: int = 0,
     evaluations: int = 0,
+    team: Team = ALONE,
 ) -> Iterator[State]:
     """Train a group of students, yielding a :class:`State` after every update.
 
@@ -312,6 +333,7 @@ def distill(
     f : the consistency function.
     optimizer, start, evaluations : from a checkpoint, to go on after update number `start`; the run then equals
         one that was never interrupted.
+    team : the processes that share every batch; gradients are averaged over them.
 
     Raises :class:`InputError` for impossible settings and :class:`TrainingError` when a loss is not finite.
     """
@@ -327,18 +349,23 @@ def distill(
     device = next(students.parameters()).device
     bootstrapped = sum(m.horizon < group.intervals for m in group.members)
 
-    for update, batch in batches(teacher, data, group, settings, device, start):
-        evaluations += batch.evaluations
+    for update, batch in batches(teacher, data, group, settings, device, start, team):
+        evaluations += team.total(batch.evaluations)
         target = horizon_target(f, students, batch, bootstrapped)
-        loss = distance(f(students, batch.x, batch.t, batch.condition), target, settings.loss)
 
         for parameters in optimizer.param_groups:
             parameters["lr"] = learning_rate(settings, update)
         optimizer.zero_grad(set_to_none=True)
-        loss.sum().backward()
+        losses = []
+        for part in students.parts:
+            own = f(students, batch.x[part], batch.t[part], batch.condition[part], members=part)
+            losses.append(distance(own, target[part], settings.loss))
+            students.backward(losses[-1], part)
+        loss = torch.cat(losses).detach()
+        team.average([loss, *(p.grad for p in students.parameters())])
         students.clip_gradients(settings.max_norm)
         optimizer.step()
-        yield State(update, students, optimizer, loss.detach(), evaluations)
+        yield State(update, students, optimizer, loss, evaluations)
 
 
 def check_finite(state: State, members: Sequence[Member]) -> None:

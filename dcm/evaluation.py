@@ -42,20 +42,25 @@ class EvaluationSet:
     seed: int
     device: torch.device
 
+    @property
+    def home(self) -> torch.device:
+        """Where noise and samples lie: of a costly study on the CPU, since a GPU that holds its networks is full."""
+        return torch.device("cpu") if self.study.costly else self.device
+
     @cached_property
     def noise(self) -> Tensor:
         """Initial noise (B, *shape)."""
-        return sample_noise(self.seed, "evaluation", range(self.samples), self.study.teacher.shape).to(self.device)
+        return sample_noise(self.seed, "evaluation", range(self.samples), self.study.teacher.shape).to(self.home)
 
     @cached_property
     def condition(self) -> Tensor:
         """Classes (B,)."""
-        return torch.arange(self.samples, device=self.device) % self.study.teacher.num_classes
+        return torch.arange(self.samples, device=self.home) % self.study.teacher.num_classes
 
     def fresh_noise(self, step: int) -> Tensor:
         """Fresh noise (B, *shape) of sampling step number `step` (1, 2, ..)."""
         shape = self.study.teacher.shape
-        return sample_noise(self.seed, "renoise", range(self.samples), shape, step).to(self.device)
+        return sample_noise(self.seed, "renoise", range(self.samples), shape, step).to(self.home)
 
     def _cached(self, name: str, make) -> Tensor:
         """A tensor kept in ``run_dir/evaluation``, made once per teacher and evaluation set."""
@@ -63,15 +68,21 @@ class EvaluationSet:
         path = self.run_dir / "evaluation" / f"{name}-{key}.safetensors"
         if not path.exists():
             write_tensors(path, {"x": make()})
-        return read_tensors(path, self.device)[0]["x"]
+        return read_tensors(path, self.home)[0]["x"]
 
     def teacher_samples(self, solver: str, intervals: int, guidance: float) -> Tensor:
         """The teacher's N-step solutions (B, *shape) from the noise."""
-        grid = Grid(intervals, self.study.teacher.schedule.T)
-        return self._cached(
-            f"{solver}-{intervals}-{guidance:g}",
-            lambda: solve_in_chunks(self.study, self.noise, self.condition, guidance, solver, grid),
-        )
+        grid, name = Grid(intervals, self.study.teacher.schedule.T), f"{solver}-{intervals}-{guidance:g}"
+
+        def make(rows: slice = slice(None)) -> Tensor:
+            x, c = (v[rows].to(self.device) for v in (self.noise, self.condition))
+            return solve_in_chunks(self.study, x, c, guidance, solver, grid)
+
+        if not self.study.costly:
+            return self._cached(name, make)
+        parts = [slice(i, i + self.study.chunk) for i in range(0, self.samples, self.study.chunk)]
+        bar = tqdm(parts, desc=f"teacher's samples, {name}", unit="chunk", leave=False)
+        return torch.cat([self._cached(f"{name}-parts/{rows.start:06d}", lambda: make(rows)) for rows in bar])
 
     def exact_samples(self, guidance: float) -> Tensor:
         """The PF-ODE's true solutions (B, *shape) from the noise, where they are known."""
@@ -80,15 +91,17 @@ class EvaluationSet:
             f"exact-{guidance:g}", lambda: self.study.reference(self.noise, T, self.condition, guidance, Grid(T, T))
         )
 
-    def student_samples(self, students: Students, intervals: int, steps: int) -> Tensor:
-        """Samples (M, B, *shape) of every student in `steps` steps from the common noise."""
+    def student_samples(self, students: Students, intervals: int, steps: int, count: int | None = None) -> Tensor:
+        """Samples (M, B, *shape) of every student in `steps` steps from the common noise, or the first `count`."""
         grid = Grid(intervals, self.study.teacher.schedule.T)
         fresh = [self.fresh_noise(k) for k in range(1, steps)]
         out = []
-        for i in range(0, self.samples, self.study.chunk):
-            rows = slice(i, i + self.study.chunk)
-            x, c = (v[rows].expand(students.size, *v[rows].shape) for v in (self.noise, self.condition))
-            out.append(sample(self.study.f, students, x, c, grid, [e[rows] for e in fresh]))
+        count = min(self.samples, count or self.samples)
+        for i in range(0, count, self.study.chunk):
+            rows = slice(i, min(i + self.study.chunk, count))
+            x, c, *again = (v[rows].to(self.device) for v in (self.noise, self.condition, *fresh))
+            x, c = (v.expand(students.size, *v.shape) for v in (x, c))
+            out.append(sample(self.study.f, students, x, c, grid, again).to(self.home))
         return torch.cat(out, 1)
 
 
@@ -237,10 +250,13 @@ def samples_to_show(
 ) -> dict[str, Tensor]:
     """Samples of the teacher and, of the first seed, of CM and Direct CM in each number of steps; same noise (fig2)."""
     group = distilled.group
+    count = 64 if study.is_image else count  # more than a figure shows
     students = distilled.students(study, distilled.updates[-1], evaluation.device)
     out = {"teacher": evaluation.teacher_samples(group.solver, group.intervals, group.guidance[0])}
     first = [i for i in _ends(group) if group.members[i].seed == group.seeds[0]]
-    by_steps = {k: evaluation.student_samples(students, group.intervals, k) for k in steps if k <= group.intervals}
+    by_steps = {
+        k: evaluation.student_samples(students, group.intervals, k, count) for k in steps if k <= group.intervals
+    }
     for i in first:
         for k, x in by_steps.items():
             out[f"{method_name(group.members[i].horizon, group.intervals)}, {k} step{'s' * (k > 1)}"] = x[i]

@@ -93,12 +93,17 @@ class ImageStudy(Study):
                 network.unet.load_state_dict(self.teacher.unet.state_dict())
 
     def reference(self, x: Tensor, n: int, condition: Tensor, guidance: float, grid: Grid) -> Tensor:
-        """DDIM on the coarsest grid that has at least 200 intervals and every time of `grid`."""
-        T = self.teacher.schedule.T
-        fine = next(N for N in range(grid.intervals, T + 1, grid.intervals) if N >= REFERENCE_INTERVALS and T % N == 0)
-        start = n * fine // grid.intervals
-        parts = zip(x.split(self.chunk), condition.split(self.chunk))
-        return torch.cat([solve(self.teacher, a, start, c, guidance, "ddim", Grid(fine, T)).x for a, c in parts])
+        """DDIM on a finer grid; see :func:`fine_reference`."""
+        return fine_reference(self, x, n, condition, guidance, grid)
+
+
+def fine_reference(study: Study, x: Tensor, n: int, condition: Tensor, guidance: float, grid: Grid) -> Tensor:
+    """DDIM on the coarsest grid that has at least 200 intervals and every time of `grid`; see :meth:`Study.reference`."""
+    T = study.teacher.schedule.T
+    fine = next(N for N in range(grid.intervals, T + 1, grid.intervals) if N >= REFERENCE_INTERVALS and T % N == 0)
+    start = n * fine // grid.intervals
+    parts = zip(x.split(study.chunk), condition.split(study.chunk))
+    return torch.cat([solve(study.teacher, a, start, c, guidance, "ddim", Grid(fine, T)).x for a, c in parts])
 
 
 def load_images(about: dict, teacher=None) -> sources.ImageSet:

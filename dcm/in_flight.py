@@ -141,11 +141,14 @@ def solve_in_flight(
             raise InputError(f"grid index n is out of range; allowed: 1 to intervals = {grid.intervals}.")
         return starts
 
-    taken = np.zeros(slots, dtype=np.int64)  # steps so far
-    stops = np.zeros((slots, len(horizons)), dtype=np.int64)  # steps after which each horizon's sample is kept
+    taken: np.ndarray = np.zeros(slots, dtype=np.int64)  # steps so far
+    stops: np.ndarray = np.zeros(
+        (slots, len(horizons)), dtype=np.int64
+    )  # steps after which each horizon's sample is kept
     place = np.full(slots, -1)  # in the ring; -1: empty
     open_groups: deque[list] = deque()  # [starts, samples not yet done], oldest first
-    source, used, admitted, handed_out, evaluations = check(first), 0, 0, 0, 0
+    source: Starts | None = check(first)
+    used, admitted, handed_out, evaluations = 0, 0, 0, 0
     open_groups.append([source, size])
 
     while True:

@@ -11,7 +11,7 @@ import torch
 
 from dcm.artifacts import Provenance, project_path
 from dcm.parameters import NOTEBOOKS, check
-from dcm.studies import Study, find_device, load_study
+from dcm.studies import Study, find_device, load_study, ready_device
 
 
 @dataclass
@@ -58,10 +58,7 @@ def start(notebook: str, namespace: dict) -> Session:
     """
     p: Any = check(NOTEBOOKS[notebook], namespace)
     device = find_device(p.device)
-    torch.set_num_threads(p.threads)  # fixed, not "all cores": the sums' order, and so the results, depend on it
-    if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
+    ready_device(device, p.threads)
     from dcm.plots import use_style
 
     use_style()

@@ -86,7 +86,10 @@ NewFolder = Annotated[
     Field(description="the path of a folder that can be written, in printable characters other than { } * ?"),
 ]
 SolverName = Annotated[str, AfterValidator(_solver), Field(description=f"one of {', '.join(SOLVERS)}")]
-StudyName = Annotated[Literal["gmm", "digits", "cifar10"], Field(description="one of gmm, digits, cifar10")]
+Source = Annotated[str, Field(min_length=1, description="a folder's or file's path, or a name on the hub")]
+StudyName = Annotated[
+    Literal["gmm", "digits", "cifar10", "sdxl"], Field(description="one of gmm, digits, cifar10, sdxl")
+]
 Horizon = Annotated[
     int | Literal["cm", "direct"], Field(description="'cm', 'direct' or whole numbers from 1 to intervals")
 ]
@@ -133,6 +136,15 @@ class TeacherParameters(Common):
     download: Annotated[bool, Field(description="true or false")] = False
     teacher_images: Annotated[int, _between(1, 1_000_000)] = 10000
     inception: Annotated[Literal["off", "local", "download"], Field(description="one of off, local, download")] = "off"
+    model: Source = "stabilityai/stable-diffusion-xl-base-1.0"
+    vae: Source = "of the model"
+    resolution: Annotated[int, Field(ge=8, multiple_of=8, description="a whole number, a multiple of 8")] = 1024
+    flip: Annotated[bool, Field(description="true or false")] = False
+    precision: Annotated[Literal["bf16", "fp16", "fp32"], Field(description="one of bf16, fp16, fp32")] = "bf16"
+    clip: Source = "openai/clip-vit-large-patch14"
+    dino: Source = "facebook/dinov2-large"
+    aesthetic: Source = "data/aesthetic.safetensors"
+    dry_run: Annotated[bool, Field(description="true or false")] = False
 
     @model_validator(mode="after")
     def _grid(self):
@@ -140,7 +152,10 @@ class TeacherParameters(Common):
             Grid(n)
         if self.study == "gmm" and self.updates:
             raise _refusal("updates", self.updates, "0", " for the study gmm, whose teacher is exact")
-        sources = ("cifar10", "folder", "teacher") if self.study == "cifar10" else ("builtin",)
+        if self.dry_run and self.study != "sdxl":
+            raise _refusal("dry_run", self.dry_run, "true for the study sdxl", f" for the study {self.study}")
+        images = {"cifar10": ("cifar10", "folder", "teacher"), "sdxl": ("folder",)}
+        sources = images.get(self.study, ("builtin",))
         if self.data not in sources:
             raise _refusal("data", self.data, ", ".join(sources), f" for the study {self.study}")
         if self.data == "teacher" and self.updates:
@@ -193,10 +208,14 @@ class TrainingParameters(Parameters):
     together: Annotated[int, _between(1, 1024)] = 1
     slots: Annotated[int, _between(0, 65536)] = 0
     reuse: Annotated[int, _between(1, 1000)] = 1
+    optimizer: Annotated[Literal["adamw", "adamw8bit"], Field(description="one of adamw, adamw8bit")] = "adamw"
     pretrain: Whole = 0
     width: Annotated[int, _between(1, 4096)] = 64
     snapshots: Annotated[int, _between(0, 1000)] = 0
     checkpoint_seconds: Positive = 60.0
+    gradient_checkpointing: Annotated[bool, Field(description="true or false")] = True
+    microbatch: Whole = 0
+    processes: Count = 1
 
     def settings(self):
         """The :class:`dcm.distill.Settings` among them."""

@@ -49,7 +49,7 @@ def samples(study, rows: dict[str, Tensor], condition: Tensor) -> Figure:
     `rows` maps a label to samples (B, *shape); `condition` (B,) colours 2-D points by class.
     """
     if study.is_image:
-        return image_rows(rows, 16)
+        return image_rows({label: study.pictures(x[:16]) for label, x in rows.items()}, 16)
     count = len(rows)
     across = (count + 1) // 2 if count > 4 else count
     figure, axes = plt.subplots(
@@ -79,7 +79,8 @@ def objectives(study, paths: Tensor, start: int, targets: dict[str, tuple[Tensor
         rows = {"$x_{t_n}$ (noisy start)": paths[0]}
         for method, (_, target) in targets.items():
             rows[f"target of {method}"] = target
-        return image_rows(rows | {"teacher's solution": paths[-1]}, 12)
+        rows["teacher's solution"] = paths[-1]
+        return image_rows({label: study.pictures(x[:12]) for label, x in rows.items()}, 12)
     figure, axes = plt.subplots(1, len(targets), figsize=(4.2 * len(targets), 4.3), squeeze=False)
     for ax, (method, (origin, target)) in zip(axes[0], targets.items()):
         density(ax, study.teacher, extent=2.9)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 # Streams of random numbers that must not overlap, by name.
-STREAMS = ("data", "noise", "index", "student", "evaluation", "renoise", "teacher", "reference", "features")
+STREAMS = ("data", "noise", "index", "student", "evaluation", "renoise", "teacher", "reference", "features", "encode")
 
 
 def _entropy(seed: int, stream: str, *extra: int) -> list[int]:

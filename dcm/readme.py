@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 from dcm.artifacts import ROOT, write_text
@@ -15,10 +16,21 @@ def block(study: str) -> str:
     return "\n".join([*verdicts, "", (folder / "tab1.md").read_text().strip()])
 
 
+def dry_run_block() -> str:
+    """The SDXL dry run's table, or that there is none yet."""
+    from dcm.sdxl_dry_run import RESULT, readable
+
+    if not RESULT.exists():
+        return "*The dry run has not been run on a GPU yet.*"
+    return readable(json.loads(RESULT.read_text()))
+
+
 def filled(text: str) -> str:
-    """`text` with every ``<!-- results:STUDY -->`` .. ``<!-- end -->`` block made anew."""
+    """`text` with every ``<!-- results:STUDY -->`` and ``<!-- sdxl dry run -->`` block, up to ``<!-- end -->``, made anew."""
     pattern = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-    return pattern.sub(lambda m: f"{m[1]}{block(m[2])}\n{m[3]}", text)
+    text = pattern.sub(lambda m: f"{m[1]}{block(m[2])}\n{m[3]}", text)
+    pattern = re.compile(r"(<!-- sdxl dry run -->\n).*?(<!-- end -->)", re.DOTALL)
+    return pattern.sub(lambda m: f"{m[1]}{dry_run_block()}\n{m[2]}", text)
 
 
 def write() -> None:

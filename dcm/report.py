@@ -18,6 +18,7 @@ from dcm.evaluation import DistilledGroup, load_group, method_name
 from dcm.metrics import Metric
 from dcm.notebook import Session
 from dcm.parameters import TrainingParameters, check_ends
+from dcm.training import MEMORY
 
 ROW_KEY = ["group", "solver", "intervals", "guidance", "horizon", "method", "seed", "update", "steps"]
 
@@ -67,11 +68,11 @@ class Report:
     @cached_property
     def trained_alike(self) -> list[str]:
         """Groups whose training parameters (updates, lr, ..) are the main group's."""
-        free = {"snapshots", "checkpoint_seconds", "together", "slots"}
+        free = {"snapshots", "checkpoint_seconds", "together", "slots", *MEMORY}
         names = set(TrainingParameters.model_fields) - free
         main = self.main.about["parameters"]
         others = {n: load_group(self.session.run_dir, n).about["parameters"] for n in self.rows.group.unique()}
-        return [n for n, p in others.items() if all(p[k] == main[k] for k in names)]
+        return [n for n, p in others.items() if all(p.get(k) == main.get(k) for k in names)]
 
     def along(self, column: str) -> pd.DataFrame:
         """Final one-step rows that differ from the main setting in `column` alone, trained as it is."""

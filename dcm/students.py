@@ -20,6 +20,15 @@ class Students(nn.Module):
 
     size: int  # M
 
+    @property
+    def parts(self) -> list[slice]:
+        """Members whose loss is computed and walked back together: all, unless they share a network."""
+        return [slice(None)]
+
+    def backward(self, loss: Tensor, part: slice) -> None:
+        """Add the gradients of `loss` (members of the part,) to the parameters."""
+        loss.sum().backward()
+
     def clip_gradients(self, max_norm: float) -> None:
         """Clip each member's gradient norm to `max_norm`, as if it trained alone."""
         raise NotImplementedError

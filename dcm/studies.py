@@ -35,6 +35,8 @@ class Study:
     data : has ``draw(generator, batch)``. quality : see :mod:`dcm.metrics`. f : the students' consistency function.
     chunk : samples evaluated at once. exact : whether the PF-ODE's true solution is known.
     teacher_id : changes whenever the teacher does.
+    costly : whether hours of work lie in a checkpoint, so that one of other settings is refused and not replaced,
+        and whether the teacher's samples are kept chunk by chunk.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Study:
     chunk: int
     exact: bool
     teacher_id: str
+    costly = False
 
     def make_students(self, seeds: Sequence[int], width: int) -> Students:
         """Fresh students, one a seed."""
@@ -57,6 +60,19 @@ class Study:
     def reference(self, x: Tensor, n: int, condition: Tensor, guidance: float, grid: Grid) -> Tensor:
         """The best known solution of the PF-ODE from grid index n: exact, or a much finer grid."""
         raise NotImplementedError
+
+    def before_training(self, students: Students, parameters, team) -> None:
+        """Ready `students` for training by `parameters`; raises :class:`InputError` where they cannot."""
+
+    def to(self, device: torch.device) -> None:
+        """Move large networks to `device`, while others need the one they are on."""
+
+    def export(self, distilled, device: torch.device) -> None:
+        """Leave trained students in a form that others can use."""
+
+    def pictures(self, x: Tensor) -> Tensor:
+        """Samples (B, *shape) as images (B, C, H, W) in [-1, 1], for those studies that have them."""
+        return x
 
     @property
     def is_image(self) -> bool:
@@ -123,10 +139,22 @@ def find_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def ready_device(device: torch.device, threads: int) -> None:
+    """Settings of torch that every process of a run shares."""
+    torch.set_num_threads(threads)  # fixed, not "all cores": the sums' order, and so the results, depend on it
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+
+
 def load_study(name: str, run_dir: str | Path, device: torch.device) -> Study:
     """The study called `name`, with whatever its teacher left in `run_dir`."""
     if name == "gmm":
         return MixtureStudy(name, device)
+    if name == "sdxl":
+        from dcm.sdxl_study import SDXLStudy
+
+        return SDXLStudy(Path(run_dir), device)
     from dcm.image_study import ImageStudy
 
     return ImageStudy(name, Path(run_dir), device)

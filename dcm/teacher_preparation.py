@@ -14,6 +14,11 @@ def prepare_teacher(session) -> None:
         about = {"study": "gmm", "teacher": session.study.teacher_id}
         write_json(session.run_dir / "teacher" / "teacher.json", about)
         return
+    if session.p.study == "sdxl":
+        from dcm import sdxl_study
+
+        sdxl_study.prepare(session.p, session.run_dir, session.device)
+        return
     from dcm import image_study
 
     image_study.prepare(session.p, session.run_dir, session.device)

@@ -18,7 +18,9 @@ from dcm.evaluation import DistilledGroup, load_group, students_path
 from dcm.parameters import DistillParameters
 from dcm.progress import tqdm
 from dcm.studies import Study
+from dcm.team import ALONE, Team, launch
 
+MEMORY = ("processes", "gradient_checkpointing", "microbatch")  # where and how it runs, not what
 LOG_POINTS = 200  # points kept of each loss curve
 
 
@@ -37,26 +39,33 @@ def _picked(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state; a slot that is a plain number (8-bit Adam's step) gets a ``#`` to its name."""
     state = optimizer.state_dict()["state"]
-    return {f"{i}.{name}": t for i, slots in state.items() for name, t in slots.items()}
+    slots = [(f"{i}.{name}", v) for i, slots in state.items() for name, v in slots.items()]
+    return {n if isinstance(v, Tensor) else f"{n}#": torch.as_tensor(v) for n, v in slots}
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     state: dict[int, dict[str, Tensor]] = {}
     for name, t in tensors.items():
         i, slot = name.split(".", 1)
-        state.setdefault(int(i), {})[slot] = t
+        state.setdefault(int(i), {})[slot.removesuffix("#")] = t.item() if slot.endswith("#") else t
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _identity(parameters: DistillParameters, study: Study) -> dict:
     """What must be equal for a checkpoint to be gone on with."""
-    free = {"checkpoint_seconds", "run_dir", "device", "threads"}
+    free = {"checkpoint_seconds", "run_dir", "device", "threads", *MEMORY}
     return parameters.model_dump(exclude=free) | {"teacher": study.teacher_id}
 
 
-def _read_checkpoint(path: Path, identity: dict, device: torch.device) -> tuple[dict[str, Tensor], dict]:
-    """The checkpoint's (tensors, about) when it is whole and of the same settings, else nothing; says why."""
+def _read_checkpoint(
+    path: Path, identity: dict, device: torch.device, costly: bool = False
+) -> tuple[dict[str, Tensor], dict]:
+    """The checkpoint's (tensors, about) when it is whole and of the same settings, else nothing; says why.
+
+    A `costly` one of other settings is not thrown away: raises :class:`InputError`.
+    """
     if not path.exists():
         return {}, {}
     try:
@@ -65,20 +74,35 @@ def _read_checkpoint(path: Path, identity: dict, device: torch.device) -> tuple[
         print(f"{damaged} Starting anew.")
         return {}, {}
     differ = [k for k in identity if about["identity"].get(k) != identity[k]]
+    if differ and costly:
+        each = ", ".join(f"{k} = {about['identity'].get(k)!r} there and {identity[k]!r} here" for k in differ)
+        raise InputError(
+            f"{path} is from other settings ({each}); set them as they were to go on with it, choose another run_dir or "
+            "group_name, or delete it to start anew."
+        )
     if differ:
         print(f"The checkpoint is from other settings ({', '.join(differ)}); starting anew.")
         return {}, {}
     return tensors, about
 
 
-def train_group(study: Study, parameters: DistillParameters, device: torch.device) -> DistilledGroup:
+def train_group(
+    study: Study, parameters: DistillParameters, device: torch.device, team: Team | None = None
+) -> DistilledGroup:
     """Distil a group to its end, going on from a checkpoint where one of the same settings lies.
 
     Students that were finished with the same settings are not distilled again.
 
     A checkpoint is written every ``checkpoint_seconds`` and removed when the students are saved. Averaged weights
-    (``ema``) are what is kept. Raises what :func:`dcm.distill.distill` raises.
+    (``ema``) are what is kept. With ``processes`` above 1 this process starts them and waits; each of them calls this
+    with its `team`. Raises what :func:`dcm.distill.distill` raises.
     """
+    if parameters.processes > 1 and team is None:
+        study.to(torch.device("cpu"))  # the processes need the memory
+        launch(parameters)
+        study.to(device)
+        return load_group(parameters.run_dir, parameters.group_name)
+    team = team or ALONE
     group, settings = parameters.group(), parameters.settings()
     final = students_path(parameters.run_dir, parameters.group_name)
     checkpoint = Path(parameters.run_dir) / "checkpoints" / final.name
@@ -91,11 +115,12 @@ def train_group(study: Study, parameters: DistillParameters, device: torch.devic
 
     seeds = [m.seed for m in group.members]
     students = study.make_students(seeds, parameters.width).to(device)
+    study.before_training(students, parameters, team)
     optimizer = make_optimizer(students, settings)
     kept: dict[str, Tensor] = {}
     log: list[Tensor] = []
     start, evaluations, seconds = 0, 0, 0.0
-    tensors, about = _read_checkpoint(checkpoint, identity, device)
+    tensors, about = _read_checkpoint(checkpoint, identity, device, study.costly)
     if not tensors:
         study.start_from_teacher(students, seeds, parameters.pretrain)
     averaged = AveragedModel(students, multi_avg_fn=get_ema_multi_avg_fn(parameters.ema)) if parameters.ema else None
@@ -105,9 +130,10 @@ def train_group(study: Study, parameters: DistillParameters, device: torch.devic
         _load_optimizer(optimizer, _picked("optimizer", tensors))
         if averaged:
             averaged.load_state_dict(_picked("averaged", tensors))
-        kept = _prefixed("kept", _picked("kept", tensors))
+        kept = _prefixed("kept", {n: t.cpu() for n, t in _picked("kept", tensors).items()})
         log = list(tensors["log"])
-        print(f"Going on after update {start}.")
+        if team.first:
+            print(f"Going on after update {start}.")
 
     snapshots = snapshot_updates(settings.updates, parameters.snapshots)
     window = max(1, settings.updates // LOG_POINTS)
@@ -118,7 +144,7 @@ def train_group(study: Study, parameters: DistillParameters, device: torch.devic
         return {
             "identity": identity, "update": update, "evaluations": evaluations,
             "seconds": seconds + time.monotonic() - began, "parameters": parameters.model_dump(),
-            "group": asdict(group), "snapshots": snapshots, "log_window": window,
+            "group": asdict(group), "snapshots": snapshots, "log_window": window, "processes": team.size,
         }  # fmt: skip
 
     def check(state: State) -> None:
@@ -127,8 +153,11 @@ def train_group(study: Study, parameters: DistillParameters, device: torch.devic
         except TrainingError as error:
             raise TrainingError(f"{error} {last_good(checkpoint, saved)}") from None
 
-    bar = tqdm(total=settings.updates, initial=start, desc=f"distil {parameters.group_name}", unit="update")
-    states = distill(study.teacher, study.data, students, group, settings, study.f, optimizer, start, evaluations)
+    bar = tqdm(
+        total=settings.updates, initial=start, desc=f"distil {parameters.group_name}", unit="update",
+        disable=not team.first,
+    )  # fmt: skip
+    states = distill(study.teacher, study.data, students, group, settings, study.f, optimizer, start, evaluations, team)
     saved = start
     for state in states:
         evaluations = state.evaluations
@@ -141,9 +170,10 @@ def train_group(study: Study, parameters: DistillParameters, device: torch.devic
             loss_sum.zero_()
         if state.update in snapshots:
             model = averaged.module if averaged else students
-            kept |= _prefixed(f"kept/{state.update}", {n: p.clone() for n, p in model.state_dict().items()})
+            kept |= _prefixed(f"kept/{state.update}", {n: p.cpu().clone() for n, p in model.state_dict().items()})
         due = time.monotonic() - last_saved > parameters.checkpoint_seconds and state.update < settings.updates
-        if due and all(bool(p.isfinite().all()) for p in students.parameters()):  # a checkpoint is a good one
+        # a checkpoint is a good one
+        if team.first and due and all(bool(p.isfinite().all()) for p in students.parameters()):
             tensors = (
                 _prefixed("students", students.state_dict())
                 | _prefixed("optimizer", _optimizer_tensors(optimizer))
@@ -158,6 +188,9 @@ def train_group(study: Study, parameters: DistillParameters, device: torch.devic
     check(state)
 
     result = _picked("kept", kept) | {"loss": torch.stack(log)}
-    write_tensors(final, result, about_now(settings.updates))
-    checkpoint.unlink(missing_ok=True)
+    if team.first:
+        write_tensors(final, result, about_now(settings.updates))
+        checkpoint.unlink(missing_ok=True)
+        study.export(load_group(parameters.run_dir, parameters.group_name), device)
+    team.wait()
     return load_group(parameters.run_dir, parameters.group_name)

@@ -1,0 +1,163 @@
+"""SDXL's UNet as a teacher: noise prediction on latents, conditions that are indices of cached prompts.
+
+The network is called with the integer timestep t itself (1..T), as in the paper's code; tables are indexed t - 1.
+(diffusers' own schedulers call it with t - 1: mind the difference when comparing.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dcm.schedule import NoiseSchedule
+
+# The UNet of SDXL base 1.0 as published: unet/config.json of stabilityai/stable-diffusion-xl-base-1.0, less what
+# equals the defaults of diffusers' UNet2DConditionModel. It has 2,567,463,684 parameters.
+SDXL_UNET = dict(
+    sample_size=128,
+    in_channels=4,
+    out_channels=4,
+    down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    block_out_channels=[320, 640, 1280],
+    layers_per_block=2,
+    transformer_layers_per_block=[1, 2, 10],
+    attention_head_dim=[5, 10, 20],
+    cross_attention_dim=2048,
+    use_linear_projection=True,
+    addition_embed_type="text_time",
+    addition_time_embed_dim=256,
+    projection_class_embeddings_input_dim=2816,
+)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What the UNet is told of P prompts: text embeddings and micro-conditioning (Podell et al. 2023, section 2.2).
+
+    Attributes
+    ----------
+    embeddings : (P, L, E), the second-to-last hidden states of both text encoders, side by side.
+    pooled : (P, F), the pooled output of the second one.
+    size_ids : (P, 6), height and width of the original image, top and left of the crop, height and width aimed at.
+
+    Condition i < P is prompt i; P + i is its null counterpart: zeros in place of both embeddings, the same size ids.
+    """
+
+    embeddings: Tensor
+    pooled: Tensor
+    size_ids: Tensor
+
+    def __len__(self) -> int:
+        return len(self.pooled)
+
+    def null(self, condition: Tensor) -> Tensor:
+        """The null counterpart of each condition, in its shape; that of a null condition is itself."""
+        return condition % len(self) + len(self)
+
+    def of(self, condition: Tensor, dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
+        """The UNet's ``encoder_hidden_states`` and ``added_cond_kwargs`` for `condition` (B,), on its device."""
+        i, device = (condition % len(self)).to(self.pooled.device), condition.device
+        text, pooled = (v[i].to(device, dtype) for v in (self.embeddings, self.pooled))
+        given = (condition < len(self)).to(dtype)[:, None]
+        # Sizes stay in float32: bfloat16 has no 1023.
+        sizes = self.size_ids[i].to(device, torch.float32)
+        return text * given[..., None], {"text_embeds": pooled * given, "time_ids": sizes}
+
+
+class PromptedUNet:
+    """One UNet, shared by the teacher and every student: called as ``network(x, t, condition)``, it predicts noise.
+
+    A student is the UNet with an adapter, the teacher the UNet with none (:meth:`use`); weights are held once.
+
+    Parameters
+    ----------
+    unet : diffusers' ``UNet2DConditionModel``, whose weights are frozen here. chunk : samples it takes at once.
+
+    ``in_use`` is the name of the adapter in use, None for the teacher.
+    """
+
+    def __init__(self, unet, prompts: Prompts, chunk: int):
+        self.unet, self.prompts, self.chunk = unet.eval().requires_grad_(False), prompts, chunk
+        self.in_use: str | None = None
+        self._layers: list = []
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights and of the network's inner work."""
+        return self.unet.conv_in.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.unet.conv_in.weight.device
+
+    def adapters_changed(self) -> None:
+        """Look for adapter layers anew; none is in use afterwards."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        self._layers = [m for m in self.unet.modules() if isinstance(m, BaseTunerLayer)]
+        for layer in self._layers:
+            for name in layer.adapter_layer_names:
+                getattr(layer, name).requires_grad_(True)  # peft left it to the last one added
+            layer.cast_input_dtype_enabled = False  # autocast does it, without float32 copies of activations
+        self._put_in_use(None)
+
+    def use(self, adapter: str | None) -> None:
+        """Put the adapter of this name in use, or none."""
+        if adapter != self.in_use:
+            self._put_in_use(adapter)
+
+    def _put_in_use(self, adapter: str | None) -> None:
+        # What peft's enable_adapters and set_adapter do, but for their walk through every parameter's requires_grad,
+        # which takes a tenth of a second on SDXL, several times an update.
+        for layer in self._layers:
+            layer._disable_adapters = adapter is None
+            if adapter is not None:
+                layer._active_adapter = [adapter]
+        self.in_use = adapter
+
+    def __call__(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """eps (B, *shape) in float32, by the network as it is in use, all samples at once."""
+        text, added = self.prompts.of(condition, self.dtype)
+        # Adapters are in float32: autocast brings their products to the network's precision.
+        low = self.dtype != torch.float32
+        with torch.autocast(x.device.type, self.dtype if low else None, enabled=low and self.in_use is not None):
+            eps = self.unet(
+                x.to(self.dtype), t, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False
+            )[0]
+        return eps.to(x.dtype)
+
+    def in_chunks(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """The same, `chunk` samples at a time."""
+        return torch.cat([self(*rows) for rows in zip(*(v.split(self.chunk) for v in (x, t, condition)))])
+
+
+class SDXLTeacher:
+    """A :class:`~dcm.teachers.base.Teacher`: the UNet with no adapter in use.
+
+    Parameters
+    ----------
+    network : its UNet and prompts. schedule : from the betas of the pipeline's own scheduler.
+    shape : of a latent, (C, h, w).
+    """
+
+    def __init__(self, network: PromptedUNet, schedule: NoiseSchedule, shape: tuple[int, ...]):
+        self.network, self.schedule, self.shape = network, schedule, shape
+        self.num_classes = len(network.prompts)
+
+    @torch.no_grad()
+    def predict_noise(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """eps(x, t, c): `x` (*batch, *shape), `t` (*batch) integers 1..T, `condition` (*batch); returns x's shape."""
+        batch = x.shape[: x.ndim - len(self.shape)]
+        self.network.use(None)
+        flat = self.network.in_chunks(
+            x.reshape(-1, *self.shape), t.expand(batch).reshape(-1), condition.expand(batch).reshape(-1)
+        )
+        return flat.reshape(x.shape)
+
+    def null_condition(self, condition: Tensor) -> Tensor:
+        """The zeroed prompts with the same size ids, in `condition`'s shape."""
+        return self.network.prompts.null(condition)
