@@ -13,9 +13,10 @@ import matplotlib.pyplot as plt
 import nbformat
 import pytest
 import torch
+from interruption import interrupted_at
 from safetensors import SafetensorError
 
-from dcm import artifacts, distill, plots, training
+from dcm import artifacts, distill, plots
 from dcm.artifacts import RowStore, atomic, read_json, read_tensors, write_tensors, write_text
 from dcm.errors import InputError, TrainingError
 from dcm.parameters import DistillParameters, validate
@@ -46,16 +47,7 @@ def undisturbed(study, tmp_path_factory):
 
 def interrupted(study, folder, monkeypatch):
     """Leave a checkpoint of update 20 in `folder`; its path."""
-    real = training.distill
-
-    def dies(*a, **k):
-        for state in real(*a, **k):
-            if state.update == 21:
-                raise KeyboardInterrupt
-            yield state
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(training, "distill", dies)
+    with interrupted_at(21):
         train_group(study, parameters(folder), CPU)
     return folder / "checkpoints/main.safetensors"
 
@@ -140,6 +132,7 @@ def test_a_cut_checkpoint_is_not_gone_on_with(study, undisturbed, tmp_path, monk
     checkpoint = interrupted(study, tmp_path, monkeypatch)
     whole = checkpoint.read_bytes()
     for length in (0, 7, 200, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "students/main.safetensors").unlink(missing_ok=True)  # finished students are not distilled again
         checkpoint.write_bytes(whole[:length])
         again = train_group(study, parameters(tmp_path), CPU)
         assert "main.safetensors is damaged" in capsys.readouterr().out
@@ -149,8 +142,8 @@ def test_a_cut_checkpoint_is_not_gone_on_with(study, undisturbed, tmp_path, monk
 def test_a_loss_that_is_not_finite_names_step_checkpoint_and_remedy(study, tmp_path, monkeypatch):
     real = distill.draw_batches
 
-    def poisoned(teacher, data, group, batch, updates, device):
-        batches = real(teacher, data, group, batch, updates, device)
+    def poisoned(teacher, data, group, batch, updates, *where):
+        batches = real(teacher, data, group, batch, updates, *where)
         if 29 in updates:
             batches[list(updates).index(29)].x_hat.fill_(float("nan"))
         return batches

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from interruption import interrupted_at
 from scipy.stats import chisquare
 from test_distill import students_of
 from test_training import CPU, parameters, study  # noqa: F401
 
-from dcm import training
 from dcm.distill import Group, Settings, batches, distill
 from dcm.errors import InputError
 from dcm.in_flight import Starts, solve_in_flight
@@ -89,18 +89,8 @@ def test_training_is_the_same_in_flight(teacher, f, guidance):
 
 def test_an_interrupted_run_in_flight_ends_with_the_same_weights(study, tmp_path, monkeypatch):  # noqa: F811
     whole = train_group(study, parameters(tmp_path / "whole", slots=24), CPU)
-    real = training.distill
-
-    def dies(*a, **k):
-        for state in real(*a, **k):
-            if state.update == 34:
-                raise KeyboardInterrupt
-            yield state
-
-    monkeypatch.setattr(training, "distill", dies)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_at(34):
         train_group(study, parameters(tmp_path, slots=24), CPU)
-    monkeypatch.undo()
     resumed = train_group(study, parameters(tmp_path, slots=24), CPU)
     for name, value in whole.tensors.items():
         assert torch.equal(value, resumed.tensors[name]), name

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny_sdxl
 import torch
+from interruption import interrupted_at
 from safetensors.torch import load_file
 
 from dcm import memory, readme, sdxl_data, sdxl_dry_run, sdxl_study, training
@@ -329,18 +330,8 @@ def test_training_moves_both_students_and_leaves_the_unet_alone(study, distilled
 @pytest.mark.parametrize("update", [1, 2])
 def test_a_killed_run_ends_with_the_same_weights(study, distilled, prepared, tmp_path, monkeypatch, update):
     shutil.copytree(prepared / "teacher", tmp_path / "teacher")
-    real = training.distill
-
-    def dies(*a, **k):
-        for state in real(*a, **k):
-            if state.update == update + 1:
-                raise KeyboardInterrupt
-            yield state
-
-    monkeypatch.setattr(training, "distill", dies)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_at(update + 1):
         train_group(study, distill_parameters(tmp_path), CPU)
-    monkeypatch.undo()
     checkpoint = tmp_path / "checkpoints/main.safetensors"
     tensors, about = read_tensors(checkpoint)
     assert about["update"] == update

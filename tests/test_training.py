@@ -2,8 +2,8 @@ import json
 
 import pytest
 import torch
+from interruption import interrupted_at
 
-from dcm import training
 from dcm.artifacts import InputError, RowStore, atomic, read_tensors, write_tensors
 from dcm.consistency import sample
 from dcm.evaluation import EvaluationSet, load_group, load_groups, measure_students
@@ -42,18 +42,8 @@ def test_snapshots_are_spaced_in_the_logarithm():
 
 def test_an_interrupted_run_ends_with_the_same_weights(study, undisturbed, tmp_path, monkeypatch):
     """Stop after update 33 (no multiple of anything), go on, compare bit for bit."""
-    real = training.distill
-
-    def dies(*a, **k):
-        for state in real(*a, **k):
-            if state.update == 34:
-                raise KeyboardInterrupt
-            yield state
-
-    monkeypatch.setattr(training, "distill", dies)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_at(34):
         train_group(study, parameters(tmp_path), CPU)
-    monkeypatch.undo()
     _, about = read_tensors(tmp_path / "checkpoints/main.safetensors")
     assert about["update"] == 33
     resumed = train_group(study, parameters(tmp_path), CPU)
@@ -64,18 +54,8 @@ def test_an_interrupted_run_ends_with_the_same_weights(study, undisturbed, tmp_p
 
 
 def test_a_checkpoint_of_other_settings_is_not_gone_on_with(study, tmp_path, monkeypatch, capsys):
-    real = training.distill
-
-    def dies(*a, **k):
-        for state in real(*a, **k):
-            if state.update == 20:
-                raise KeyboardInterrupt
-            yield state
-
-    monkeypatch.setattr(training, "distill", dies)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_at(20):
         train_group(study, parameters(tmp_path, lr=1e-3), CPU)
-    monkeypatch.undo()
     train_group(study, parameters(tmp_path), CPU)
     assert "from other settings (lr); starting anew" in capsys.readouterr().out
 

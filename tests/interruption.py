@@ -1,0 +1,23 @@
+"""A training run that is interrupted at a chosen update, for the tests of resuming."""
+
+from contextlib import contextmanager
+
+import pytest
+
+from dcm import training
+
+
+@contextmanager
+def interrupted_at(update: int):
+    """``train_group`` in this block is interrupted when `update` is done, before anything of it is kept."""
+    real = training.distill
+
+    def dies(*a, **k):
+        for state in real(*a, **k):
+            if state.update == update:
+                raise KeyboardInterrupt
+            yield state
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(training, "distill", dies)
+        yield
