@@ -16,12 +16,11 @@ from torch import Tensor
 
 from dcm.artifacts import write_json
 from dcm.data import ImageSet
-from dcm.distill import Group, Settings, batches
+from dcm.distill import Group, Settings, batches, draw_starts
 from dcm.image_study import DIGITS_NETWORK, SHIPPED
-from dcm.random import generator
 from dcm.schedule import Grid
 from dcm.solvers import get_solver
-from dcm.studies import find_device
+from dcm.studies import find_device, ready_device
 from dcm.teachers.mixture import GaussianMixtureTeacher
 from dcm.teachers.unet import UNetConfig, UNetTeacher
 
@@ -146,11 +145,7 @@ def main() -> None:
     given = arguments.parse_args()
 
     device = find_device(given.device)
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    else:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
+    ready_device(device, threads=1)
     teacher, data = make_teacher(given.study, device)
     N, B, w = given.intervals, given.batch, given.guidance
     grid, group = Grid(N, teacher.schedule.T), Group(given.solver, N, (w,), (N,), (0,))
@@ -160,11 +155,8 @@ def main() -> None:
         update = 0
         while True:
             update += 1
-            x_0, c = data.draw(generator(device, 0, "data", update), batch)
-            n = torch.randint(1, N + 1, (batch,), generator=generator("cpu", 0, "index", update))
-            noise = torch.randn(x_0.shape, generator=generator(device, 0, "noise", update), device=device)
-            x = teacher.schedule.add_noise(x_0, noise, grid.time(n).to(device))
-            yield batch, paper_loop(teacher, x, n, c, w, given.solver, grid)[1]
+            s = draw_starts(teacher, data, group, batch, update, device)
+            yield batch, paper_loop(teacher, s.x, s.n, s.condition, w, given.solver, grid)[1]
 
     def ours(**settings):
         for _, batch in batches(teacher, data, group, Settings(updates=10**6, batch=B, **settings), device):

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dcm.artifacts import fingerprint, project_path, write_json
+from dcm.artifacts import fingerprint, project_path, read_json, sha256, write_json
 from dcm.consistency import ConsistencyFunction
 from dcm.errors import InputError
 from dcm.image_study import fine_reference
@@ -72,8 +72,6 @@ def _variant(folder: Path, low: bool) -> dict[str, str]:
 
 def check_pipeline(folder: Path) -> dict[str, str]:
     """SHA-256 of the UNet's weight files, by name. Raises :class:`InputError` for anything but an SDXL pipeline."""
-    from dcm.teachers.unet import sha256
-
     try:
         name = json.loads((folder / "model_index.json").read_text())["_class_name"]
         prediction = json.loads((folder / "scheduler/scheduler_config.json").read_text()).get(
@@ -215,7 +213,7 @@ class SDXLStudy(Study):
             raise InputError(
                 f"{done.parent} holds no teacher of the study sdxl; run notebook 1 with this run_dir first."
             )
-        about = json.loads(done.read_text())
+        about = read_json(done)
         folder, dtype = Path(about["folder"]), PRECISIONS[about["precision"]]
         if not (folder / "unet").is_dir():
             raise InputError(f"the pipeline is no longer in {folder}; put it back, or run notebook 1 again.")

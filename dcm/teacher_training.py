@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from dcm.artifacts import read_tensors, write_tensors
 from dcm.errors import InputError, TrainingError
 from dcm.random import generator as seeded
 from dcm.teachers.unet import UNetTeacher
+from dcm.team import ALONE, Team
 
 
 class Source(Protocol):
@@ -194,34 +194,22 @@ def velocity_loss(
     return (teacher.velocity(teacher.schedule.add_noise(x_0, noise, t), t, condition) - target).square().mean()
 
 
-def processes() -> tuple[int, int]:
-    """(rank, number) of the processes that train together: (0, 1) unless torch.distributed is set up."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
-
-
-def average_gradients(parameters: list[Tensor]) -> None:
-    """Replace gradients by their mean over all processes, in one message."""
-    gradients = [p.grad for p in parameters]
-    flat = torch.cat([g.flatten() for g in gradients])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    parts = flat.split([g.numel() for g in gradients])
-    torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients)])
-
-
 def train_teacher(
-    teacher: UNetTeacher, source: Source, settings: TeacherTraining, checkpoint: Path | None = None
+    teacher: UNetTeacher,
+    source: Source,
+    settings: TeacherTraining,
+    checkpoint: Path | None = None,
+    team: Team = ALONE,
 ) -> Iterator[TrainingState]:
     """Train `teacher` in place, yielding the state after each update; the caller logs, saves and draws.
 
-    Starts from `checkpoint` where that file exists. Where torch.distributed is set up (``accelerate launch``), each
-    process draws images of its own, ``settings.batch`` of them, and gradients are averaged.
+    Starts from `checkpoint` where that file exists. Of a `team`, each process draws images of its own,
+    ``settings.batch`` of them, and gradients are averaged.
 
     Raises :class:`InputError` when source and teacher do not fit each other, :class:`TrainingError` when the loss is
     no longer finite.
     """
-    rank, world = processes()
-    if world > 1 and settings.seconds:
+    if team.size > 1 and settings.seconds:
         raise InputError("a time budget is not possible with several processes, whose clocks differ; set updates.")
     if tuple(source.shape) != tuple(teacher.shape):
         raise InputError(f"the images have shape {tuple(source.shape)}, and the teacher needs {tuple(teacher.shape)}.")
@@ -236,7 +224,7 @@ def train_teacher(
     begin = time.monotonic() - state.elapsed
     while not settings.over(state.step, state.elapsed):
         # Draws depend on (seed, step) alone, so that a resumed run repeats them.
-        generator = seeded(device, settings.seed, "teacher", state.step, *([rank] if rank else []))
+        generator = seeded(device, settings.seed, "teacher", state.step, *([team.rank] if team.rank else []))
         state.learning_rate = settings.rate(state.step, state.elapsed)
         for group in state.optimizer.param_groups:
             group["lr"] = state.learning_rate
@@ -244,8 +232,7 @@ def train_teacher(
         loss = velocity_loss(teacher, x_0, condition, generator, settings.label_dropout)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if world > 1:
-            average_gradients(live)
+        team.average([p.grad for p in live])
         torch.nn.utils.clip_grad_norm_(live, settings.clip)
         state.optimizer.step()
         # Early averages follow the weights closely; the decay rises to its full value.

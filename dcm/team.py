@@ -36,10 +36,12 @@ class Team:
         return slice(self.rank * own, (self.rank + 1) * own)
 
     def average(self, tensors: Iterable[Tensor]) -> None:
-        """Replace each tensor by its mean over the processes, in place."""
+        """Replace each tensor by its mean over the processes, in place and in one message."""
         if self.size > 1:
-            for tensor in tensors:
-                tensor.copy_(self.accelerator.reduce(tensor, "mean"))
+            each = list(tensors)
+            mean = self.accelerator.reduce(torch.cat([t.flatten() for t in each]), "mean")
+            for tensor, part in zip(each, mean.split([t.numel() for t in each])):
+                tensor.copy_(part.view_as(tensor))
 
     def total(self, count: int) -> int:
         """Sum of a count over the processes."""

@@ -97,12 +97,6 @@ def train_group(
     (``ema``) are what is kept. With ``processes`` above 1 this process starts them and waits; each of them calls this
     with its `team`. Raises what :func:`dcm.distill.distill` raises.
     """
-    if parameters.processes > 1 and team is None:
-        study.to(torch.device("cpu"))  # the processes need the memory
-        launch(parameters)
-        study.to(device)
-        return load_group(parameters.run_dir, parameters.group_name)
-    team = team or ALONE
     group, settings = parameters.group(), parameters.settings()
     final = students_path(parameters.run_dir, parameters.group_name)
     checkpoint = Path(parameters.run_dir) / "checkpoints" / final.name
@@ -112,6 +106,12 @@ def train_group(
         if finished.about["identity"] == identity:
             print("These students are distilled already.")
             return finished
+    if parameters.processes > 1 and team is None:
+        study.to(torch.device("cpu"))  # the processes need the memory
+        launch(parameters)
+        study.to(device)
+        return load_group(parameters.run_dir, parameters.group_name)
+    team = team or ALONE
 
     seeds = [m.seed for m in group.members]
     students = study.make_students(seeds, parameters.width).to(device)

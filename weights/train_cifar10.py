@@ -1,6 +1,6 @@
 """How ``weights/cifar10_teacher`` was trained, on any number of GPUs.
 
-    accelerate launch --num_processes 2 weights/train_cifar10.py --images FOLDER --updates 15000
+    torchrun --nproc_per_node 2 weights/train_cifar10.py --images FOLDER --updates 15000
 
 FOLDER holds one folder of images a class (see dcm.data.image_folder). The averaged weights are written every half
 minute and at the end, as float16; a run cut off before its end leaves the last ones.
@@ -12,13 +12,14 @@ import time
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator
 
 from dcm.data import image_folder
 from dcm.image_study import CIFAR_NETWORK, HELD_OUT
 from dcm.progress import tqdm
-from dcm.teacher_training import TeacherTraining, processes, train_teacher
+from dcm.teacher_training import TeacherTraining, train_teacher
 from dcm.teachers.unet import UNetConfig, UNetTeacher
+from dcm.team import Team
 
 
 def main() -> None:
@@ -33,8 +34,8 @@ def main() -> None:
     arguments.add_argument("--held-out", type=int, default=HELD_OUT)
     given = arguments.parse_args()
 
-    here = PartialState()
-    rank, world = processes()
+    here = Accelerator()
+    team = Team(here)
     with here.main_process_first():  # the first decodes the images, the others read its cache
         data = image_folder(given.images, (3, 32, 32), held_out=given.held_out, flip=True)
     data = data.to(here.device)
@@ -46,18 +47,18 @@ def main() -> None:
         teacher.accelerate()
 
     def settings(updates: int) -> TeacherTraining:
-        share = given.batch // world
+        share = given.batch // team.size
         return TeacherTraining(updates, batch=share, learning_rate=given.lr, warmup=min(500, updates // 10), ema=0.9995)
 
     updates = given.updates
     if given.minutes:
-        for state in train_teacher(teacher, data, settings(150)):
+        for state in train_teacher(teacher, data, settings(150), team=team):
             if state.step == 50:  # compiled by now; .item() waits for the device
                 state.loss.item()
                 began = time.monotonic()
         state.loss.item()
         rate = torch.tensor(100 / (time.monotonic() - began), device=here.device)
-        if world > 1:
+        if team.size > 1:
             torch.distributed.broadcast(rate, 0)
         updates = int(rate.item() * 60 * given.minutes)
         teacher.load_state_dict(fresh)
@@ -66,24 +67,28 @@ def main() -> None:
     def save(state, finished: bool) -> None:
         about = {
             "updates": state.step, "batch": given.batch, "learning rate": given.lr, "seconds": round(state.elapsed, 1),
-            "images per second": round(state.step * given.batch / state.elapsed), "processes": world,
+            "images per second": round(state.step * given.batch / state.elapsed), "processes": team.size,
             "device": torch.cuda.get_device_name() if here.device.type == "cuda" else "cpu", "torch": torch.__version__,
             "finished": finished, "training images": len(data.train),
         }  # fmt: skip
         state.ema.save(given.out, about, torch.float16)
 
-    bar, last, losses = tqdm(total=updates, desc="train the teacher", unit="update", disable=rank > 0), time.monotonic(), []
-    for state in train_teacher(teacher, data, settings(updates)):
+    bar, last, losses = (
+        tqdm(total=updates, desc="train the teacher", unit="update", disable=not team.first),
+        time.monotonic(),
+        [],
+    )
+    for state in train_teacher(teacher, data, settings(updates), team=team):
         bar.update()
         losses.append(state.loss)
-        if rank == 0 and state.step % 500 == 0:
+        if team.first and state.step % 500 == 0:
             line = {"update": state.step, "seconds": round(state.elapsed, 1), "loss": torch.stack(losses).mean().item()}
             bar.write(json.dumps(line))
             losses = []
-        if rank == 0 and time.monotonic() - last > 30:
+        if team.first and time.monotonic() - last > 30:
             save(state, False)
             last = time.monotonic()
-    if rank == 0:
+    if team.first:
         save(state, True)
 
 

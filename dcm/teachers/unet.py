@@ -122,7 +122,8 @@ class UNetTeacher(nn.Module):
 
     def compile_for(self, batch: int) -> None:
         """Compile the network for calls with exactly `batch` samples, at the first such call; others stay as they are."""
-        self._compiled[batch] = torch.compile(self.unet.forward, dynamic=False)
+        if batch not in self._compiled:
+            self._compiled[batch] = torch.compile(self.unet.forward, dynamic=False)
 
     def check_condition(self, condition: Tensor) -> None:
         """Raise :class:`InputError` when a class is out of range (the null class, num_classes, is allowed)."""
