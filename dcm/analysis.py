@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from dataclasses import dataclass
 
@@ -185,3 +186,33 @@ def readable(table: pd.DataFrame, metrics: dict[str, Metric]) -> pd.DataFrame:
                 for m, s in zip(table[column], spread)
             ]
     return out
+
+
+BUDGETS = {"update": "updates", "network_evaluations": "network evaluations", "seconds": "wall time"}
+
+
+def at_equal_budget(curves: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
+    """The CM where it has spent as much as the Direct CM at its end, beside that, paired by seed.
+
+    Parameters
+    ----------
+    curves : final_one_step-like rows of every snapshot of a CM and a Direct CM that were trained alone, with columns of
+    :data:`BUDGETS` as spent up to there. metrics : columns to compare.
+
+    Returns rows for :func:`verdicts`, whose group is the budget that is equal. Between snapshots the CM is interpolated
+    linearly in the logarithm of the budget; where it never spent as much the pair is left out.
+    """
+    out = []
+    for (budget, name), (_, of_seed) in itertools.product(BUDGETS.items(), curves.groupby("seed")):
+        cm, direct = (of_seed[of_seed.method == m].sort_values(budget) for m in ("CM", "Direct CM"))
+        if not len(cm) or not len(direct):
+            continue
+        end = direct.iloc[-1].to_dict() | {"group": f"equal {name}", "final": True}
+        spent = end[budget]
+        # NaN compares false; the last snapshot may miss an equal budget by rounding
+        if not cm[budget].min() <= spent <= 1.01 * cm[budget].max():
+            continue
+        at = {m: float(np.interp(np.log(spent), np.log(cm[budget]), cm[m])) for m in metrics}
+        updates = round(float(np.interp(spent, cm[budget], cm["update"])))
+        out += [end | {"method": "CM", "horizon": 1, "update": updates} | at, end]
+    return pd.DataFrame(out)

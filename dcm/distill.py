@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -308,8 +308,99 @@ def make_optimizer(students: Students, settings: Settings) -> torch.optim.Optimi
                 "optimizer = 'adamw8bit' needs the package bitsandbytes, which is not installed; allowed here: adamw."
             ) from None
         return AdamW8bit(students.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-    fused = next(students.parameters()).device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(students.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=fused)
+    device = next(students.parameters()).device
+    cuda = device.type == "cuda"
+    # On a GPU the learning rate is a tensor, so that a captured step reads what it is set to later.
+    lr = torch.tensor(settings.lr, device=device) if cuda else settings.lr
+    return torch.optim.AdamW(
+        students.parameters(),
+        lr=lr,
+        weight_decay=settings.weight_decay,
+        fused=device.type in ("cpu", "cuda"),
+        capturable=cuda,
+    )
+
+
+class Update:
+    """One update of a group: target, losses, gradients clipped for each member, optimiser step.
+
+    On a GPU the first updates run as they stand and the rest replay one CUDA graph of them: a small network's
+    thousands of kernels then cost no time to launch. Not where processes share the batch, students say that they
+    cannot (``capturable``), or the optimiser cannot.
+
+    Parameters
+    ----------
+    bootstrapped : see :func:`horizon_target`. graph : whether to capture; by default where it is possible.
+    """
+
+    WARM_UP = 3
+
+    def __init__(
+        self,
+        students: Students,
+        optimizer: torch.optim.Optimizer,
+        settings: Settings,
+        f: ConsistencyFunction,
+        bootstrapped: int,
+        team: Team = ALONE,
+        graph: bool | None = None,
+    ):
+        self.students, self.optimizer, self.settings, self.f = students, optimizer, settings, f
+        self.bootstrapped, self.team = bootstrapped, team
+        possible = students.capturable and team.size == 1 and bool(optimizer.defaults.get("capturable"))
+        self.wants_graph = possible if graph is None else graph
+        self.calls = 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, batch: Batch, lr: float) -> Tensor:
+        """Make the update at learning rate `lr`; the members' losses (M,)."""
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
+        if not self.wants_graph:
+            return self._compute(batch)
+        self.calls += 1
+        if self.calls <= self.WARM_UP:
+            # On a stream of its own, as capturing asks for.
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                loss = self._compute(batch)
+            torch.cuda.current_stream().wait_stream(stream)
+            return loss
+        if self.graph is None:
+            self.static = Batch(*(v.clone() if isinstance(v, Tensor) else v for v in self._tensors(batch)))
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self.loss = self._compute(self.static)
+            self.graph = graph
+        for static, value in zip(self._tensors(self.static), self._tensors(batch)):
+            if isinstance(static, Tensor):
+                static.copy_(value)
+        self.graph.replay()
+        return self.loss.clone()
+
+    @staticmethod
+    def _tensors(batch: Batch) -> list:
+        return [getattr(batch, field.name) for field in fields(batch)]
+
+    def _compute(self, batch: Batch) -> Tensor:
+        f, students = self.f, self.students
+        target = horizon_target(f, students, batch, self.bootstrapped)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = []
+        for part in students.parts:
+            own = f(students, batch.x[part], batch.t[part], batch.condition[part], members=part)
+            losses.append(distance(own, target[part], self.settings.loss))
+            students.backward(losses[-1], part)
+        loss = torch.cat(losses).detach()
+        self.team.average([loss, *(p.grad for p in students.parameters())])
+        students.clip_gradients(self.settings.max_norm)
+        self.optimizer.step()
+        return loss
 
 
 def distill(
@@ -349,22 +440,10 @@ def distill(
     device = next(students.parameters()).device
     bootstrapped = sum(m.horizon < group.intervals for m in group.members)
 
+    make = Update(students, optimizer, settings, f, bootstrapped, team)
     for update, batch in batches(teacher, data, group, settings, device, start, team):
         evaluations += team.total(batch.evaluations)
-        target = horizon_target(f, students, batch, bootstrapped)
-
-        for parameters in optimizer.param_groups:
-            parameters["lr"] = learning_rate(settings, update)
-        optimizer.zero_grad(set_to_none=True)
-        losses = []
-        for part in students.parts:
-            own = f(students, batch.x[part], batch.t[part], batch.condition[part], members=part)
-            losses.append(distance(own, target[part], settings.loss))
-            students.backward(losses[-1], part)
-        loss = torch.cat(losses).detach()
-        team.average([loss, *(p.grad for p in students.parameters())])
-        students.clip_gradients(settings.max_norm)
-        optimizer.step()
+        loss = make(batch, learning_rate(settings, update))
         yield State(update, students, optimizer, loss, evaluations)
 
 

@@ -122,6 +122,23 @@ class DistilledGroup:
     path: Path
     tensors: dict[str, Tensor]
 
+    @property
+    def cost_an_update(self) -> dict[str, float]:
+        """What one update of one student took: wall time in seconds and network evaluations.
+
+        Seconds are those between the first and the last snapshot, which leaves out what starting takes. Evaluations
+        are the teacher's, and of the student one for the target (unless that reaches data) and three for a forward and
+        a backward pass.
+        """
+        reached, (first, *_, last) = self.about.get("snapshot_seconds", {}), self.updates or [0]
+        seconds = (reached[str(last)] - reached[str(first)]) / (last - first) if reached else float("nan")
+        members, batch = self.group.members, self.about["parameters"]["batch"]
+        own = sum(3 + (m.horizon < self.group.intervals) for m in members) * batch / len(members)
+        return {
+            "seconds": seconds / len(members),
+            "evaluations": self.about["evaluations"] / last / len(members) + own,
+        }
+
     def students(self, study: Study, update: int, device: torch.device) -> Students:
         """The students with their weights at `update`."""
         seeds = [m.seed for m in self.group.members]

@@ -84,6 +84,8 @@ class ImageStudy(Study):
                 networks.append(VelocityNetwork(self.teacher.config))
         for network in networks:
             network.autocast = self.teacher.autocast
+            if self.teacher.autocast:  # as the teacher's: what bfloat16 convolutions want
+                network.unet.to(memory_format=torch.channels_last)
         return ModuleStudents(networks)
 
     def start_from_teacher(self, students: ModuleStudents, seeds: Sequence[int], updates: int) -> None:

@@ -53,6 +53,8 @@ class LoRAStudents(Students):
 
     scale: Tensor  # (M,)
 
+    capturable = False  # one network takes the adapters in turn, and the loss scale is read on the CPU
+
     def __init__(self, network: PromptedUNet, seeds: Sequence[int], rank: int):
         from peft import LoraConfig
 

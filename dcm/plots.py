@@ -131,6 +131,28 @@ def sweep(
     return figure
 
 
+BUDGET_LABELS = {
+    "update": "updates",
+    "network_evaluations": "network evaluations,\nteacher's and student's",
+    "seconds": "wall time of training [s]",
+}
+
+
+def budgets(curves: pd.DataFrame, metrics: dict[str, Metric], shown: list[str]) -> Figure:
+    """fig11: CM and Direct CM, each trained alone, against what they have spent; a row a metric, a column a budget."""
+    panels, columns = _panels(metrics, shown), [c for c in BUDGET_LABELS if curves[c].notna().any()]
+    figure, axes = plt.subplots(
+        len(panels), len(columns), figsize=(3.4 * len(columns), 2.6 * len(panels)), sharey="row", squeeze=False
+    )
+    # the same snapshot of every seed at one place, or there would be no band
+    mean = curves.assign(**{c: curves.groupby(["method", "update"])[c].transform("mean") for c in columns})
+    for i, (column, label, log_y) in enumerate(panels):
+        for j, budget in enumerate(columns):
+            _lines(axes[i, j], mean, budget, column, label, log_y, legend=i == j == 0)
+            axes[i, j].set(xscale="log", xlabel=BUDGET_LABELS[budget] if i == len(panels) - 1 else "")
+    return figure
+
+
 def solvers(rows: pd.DataFrame, metrics: dict[str, Metric], shown: list[str]) -> Figure:
     """fig5: one point a student, by solver and method, with the mean."""
     rows = rows[rows.method.isin(METHODS)].assign(solver=lambda r: r.solver.map(SOLVER_NAMES))

@@ -84,6 +84,24 @@ class Report:
                 keep &= rows[name] == value
         return rows[keep].drop_duplicates(["solver", "intervals", "guidance", "horizon", "seed"])
 
+    @cached_property
+    def trained_alone(self) -> pd.DataFrame:
+        """One-step rows, every snapshot, of CMs and Direct CMs of the main setting that shared no trajectory.
+
+        With what they had spent by then: columns ``network_evaluations`` and ``seconds``. Empty unless there are both.
+        """
+        g, parts = self.main.group, []
+        same = (self.rows.solver == g.solver) & (self.rows.intervals == g.intervals)
+        rows = self.rows[same & (self.rows.guidance == g.guidance[0]) & (self.rows.steps == 1)]
+        for name, part in rows[rows.horizon.isin([1, g.intervals])].groupby("group"):
+            group = load_group(self.session.run_dir, name)
+            if len(group.group.horizons) == len(group.group.guidance) == 1:
+                cost = group.cost_an_update
+                spent = {"network_evaluations": cost["evaluations"], "seconds": cost["seconds"]}
+                parts.append(part.assign(**{c: part["update"] * v for c, v in spent.items()}))
+        rows = pd.concat(parts) if parts else rows[:0]
+        return rows if rows.method.nunique() == 2 else rows[:0]
+
     def teacher_along(self, column: str) -> pd.DataFrame:
         """The teacher's rows of the settings in :meth:`along`."""
         settings = self.along(column)[["solver", "intervals", "guidance"]].drop_duplicates()
@@ -233,6 +251,20 @@ class Report:
                 "seeds": claims.seeds, "verdict": claims.verdict,
             }
         )  # fmt: skip
+
+    def budget_table(self, equal: pd.DataFrame, claims: pd.DataFrame) -> pd.DataFrame:
+        """`claims` at equal budgets as :meth:`readable_verdicts` has them, with both models' means and updates."""
+        means = equal.groupby(["group", "method"]).mean(numeric_only=True)
+        table = self.readable_verdicts(claims)
+        for method in plots.METHODS:
+            at = [means.loc[(r.group, method)] for r in claims.itertuples()]
+            table[f"{method}, updates"] = [f"{m['update']:.0f}" for m in at]
+            table[method] = [f"{m[r.metric]:.3g}" for m, r in zip(at, claims.itertuples())]
+        spent = [f"{method}, updates" for method in plots.METHODS]
+        effect = "Direct CM against CM"
+        columns = ["group", *spent, "claim", "metric", *plots.METHODS, effect, "seeds", "verdict"]
+        order = [f"equal {name}" for name in analysis.BUDGETS.values()]
+        return table[columns].sort_values("group", key=lambda g: g.map(order.index), kind="stable")
 
     def write(self, claims: pd.DataFrame) -> None:
         """Write metrics.csv, provenance.json and README.md of the results folder."""

@@ -19,6 +19,7 @@ class Students(nn.Module):
     """
 
     size: int  # M
+    capturable = True  # whether an update may be one CUDA graph: the same kernels on the same tensors every time
 
     @property
     def parts(self) -> list[slice]:

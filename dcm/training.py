@@ -118,6 +118,7 @@ def train_group(
     study.before_training(students, parameters, team)
     optimizer = make_optimizer(students, settings)
     kept: dict[str, Tensor] = {}
+    reached: dict[str, float] = {}  # seconds of training by snapshot
     log: list[Tensor] = []
     start, evaluations, seconds = 0, 0, 0.0
     tensors, about = _read_checkpoint(checkpoint, identity, device, study.costly)
@@ -126,6 +127,7 @@ def train_group(
     averaged = AveragedModel(students, multi_avg_fn=get_ema_multi_avg_fn(parameters.ema)) if parameters.ema else None
     if tensors:
         start, evaluations, seconds = about["update"], about["evaluations"], about["seconds"]
+        reached = about.get("snapshot_seconds", {})
         students.load_state_dict(_picked("students", tensors))
         _load_optimizer(optimizer, _picked("optimizer", tensors))
         if averaged:
@@ -144,7 +146,8 @@ def train_group(
         return {
             "identity": identity, "update": update, "evaluations": evaluations,
             "seconds": seconds + time.monotonic() - began, "parameters": parameters.model_dump(),
-            "group": asdict(group), "snapshots": snapshots, "log_window": window, "processes": team.size,
+            "group": asdict(group), "snapshots": snapshots, "snapshot_seconds": reached, "log_window": window,
+            "processes": team.size,
         }  # fmt: skip
 
     def check(state: State) -> None:
@@ -171,6 +174,7 @@ def train_group(
         if state.update in snapshots:
             model = averaged.module if averaged else students
             kept |= _prefixed(f"kept/{state.update}", {n: p.cpu().clone() for n, p in model.state_dict().items()})
+            reached[str(state.update)] = seconds + time.monotonic() - began
         due = time.monotonic() - last_saved > parameters.checkpoint_seconds and state.update < settings.updates
         # a checkpoint is a good one
         if team.first and due and all(bool(p.isfinite().all()) for p in students.parameters()):
