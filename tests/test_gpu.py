@@ -18,7 +18,7 @@ GROUP = Group("ddim", 10, (2.0,), (1, 10), (0, 1))
 
 
 def mixture():
-    teacher = GaussianMixtureTeacher.interleaved_ring().to(GPU)
+    teacher = GaussianMixtureTeacher.interleaved_ring()
     students = MLPStudents([m.seed for m in GROUP.members], 2, 4, teacher.schedule.T, width=16).to(GPU)
     return teacher, teacher, students
 
