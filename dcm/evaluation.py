@@ -126,12 +126,13 @@ class DistilledGroup:
     def cost_an_update(self) -> dict[str, float]:
         """What one update of one student took: wall time in seconds and network evaluations.
 
-        Seconds are those between the first and the last snapshot, which leaves out what starting takes. Evaluations
-        are the teacher's, and of the student one for the target (unless that reaches data) and three for a forward and
+        Seconds are those between the first and the last snapshot, which leaves out what starting takes (NaN where there
+        is one snapshot alone). Evaluations are the teacher's, and of the student one for the target (unless that reaches data) and three for a forward and
         a backward pass.
         """
-        reached, (first, *_, last) = self.about.get("snapshot_seconds", {}), self.updates or [0]
-        seconds = (reached[str(last)] - reached[str(first)]) / (last - first) if reached else float("nan")
+        reached, first, last = self.about.get("snapshot_seconds", {}), self.updates[0], self.updates[-1]
+        known = reached and last > first
+        seconds = (reached[str(last)] - reached[str(first)]) / (last - first) if known else float("nan")
         members, batch = self.group.members, self.about["parameters"]["batch"]
         own = sum(3 + (m.horizon < self.group.intervals) for m in members) * batch / len(members)
         return {
