@@ -1,0 +1,169 @@
+"""Targets at SDXL's shape with random weights; `python benchmarks/targets.py sdxl`.
+
+An update of the paper's loop takes a minute here. So every way runs on a grid of few intervals (``--coarse``), by the
+code that makes targets in training, and is timed in teacher evaluations a second. Pairs a second on N intervals follow
+from the evaluations that a pair costs there: for the paper's loop 2 E[max n] over a batch, n uniform on 1..N; in flight
+as counted in a whole run of the same scheduler on a cheap teacher; for reused trajectories 2 N / reuse.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from report import Report, matrix_rate
+from targets import Meter, difference, paper_loop
+
+from dcm.distill import Group, Settings, batches, draw_starts
+from dcm.schedule import Grid, NoiseSchedule
+from dcm.sdxl_dry_run import RandomLatents, random_prompts, random_unet
+from dcm.solvers import get_solver
+from dcm.teachers import frozen
+from dcm.teachers.mixture import GaussianMixtureTeacher
+from dcm.teachers.sdxl import SDXL_UNET, PromptedUNet, Prompts, SDXLTeacher
+
+UPDATES = 100  # over which the scheduler's evaluations are counted, from empty slots to empty slots
+KINDS = {  # of kernels, by what their names contain; the first that fits
+    "attention": ("flash", "fmha", "sdpa", "fort_native", "attention"),
+    "convolutions": ("conv", "fprop", "implicit", "nhwc", "nchw"),
+    "matrix products": ("gemm", "nvjet", "cutlass", "cublas", "splitk"),
+    "norms, activations, sums (compiled)": ("triton",),
+}
+
+
+def longest_of(batch: int, N: int) -> float:
+    """E[max n] of `batch` independent n, uniform on 1..N."""
+    return N - sum((k / N) ** batch for k in range(1, N))
+
+
+def scheduled_evaluations(solver: str, N: int, w: float, batch: int, slots: int) -> float:
+    """Evaluations over the minimum that :func:`solve_in_flight` spends on a whole run: a matter of n alone."""
+    teacher, group = GaussianMixtureTeacher.interleaved_ring(), Group(solver, N, (w,), (N,), (0,))
+    settings = Settings(updates=UPDATES, batch=batch, slots=slots)
+    spent = sum(b.evaluations for _, b in batches(teacher, teacher, group, settings, "cpu"))
+    n = sum(int(draw_starts(teacher, teacher, group, batch, u, "cpu").n.sum()) for u in range(1, UPDATES + 1))
+    return spent / (n * get_solver(solver).evaluations * (1 if w == 1 else 2))
+
+
+def evaluation_flops(config: dict, latent: int, empty: bool) -> float:
+    """FLOP of one evaluation of one sample, averaged over both halves of the guidance, counted without computing.
+
+    `empty` : the null half skips its cross-attention, as our teacher's does.
+    """
+    from diffusers import UNet2DConditionModel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        unet = UNet2DConditionModel(**config)
+        if empty:
+            frozen.skip_empty_prompts(unet)
+        p = random_prompts(config, 2)
+        added = {"text_embeds": p.pooled.to("meta"), "time_ids": p.size_ids.to("meta", torch.float32)}
+        text = p.embeddings.to("meta")[: 1 if empty else 2]
+        x = torch.empty(2, config["in_channels"], latent, latent)
+        unet(x, torch.ones(2), encoder_hidden_states=text, added_cond_kwargs=added)
+    return counter.get_total_flops() / 2
+
+
+def profile(report: Report, step) -> None:
+    """Where the GPU's time goes in one `step`, by kind of kernel."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    step()
+    torch.cuda.synchronize()
+    with profiler(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as seen:
+        step()
+        torch.cuda.synchronize()
+    kernels: dict[str, float] = {}
+    for event in seen.key_averages():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            kernels[event.key] = kernels.get(event.key, 0.0) + event.self_device_time_total / 1e3
+    if not kernels:
+        raise RuntimeError("the profiler saw no kernels")
+    total, kinds = sum(kernels.values()), dict.fromkeys([*KINDS, "others"], 0.0)
+    for name, ms in kernels.items():
+        kinds[next((k for k, parts in KINDS.items() if any(p in name.lower() for p in parts)), "others")] += ms
+    longest = sorted(kernels.items(), key=lambda item: -item[1])[:40]
+    report.note(profile={"total [ms]": total, "share": {k: v / total for k, v in kinds.items()},
+                         "longest [ms]": {name[:160]: ms for name, ms in longest}})  # fmt: skip
+    print(json.dumps({k: round(v / total, 3) for k, v in kinds.items()}), f"of {total:.1f} ms", flush=True)
+
+
+def make_teacher(config: dict, device: torch.device, prompts: int = 64) -> tuple[SDXLTeacher, RandomLatents]:
+    """A teacher with random weights, made on the device, and latents to draw."""
+    from diffusers import DDPMScheduler
+
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    made: Prompts = random_prompts(config, prompts)
+    network = PromptedUNet(random_unet(config, device, dtype), made.to(device), chunk=10**6)
+    schedule = NoiseSchedule.from_betas(DDPMScheduler(1000, 0.00085, 0.012, beta_schedule="scaled_linear").betas)
+    shape = (config["in_channels"], config["sample_size"], config["sample_size"])
+    return SDXLTeacher(network, schedule, shape), RandomLatents(shape, prompts)
+
+
+def measure(report: Report, given) -> None:
+    """Every way that was asked for, the paper's loop first."""
+    device, N, B, w, solver = report.device, given.intervals, given.batch, given.guidance, given.solver
+    config = json.loads(Path(given.unet).read_text()) if given.unet else SDXL_UNET
+    slots, reuse, calls = given.slots[0], given.reuse, get_solver(solver).evaluations * (1 if w == 1 else 2)
+    grid, group = Grid(given.coarse), Group(solver, given.coarse, (w,), (given.coarse,), (0,))
+    rate = matrix_rate(device)
+    plain, skipping = (evaluation_flops(config, config["sample_size"], empty) for empty in (False, w != 1))
+    over = scheduled_evaluations(solver, N, w, B, slots)
+    report.note(**{
+        "weights": "random", "timed on intervals": given.coarse, "matrix products [TFLOP/s]": rate / 1e12,
+        "GFLOP an evaluation": plain / 1e9, "GFLOP an evaluation in flight": skipping / 1e9,
+        "evaluations in flight over the minimum": over,
+    })  # fmt: skip
+    minimum = calls * (N + 1) / 2
+    meter = Meter(report, given.seconds, minimum, skipping, rate)
+    teacher, data = make_teacher(config, device)
+    first: dict[str, torch.Tensor] = {}  # targets of the first update
+
+    def paper():
+        update = 0
+        while True:
+            update += 1
+            s = draw_starts(teacher, data, group, B, update, device)
+            x, evaluations = paper_loop(teacher, s.x, s.n, s.condition, w, solver, grid)
+            first.setdefault("paper", x)
+            yield B, evaluations
+
+    def ours(name: str, **settings):
+        for _, batch in batches(teacher, data, group, Settings(updates=10**6, batch=B, **settings), device):
+            first.setdefault(name, batch.x_hat[0])
+            yield B, batch.evaluations
+
+    def compare(name: str, other: str) -> None:
+        if name in first and other in first:
+            report.note(**{f"targets: {name} against {other}": difference(first[name], first[other])})
+
+    def flight(precision: str) -> None:
+        name = f"in flight, {slots} slots" + (", FP8" if precision == "fp8" else "")
+        with report.way(name):
+            teacher.freeze(precision)
+            pairs = ours(precision, slots=slots)
+            meter.measure(name, pairs, 1 + 4 * slots // B, at=over * minimum)
+            pairs.close()
+            compare(precision, "paper")
+            compare("fp8", "auto")
+
+    def reused() -> None:
+        name = f"reused trajectories, {reuse} pairs each"
+        together = max(1, slots * reuse // B)
+        with report.way(name):
+            meter.measure(name, ours("reused", reuse=reuse, together=together), together, at=calls * N / reuse)
+
+    @torch.no_grad()
+    def profiled() -> None:
+        with report.way("profile"):
+            s = draw_starts(teacher, data, group, slots, 1, device)
+            t = grid.time(s.n).to(device)
+            profile(report, lambda: teacher.guided_noise(s.x, t, s.condition, w))
+
+    name = f"paper's loop, batch {B}"
+    with report.way(name):
+        meter.measure(name, paper(), at=calls * longest_of(B, N), flops=plain)
+    each = {"flight": lambda: flight("auto"), "fp8": lambda: flight("fp8"), "reuse": reused, "profile": profiled}
+    for way in given.ways:
+        each[way]()
