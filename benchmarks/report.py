@@ -81,16 +81,25 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def timed(device: torch.device, do, seconds: float, at_least: int = 1) -> tuple[float, int, float]:
-    """(seconds a call, calls, spread) of `do()`, called for `seconds`; the spread is the calls' standard deviation."""
-    each, began = [], time.perf_counter()
-    while len(each) < at_least or time.perf_counter() - began < seconds:
-        before = time.perf_counter()
-        do()
+def timed(device: torch.device, do, seconds: float, blocks: int = 5) -> tuple[float, int, float]:
+    """(seconds a call, calls, spread) of `do()`, called for `seconds` in all.
+
+    The device is waited for once a block of calls, as training does not wait either. The median over blocks, and their
+    standard deviation.
+    """
+    each, calls = [], 0
+    for _ in range(blocks):
+        began, count = time.perf_counter(), 0
+        while time.perf_counter() - began < seconds / blocks or not count:
+            do()
+            count += 1
+            if count % 4 == 0:  # so as not to queue more than the time that is left
+                wait(device)
         wait(device)
-        each.append(time.perf_counter() - before)
+        each.append((time.perf_counter() - began) / count)
+        calls += count
     values = torch.tensor(each, dtype=torch.float64)
-    return float(values.mean()), len(each), float(values.std(correction=0))
+    return float(values.median()), calls, float(values.std())
 
 
 @torch.no_grad()
