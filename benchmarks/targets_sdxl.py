@@ -23,10 +23,10 @@ from dcm.teachers.sdxl import SDXL_UNET, PromptedUNet, Prompts, SDXLTeacher
 
 UPDATES = 100  # over which the scheduler's evaluations are counted, from empty slots to empty slots
 KINDS = {  # of kernels, by what their names contain; the first that fits
+    "norms, activations, sums (compiled)": ("triton",),
     "attention": ("flash", "fmha", "sdpa", "fort_native", "attention"),
     "convolutions": ("conv", "fprop", "implicit", "nhwc", "nchw"),
     "matrix products": ("gemm", "nvjet", "cutlass", "cublas", "splitk"),
-    "norms, activations, sums (compiled)": ("triton",),
 }
 
 
@@ -76,7 +76,8 @@ def profile(report: Report, step) -> None:
         torch.cuda.synchronize()
     kernels: dict[str, float] = {}
     for event in seen.key_averages():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
+        marked = getattr(event, "is_user_annotation", False) or event.key.startswith(("Torch-Compiled", "##"))
+        if event.device_type == torch.autograd.DeviceType.CUDA and not marked:
             kernels[event.key] = kernels.get(event.key, 0.0) + event.self_device_time_total / 1e3
     if not kernels:
         raise RuntimeError("the profiler saw no kernels")
@@ -138,15 +139,25 @@ def measure(report: Report, given) -> None:
         if name in first and other in first:
             report.note(**{f"targets: {name} against {other}": difference(first[name], first[other])})
 
-    def flight(precision: str) -> None:
-        name = f"in flight, {slots} slots" + (", FP8" if precision == "fp8" else "")
+    def flight(kind: str, compile: str = "regions", attention: str = "cudnn") -> bool:
+        """Whether it could be measured."""
+        name = f"in flight, {slots} slots" + {"bf16": "", "fp8": ", FP8", "whole": ", compiled whole"}[kind]
+        name += ", flash attention" * (attention == "flash")
+        before = len(report.rows)
         with report.way(name):
-            teacher.freeze(precision)
-            pairs = ours(precision, slots=slots)
+            torch._dynamo.reset()  # what was compiled holds on to its kind of attention
+            teacher.freeze("fp8" if kind == "fp8" else "auto")
+            teacher.compile_for(slots * (1 if w == 1 else 2), compile if device.type == "cuda" else "no", attention)
+            pairs = ours(kind, slots=slots)
             meter.measure(name, pairs, 1 + 4 * slots // B, at=over * minimum)
             pairs.close()
-            compare(precision, "paper")
-            compare("fp8", "auto")
+            compare(kind, "paper")
+            compare("fp8", "bf16")
+        return "failed" not in report.rows[before]
+
+    def measured(kind: str, compile: str = "regions") -> None:
+        if not flight(kind, compile) and device.type == "cuda":
+            flight(kind, compile, "flash")
 
     def reused() -> None:
         name = f"reused trajectories, {reuse} pairs each"
@@ -164,6 +175,9 @@ def measure(report: Report, given) -> None:
     name = f"paper's loop, batch {B}"
     with report.way(name):
         meter.measure(name, paper(), at=calls * longest_of(B, N), flops=plain)
-    each = {"flight": lambda: flight("auto"), "fp8": lambda: flight("fp8"), "reuse": reused, "profile": profiled}
+    each = {
+        "flight": lambda: measured("bf16"), "fp8": lambda: measured("fp8"), "whole": lambda: measured("whole", "whole"),
+        "reuse": reused, "profile": profiled,
+    }  # fmt: skip
     for way in given.ways:
         each[way]()

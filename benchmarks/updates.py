@@ -163,6 +163,8 @@ def make_students(teacher) -> ModuleStudents:
     network = VelocityNetwork(teacher.config)
     network.unet.load_state_dict(teacher.unet.state_dict())
     network.autocast = teacher.autocast
+    if network.autocast:
+        network.unet.to(memory_format=torch.channels_last)
     return ModuleStudents([network])
 
 

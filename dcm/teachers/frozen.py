@@ -37,7 +37,7 @@ def check_float8(device: torch.device) -> None:
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU"
         raise InputError(
-            f"precision = 'fp8' needs a GPU with FP8 matrix products (NVIDIA Ada, Hopper or later), and this is {name}; "
+            f"teacher_precision = 'fp8' needs a GPU with FP8 matrix products (NVIDIA Ada, Hopper or later), and this is {name}; "
             "allowed here: auto."
         )
 
@@ -134,9 +134,10 @@ def skip_empty_prompts(network: nn.Module) -> None:
             attn.processor = PromptedRows(attn.processor)
 
 
-def fastest_attention():
-    """A context in which attention goes to cuDNN where it can (a third faster than flash attention on an H100)."""
+def attention_by(first: str):
+    """A context in which attention goes to `first`, ``cudnn`` or ``flash``, where that can do it."""
     from torch.nn.attention import SDPBackend as B
     from torch.nn.attention import sdpa_kernel
 
-    return sdpa_kernel([B.CUDNN_ATTENTION, B.FLASH_ATTENTION, B.EFFICIENT_ATTENTION, B.MATH], set_priority=True)
+    order = [B.FLASH_ATTENTION, B.EFFICIENT_ATTENTION, B.MATH]
+    return sdpa_kernel([B.CUDNN_ATTENTION, *order] if first == "cudnn" else order, set_priority=True)

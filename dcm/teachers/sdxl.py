@@ -157,6 +157,7 @@ class SDXLTeacher:
 
         self.precision = "auto"
         self._fast: Any = None  # the frozen copy
+        self._attention = "cudnn"
         self._sizes: set[int] = set()  # of the batches that it is used for
 
     def freeze(self, precision: str = "auto") -> SDXLTeacher:
@@ -174,11 +175,17 @@ class SDXLTeacher:
         """Give back the memory of the copy that :meth:`compile_for` made."""
         self._fast, self._sizes = None, set()
 
-    def compile_for(self, batch: int, compile: bool = True) -> None:
-        """Evaluate batches of exactly `batch` samples by a frozen copy: channels-last, compiled, cuDNN's attention.
+    def compile_for(self, batch: int, compile: str = "regions", attention: str = "cudnn") -> None:
+        """Evaluate batches of exactly `batch` samples by a frozen copy in channels-last memory, compiled.
 
-        It shares its linear weights with the students' network and takes 1 GiB more; prompts move to its device.
-        Compilation, at the first such call, takes about a minute for SDXL.
+        It shares its linear weights with the students' network, has convolutions of its own, and moves the prompts to
+        its device. Compilation happens at the first such call.
+
+        Parameters
+        ----------
+        compile : ``regions`` compiles repeated blocks once (:func:`~dcm.teachers.frozen.compile_regions`), ``whole``
+        the network as one, ``no`` nothing. attention : see :func:`~dcm.teachers.frozen.attention_by`. Both count when
+        the copy is made, at the first call.
         """
         if self._fast is None:
             network = self.network
@@ -187,16 +194,18 @@ class SDXLTeacher:
             if self.precision == "fp8":
                 frozen.to_float8(fast)
             frozen.skip_empty_prompts(fast)
-            if compile:
+            if compile == "regions":
                 frozen.compile_regions(fast)
-            self._fast = fast
+            elif compile == "whole":
+                fast.compile(dynamic=False)
+            self._fast, self._attention = fast, attention
         self._sizes.add(batch)
 
     def _fast_noise(self, x: Tensor, t: Tensor, condition: Tensor, prompted: int) -> Tensor:
         """eps (B, *shape), all samples at once; those from `prompted` on have the null condition."""
         text, added = self.network.prompts.of(condition, self.network.dtype)
         low = x.to(self.network.dtype, memory_format=torch.channels_last)
-        with frozen.fastest_attention():
+        with frozen.attention_by(self._attention):
             eps = self._fast(low, t, encoder_hidden_states=text[:prompted], added_cond_kwargs=added, return_dict=False)[
                 0
             ]
