@@ -44,28 +44,30 @@ def scheduled_evaluations(solver: str, N: int, w: float, batch: int, slots: int)
     return spent / (n * get_solver(solver).evaluations * (1 if w == 1 else 2))
 
 
-def evaluation_flops(config: dict, latent: int, empty: bool) -> float:
+def evaluation_flops(config: dict, latent: int) -> tuple[float, float]:
     """FLOP of one evaluation of one sample, averaged over both halves of the guidance, counted without computing.
 
-    `empty` : the null half skips its cross-attention, as our teacher's does.
+    As the paper's loop calls the network, and as our teacher does, whose null half skips its cross-attention.
     """
     from diffusers import UNet2DConditionModel
     from torch.utils.flop_counter import FlopCounterMode
 
-    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+    with torch.device("meta"), torch.no_grad():
         unet = UNet2DConditionModel(**config)
-        if empty:
-            frozen.skip_empty_prompts(unet)
         p = random_prompts(config, 2)
         added = {"text_embeds": p.pooled.to("meta"), "time_ids": p.size_ids.to("meta", torch.float32)}
-        text = p.embeddings.to("meta")[: 1 if empty else 2]
-        x = torch.empty(2, config["in_channels"], latent, latent)
-        unet(x, torch.ones(2), encoder_hidden_states=text, added_cond_kwargs=added)
-    return counter.get_total_flops() / 2
+        x, counts = torch.empty(2, config["in_channels"], latent, latent), []
+        for text in (p.embeddings.to("meta"), p.embeddings[:1].to("meta")):
+            if len(text) == 1:
+                frozen.skip_empty_prompts(unet)
+            with FlopCounterMode(display=False) as counter:
+                unet(x, torch.ones(2), encoder_hidden_states=text, added_cond_kwargs=added)
+            counts.append(counter.get_total_flops() / 2)
+    return counts[0], counts[1]
 
 
-def profile(report: Report, step) -> None:
-    """Where the GPU's time goes in one `step`, by kind of kernel."""
+def profile(report: Report, step, precision: str) -> None:
+    """Where the GPU's time goes in one `step` of a teacher in this precision, by kind of kernel."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
@@ -85,7 +87,7 @@ def profile(report: Report, step) -> None:
     for name, ms in kernels.items():
         kinds[next((k for k, parts in KINDS.items() if any(p in name.lower() for p in parts)), "others")] += ms
     longest = sorted(kernels.items(), key=lambda item: -item[1])[:40]
-    report.note(profile={"total [ms]": total, "share": {k: v / total for k, v in kinds.items()},
+    report.note(profile={"precision": precision, "total [ms]": total, "share": {k: v / total for k, v in kinds.items()},
                          "longest [ms]": {name[:160]: ms for name, ms in longest}})  # fmt: skip
     print(json.dumps({k: round(v / total, 3) for k, v in kinds.items()}), f"of {total:.1f} ms", flush=True)
 
@@ -109,7 +111,8 @@ def measure(report: Report, given) -> None:
     slots, reuse, calls = given.slots[0], given.reuse, get_solver(solver).evaluations * (1 if w == 1 else 2)
     grid, group = Grid(given.coarse), Group(solver, given.coarse, (w,), (given.coarse,), (0,))
     rate = matrix_rate(device)
-    plain, skipping = (evaluation_flops(config, config["sample_size"], empty) for empty in (False, w != 1))
+    plain, skipping = evaluation_flops(config, config["sample_size"])
+    skipping = plain if w == 1 else skipping
     over = scheduled_evaluations(solver, N, w, B, slots)
     report.note(**{
         "weights": "random", "timed on intervals": given.coarse, "matrix products [TFLOP/s]": rate / 1e12,
@@ -160,7 +163,7 @@ def measure(report: Report, given) -> None:
             flight(kind, compile, "flash")
 
     def reused() -> None:
-        name = f"reused trajectories, {reuse} pairs each"
+        name = f"reused trajectories, {reuse} pairs each" + ", FP8" * (teacher.precision == "fp8")
         together = max(1, slots * reuse // B)
         with report.way(name):
             meter.measure(name, ours("reused", reuse=reuse, together=together), together, at=calls * N / reuse)
@@ -170,7 +173,7 @@ def measure(report: Report, given) -> None:
         with report.way("profile"):
             s = draw_starts(teacher, data, group, slots, 1, device)
             t = grid.time(s.n).to(device)
-            profile(report, lambda: teacher.guided_noise(s.x, t, s.condition, w))
+            profile(report, lambda: teacher.guided_noise(s.x, t, s.condition, w), teacher.precision)
 
     name = f"paper's loop, batch {B}"
     with report.way(name):

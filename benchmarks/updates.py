@@ -205,8 +205,8 @@ def main() -> None:
     # On a GPU a CM's solves, one step each, fill `batch` slots at once: one compiled shape, one graph.
     settings = Settings(updates=10**6, batch=B, lr=1e-6, slots=B if gpu else 0)
 
-    def rate(name: str, do, warm_up: int) -> float | None:
-        """Seconds of one call."""
+    def rate(name: str, do, warm_up: int, whole: bool = True) -> float | None:
+        """Seconds of one call, which is a whole update or a part of one."""
         with report.way(name):
             for _ in range(warm_up):
                 do()
@@ -214,13 +214,8 @@ def main() -> None:
                 torch.cuda.synchronize()
                 torch.cuda.reset_peak_memory_stats()
             each, calls, spread = timed(device, do, given.seconds)
-            row = {
-                "way": name,
-                "updates a second": 1 / each,
-                "ms": 1e3 * each,
-                "spread [ms]": 1e3 * spread,
-                "calls": calls,
-            }
+            row = {"way": name} | ({"updates a second": 1 / each} if whole else {})
+            row |= {"ms": 1e3 * each, "spread [ms]": 1e3 * spread, "calls": calls}
             if gpu:
                 row["peak memory [GiB]"] = torch.cuda.max_memory_allocated() / 2**30
             report.add(row)
@@ -260,10 +255,10 @@ def main() -> None:
     stepper.condition.copy_(starts.condition)
     if isinstance(stepper.guidance, Tensor):
         stepper.guidance.fill_(w)
-    teachers = rate("the teacher's pass alone", solving, 5)
+    teachers = rate("the teacher's pass alone", solving, 5, whole=False)
     own = None
     with report.way("the student's passes alone"):
-        own = rate("the student's passes alone", replayed(device, passes), 3)
+        own = rate("the student's passes alone", replayed(device, passes), 3, whole=False)
     if update and teachers and own:
         report.add({"way": "overhead of ours", "ms": 1e3 * (update - teachers - own),
                     "share of an update": (update - teachers - own) / update})  # fmt: skip
