@@ -205,8 +205,8 @@ def main() -> None:
     # On a GPU a CM's solves, one step each, fill `batch` slots at once: one compiled shape, one graph.
     settings = Settings(updates=10**6, batch=B, lr=1e-6, slots=B if gpu else 0)
 
-    def rate(name: str, do, warm_up: int, whole: bool = True) -> float | None:
-        """Seconds of one call, which is a whole update or a part of one."""
+    def rate(name: str, do, warm_up: int, whole: bool = True) -> tuple[float, float] | None:
+        """Seconds of one call, a whole update or a part of one, and their spread."""
         with report.way(name):
             for _ in range(warm_up):
                 do()
@@ -219,7 +219,7 @@ def main() -> None:
             if gpu:
                 row["peak memory [GiB]"] = torch.cuda.max_memory_allocated() / 2**30
             report.add(row)
-            return each
+            return each, spread
         return None
 
     def example(averaged: bool):
@@ -260,8 +260,10 @@ def main() -> None:
     with report.way("the student's passes alone"):
         own = rate("the student's passes alone", replayed(device, passes), 3, whole=False)
     if update and teachers and own:
-        report.add({"way": "overhead of ours", "ms": 1e3 * (update - teachers - own),
-                    "share of an update": (update - teachers - own) / update})  # fmt: skip
+        beyond = update[0] - teachers[0] - own[0]
+        spread = (update[1] ** 2 + teachers[1] ** 2 + own[1] ** 2) ** 0.5
+        report.add({"way": "overhead of ours", "ms": 1e3 * beyond, "spread [ms]": 1e3 * spread,
+                    "share of an update": beyond / update[0]})  # fmt: skip
     report.print()
 
 

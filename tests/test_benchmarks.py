@@ -11,9 +11,11 @@ import torch
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import precision  # noqa: E402
 import report  # noqa: E402
 import targets  # noqa: E402
 import targets_sdxl  # noqa: E402
+import updates  # noqa: E402
 
 from dcm.artifacts import read_json  # noqa: E402
 from dcm.schedule import Grid  # noqa: E402
@@ -101,3 +103,61 @@ def test_sdxl_benchmark_extrapolates_from_evaluations(tmp_path, monkeypatch):
         expected = row["evaluations a second"] / row["teacher evaluations a pair"]
         assert row["pairs a second"] == pytest.approx(expected)
     assert result["about"]["targets: bf16 against paper"] < 1e-9
+
+
+def test_update_benchmark_measures_every_way(tmp_path, monkeypatch):
+    """The example's update runs too, and overhead is what is left of an update without its passes."""
+    options = "digits --device cpu --seconds 0 --batch 2 --intervals 10 --out"
+    monkeypatch.setattr(sys, "argv", ["updates.py", *options.split(), str(tmp_path / "out.json")])
+    updates.main()
+    rows = read_json(tmp_path / "out.json")["ways"]
+    assert not [row for row in rows if "failed" in row]
+    student, average, ours, teachers, own, overhead = (row["ms"] for row in rows)
+    assert overhead == pytest.approx(ours - teachers - own) and min(student, average, ours, teachers, own) > 0
+    assert rows[2]["ratio of updates a second"] == pytest.approx(student / ours)
+
+
+def test_the_examples_update_regresses_on_the_consistency_target():
+    """Its one step of DDIM and its boundary conditions, against ours at its own timesteps."""
+    data = {}
+
+    class Drawn:
+        def draw(self, generator, count):
+            data["x_0"] = torch.randn(count, 1, 8, 8, generator=generator)
+            return data["x_0"], torch.arange(count)
+
+    teacher, _ = targets.make_teacher("digits", torch.device("cpu"))
+    example = updates.Example(teacher, Drawn(), 3.0, 4, 10, torch.device("cpu"), averaged=False)
+    torch.manual_seed(5)
+    example.update()
+    torch.manual_seed(5)
+    noise = torch.randn(4, 1, 8, 8)
+    index = torch.randint(0, 10, (4,))
+    t = (index + 1) * 100 - 1  # the example counts timesteps from 0, as its network is told
+    s = (t - 100).clamp(min=0)
+    bar = example.noise_scheduler.alphas_cumprod
+    a, b = (bar[v].sqrt().reshape(-1, 1, 1, 1) for v in (t, s))
+    sigma, sigma_s = (1 - a**2).sqrt(), (1 - b**2).sqrt()
+    x = a * data["x_0"] + sigma * noise
+    network = lambda y, at, labels: teacher.unet(y, at, class_labels=labels).sample
+    with torch.no_grad():
+        labels = torch.arange(4)
+        v, v_null = network(x, t, labels), network(x, t, torch.full((4,), 10))
+        guided = v_null + 3 * (v - v_null)
+        y = b * (a * x - sigma * guided) + sigma_s * (a * guided + sigma * x)
+        v_s = network(y, s, labels)
+        skip = lambda at: (0.25 / ((10 * at) ** 2 + 0.25)).reshape(-1, 1, 1, 1)
+        out = lambda at: (10 * at / ((10 * at) ** 2 + 0.25) ** 0.5).reshape(-1, 1, 1, 1)
+        own = skip(t) * x + out(t) * (a * x - sigma * v)
+        target = skip(s) * y + out(s) * (b * y - sigma_s * v_s)
+    assert example.logs["loss"] == pytest.approx(float((own - target).square().mean()), rel=1e-3)
+
+
+def test_precision_benchmark_compares_with_float32(tmp_path, monkeypatch):
+    """On a CPU, which has no FP8: that way says so, and the others are there."""
+    options = "--device cpu --seconds 0 --samples 1 --intervals 2 --guidance 2 --precisions float32 bf16 fp8 --out"
+    monkeypatch.setattr(sys, "argv", ["precision.py", *options.split(), str(tmp_path / "out.json")])
+    precision.main()
+    exact, rounded, impossible = read_json(tmp_path / "out.json")["ways"]
+    key = "relative squared difference, w = 2"
+    assert exact[key] == 0 and 1e-9 < rounded[key] < 1e-2 and "needs a GPU" in impossible["failed"]
