@@ -23,6 +23,8 @@ from dcm.studies import find_device, ready_device
 from dcm.teachers.mixture import GaussianMixtureTeacher
 from dcm.teachers.unet import UNetConfig, UNetTeacher
 
+SOLVES = 100  # a slot, over which the evaluations in flight are counted, from empty slots to empty slots
+
 
 @torch.no_grad()
 def paper_loop(
@@ -54,6 +56,21 @@ def difference(a: Tensor, b: Tensor) -> float:
     return float((a - b).square().mean() / b.var())
 
 
+def longest_of(batch: int, N: int) -> float:
+    """E[max n] of `batch` independent n, uniform on 1..N."""
+    return N - sum((k / N) ** batch for k in range(1, N))
+
+
+def scheduled_evaluations(solver: str, N: int, w: float, batch: int, slots: int) -> float:
+    """Evaluations over the minimum that :func:`solve_in_flight` spends on a whole run: a matter of n alone."""
+    teacher, group = GaussianMixtureTeacher.interleaved_ring(), Group(solver, N, (w,), (N,), (0,))
+    updates = -(-SOLVES * slots // batch)
+    settings = Settings(updates=updates, batch=batch, slots=slots)
+    spent = sum(b.evaluations for _, b in batches(teacher, teacher, group, settings, "cpu"))
+    n = sum(int(draw_starts(teacher, teacher, group, batch, u, "cpu").n.sum()) for u in range(1, updates + 1))
+    return spent / (n * get_solver(solver).evaluations * (1 if w == 1 else 2))
+
+
 def make_teacher(study: str, device: torch.device):
     """(teacher, data) of a study's shape; images are noise, since speed does not depend on them."""
     if study == "gmm":
@@ -76,11 +93,12 @@ class Meter:
     def __init__(self, report: Report, seconds: float, minimum: float, flops: float | None, rate: float):
         self.report, self.seconds, self.minimum, self.flops, self.rate = report, seconds, minimum, flops, rate
 
-    def measure(self, name: str, pairs_of, warm_up: int = 1, at: float | None = None, flops=None) -> dict:
-        """`pairs_of` yields (pairs, evaluations) for ever; reports pairs a second and evaluations a pair.
+    def measure(self, name: str, pairs_of, warm_up: int = 1, *, at: float, flops=None) -> dict:
+        """`pairs_of` yields the evaluations of its next pairs for ever; reports pairs and evaluations a second.
 
-        With `at`, evaluations a pair of the problem that is asked about, pairs a second follow from evaluations a
-        second; `pairs_of` may then be a smaller one. `flops` of an evaluation, where they are not those of the others.
+        at : the evaluations that a pair of the problem asked about costs, expected over its starting index: pairs a
+        second follow from it, so chance in the few pairs timed is no part of them. flops : of an evaluation, where
+        they are not those of the others.
         """
         device = self.report.device
         if device.type == "cuda":
@@ -90,16 +108,14 @@ class Meter:
             next(pairs_of)
         wait(device)
         warm = time.perf_counter() - began
-        began, pairs, evaluations = time.perf_counter(), 0, 0
+        began, evaluations = time.perf_counter(), 0
         while time.perf_counter() - began < self.seconds or not evaluations:
-            p, e = next(pairs_of)
+            evaluations += next(pairs_of)
             wait(device)
-            pairs, evaluations = pairs + p, evaluations + e
         took = time.perf_counter() - began
-        a_pair = at or evaluations / pairs
         row = {
-            "way": name, "pairs a second": evaluations / took / a_pair, "teacher evaluations a pair": a_pair,
-            "over the minimum": a_pair / self.minimum, "evaluations a second": evaluations / took,
+            "way": name, "pairs a second": evaluations / took / at, "teacher evaluations a pair": at,
+            "over the minimum": at / self.minimum, "evaluations a second": evaluations / took,
             "warm-up [s]": warm, "timed [s]": took,
         }  # fmt: skip
         if flops or self.flops:
@@ -171,18 +187,20 @@ def small(report: Report, given) -> None:
     rate, flops = matrix_rate(device), network_flops(teacher, device)
     report.note(**{"matrix products [TFLOP/s]": rate / 1e12, "GFLOP an evaluation": flops / 1e9 if flops else None})
     halves = 1 if w == 1 else 2
-    meter = Meter(report, given.seconds, (N + 1) / 2 * halves * get_solver(given.solver).evaluations, flops, rate)
+    stages = get_solver(given.solver).evaluations
+    minimum = (N + 1) / 2 * halves * stages
+    meter = Meter(report, given.seconds, minimum, flops, rate)
 
     def paper(batch: int):
         update = 0
         while True:
             update += 1
             s = draw_starts(teacher, data, group, batch, update, device)
-            yield batch, paper_loop(teacher, s.x, s.n, s.condition, w, given.solver, grid)[1]
+            yield paper_loop(teacher, s.x, s.n, s.condition, w, given.solver, grid)[1]
 
     def ours(**settings):
         for _, batch in batches(teacher, data, group, Settings(updates=10**6, batch=B, **settings), device):
-            yield B, batch.evaluations
+            yield batch.evaluations
 
     # The same starting points must lead to the same targets, by either way.
     with report.way("targets compared"):
@@ -193,18 +211,20 @@ def small(report: Report, given) -> None:
             torch.cat([a.x_hat for a in flying]), torch.cat([b.x_hat for b in plain]))})  # fmt: skip
 
     with report.way(f"paper's loop, batch {B}"):
-        meter.measure(f"paper's loop, batch {B}", paper(B))
+        meter.measure(f"paper's loop, batch {B}", paper(B), at=2 * stages * longest_of(B, N))
     for slots in given.slots:
         if device.type == "cpu":
             with report.way(f"solved together, {slots // B} updates at a time"):
-                meter.measure(f"solved together, {slots // B} updates at a time", ours(together=slots // B), slots // B)
+                name = f"solved together, {slots // B} updates at a time"
+                meter.measure(name, ours(together=slots // B), slots // B, at=minimum)
         with report.way(f"in flight, {slots} slots"):
+            over = scheduled_evaluations(given.solver, N, w, B, slots)
             # Until slots are in a steady state and, on a GPU, compiled and captured.
-            meter.measure(f"in flight, {slots} slots", ours(slots=slots), 1 + 3 * slots // B)
+            meter.measure(f"in flight, {slots} slots", ours(slots=slots), 1 + 3 * slots // B, at=over * minimum)
     together = given.slots[0] * given.reuse // B
     name = f"reused trajectories, {given.reuse} pairs each"
     with report.way(name):
-        meter.measure(name, ours(reuse=given.reuse, together=together), together)
+        meter.measure(name, ours(reuse=given.reuse, together=together), together, at=halves * stages * N / given.reuse)
 
 
 if __name__ == "__main__":

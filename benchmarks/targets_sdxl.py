@@ -11,37 +11,21 @@ from pathlib import Path
 
 import torch
 from report import Report, matrix_rate
-from targets import Meter, difference, paper_loop
+from targets import Meter, difference, longest_of, paper_loop, scheduled_evaluations
 
 from dcm.distill import Group, Settings, batches, draw_starts
 from dcm.schedule import Grid, NoiseSchedule
 from dcm.sdxl_dry_run import RandomLatents, random_prompts, random_unet
 from dcm.solvers import get_solver
 from dcm.teachers import frozen
-from dcm.teachers.mixture import GaussianMixtureTeacher
 from dcm.teachers.sdxl import SDXL_UNET, PromptedUNet, Prompts, SDXLTeacher
 
-UPDATES = 100  # over which the scheduler's evaluations are counted, from empty slots to empty slots
 KINDS = {  # of kernels, by what their names contain; the first that fits
     "norms, activations, sums (compiled)": ("triton",),
     "attention": ("flash", "fmha", "sdpa", "fort_native", "attention"),
     "convolutions": ("conv", "fprop", "implicit", "nhwc", "nchw"),
     "matrix products": ("gemm", "nvjet", "cutlass", "cublas", "splitk"),
 }
-
-
-def longest_of(batch: int, N: int) -> float:
-    """E[max n] of `batch` independent n, uniform on 1..N."""
-    return N - sum((k / N) ** batch for k in range(1, N))
-
-
-def scheduled_evaluations(solver: str, N: int, w: float, batch: int, slots: int) -> float:
-    """Evaluations over the minimum that :func:`solve_in_flight` spends on a whole run: a matter of n alone."""
-    teacher, group = GaussianMixtureTeacher.interleaved_ring(), Group(solver, N, (w,), (N,), (0,))
-    settings = Settings(updates=UPDATES, batch=batch, slots=slots)
-    spent = sum(b.evaluations for _, b in batches(teacher, teacher, group, settings, "cpu"))
-    n = sum(int(draw_starts(teacher, teacher, group, batch, u, "cpu").n.sum()) for u in range(1, UPDATES + 1))
-    return spent / (n * get_solver(solver).evaluations * (1 if w == 1 else 2))
 
 
 def evaluation_flops(config: dict, latent: int) -> tuple[float, float]:
@@ -131,12 +115,12 @@ def measure(report: Report, given) -> None:
             s = draw_starts(teacher, data, group, B, update, device)
             x, evaluations = paper_loop(teacher, s.x, s.n, s.condition, w, solver, grid)
             first.setdefault("paper", x)
-            yield B, evaluations
+            yield evaluations
 
     def ours(name: str, **settings):
         for _, batch in batches(teacher, data, group, Settings(updates=10**6, batch=B, **settings), device):
             first.setdefault(name, batch.x_hat[0])
-            yield B, batch.evaluations
+            yield batch.evaluations
 
     def compare(name: str, other: str) -> None:
         if name in first and other in first:
@@ -181,7 +165,7 @@ def measure(report: Report, given) -> None:
 
     name = f"paper's loop, batch {B}"
     with report.way(name):
-        meter.measure(name, paper(), at=calls * longest_of(B, N), flops=plain)
+        meter.measure(name, paper(), at=2 * get_solver(solver).evaluations * longest_of(B, N), flops=plain)
     each = {
         "flight": lambda: measured("bf16"), "fp8": lambda: measured("fp8"), "whole": lambda: measured("whole", "whole"),
         "reuse": reused, "profile": profiled,

@@ -71,8 +71,8 @@ def test_papers_loop_makes_the_targets_of_plain_solving_at_a_higher_price(solver
 def test_expected_steps_of_the_noisiest_member():
     """Against draws: their mean's standard error is 0.02 here."""
     n = torch.randint(1, 101, (100_000, 16), generator=torch.Generator().manual_seed(0))
-    assert targets_sdxl.longest_of(16, 100) == pytest.approx(float(n.max(1).values.double().mean()), abs=0.1)
-    assert targets_sdxl.longest_of(1, 100) == pytest.approx(50.5)
+    assert targets.longest_of(16, 100) == pytest.approx(float(n.max(1).values.double().mean()), abs=0.1)
+    assert targets.longest_of(1, 100) == pytest.approx(50.5)
 
 
 def test_flop_are_those_of_the_network_less_what_the_null_half_skips():
@@ -90,14 +90,14 @@ def test_flop_are_those_of_the_network_less_what_the_null_half_skips():
 def test_sdxl_benchmark_extrapolates_from_evaluations(tmp_path, monkeypatch):
     """The whole script at tiny size: pairs a second are evaluations a second over evaluations a pair of the real N."""
     (tmp_path / "unet.json").write_text(json.dumps(tiny_sdxl.UNET))
-    monkeypatch.setattr(targets_sdxl, "UPDATES", 5)
+    monkeypatch.setattr(targets, "SOLVES", 5)
     options = "sdxl --device cpu --seconds 0 --intervals 20 --batch 4 --slots 4 --coarse 2 --ways flight reuse"
     paths = ["--unet", str(tmp_path / "unet.json"), "--out", str(tmp_path / "out.json")]
     monkeypatch.setattr(sys, "argv", ["targets.py", *options.split(), *paths])
     targets.main()
     result = read_json(tmp_path / "out.json")
     paper, flight, reused = result["ways"]
-    assert paper["teacher evaluations a pair"] == pytest.approx(2 * targets_sdxl.longest_of(4, 20))
+    assert paper["teacher evaluations a pair"] == pytest.approx(2 * targets.longest_of(4, 20))
     assert 1 <= flight["over the minimum"] < 1.5 and reused["teacher evaluations a pair"] == 2 * 20 / 4
     for row in result["ways"]:
         expected = row["evaluations a second"] / row["teacher evaluations a pair"]
