@@ -1,14 +1,16 @@
 """How much faster a group of students trains in lockstep than its members one after the other.
 
-    python benchmarks/lockstep.py
+    python benchmarks/lockstep.py [--out FILE]
 
 Both ways run in this one process on the same teacher and train the same students (the tests show that they end with
 the same weights). The baseline distils each student alone, as a loop over notebooks would.
 """
 
+import argparse
 import time
 
 import torch
+from report import Report
 
 from dcm.distill import Group, Settings, distill
 from dcm.studies import load_study
@@ -29,22 +31,24 @@ def seconds(study, group: Group, settings: Settings) -> float:
 
 
 def main() -> None:
-    """Print students a second of both ways, and their ratio."""
+    """Student updates a second of both ways, and their ratio."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--out")
+    given = arguments.parse_args()
     torch.set_num_threads(1)
     study = load_study("gmm", "unused", torch.device("cpu"))
     settings = Settings(updates=10**6, batch=128, lr=2e-3, together=8)
     group = Group("ddim", 50, (2.0,), (1, 2, 5, 10, 25, 50), tuple(range(8)))
-    together = seconds(study, group, settings)
+    students, updates = len(group.members), len(group.members) * UPDATES
+    report = Report(
+        torch.device("cpu"), given.out, study="gmm", students=students, batch=settings.batch, N=50, solver="ddim"
+    )
     alone = 0.0
     for horizon in group.horizons:  # one seed stands for the others: they cost the same
         alone += len(group.seeds) * seconds(study, Group("ddim", 50, (2.0,), (horizon,), (0,)), settings)
-    count = len(group.members) * UPDATES
-    print(
-        f"torch {torch.__version__}, 1 CPU thread, {len(group.members)} students, batch {settings.batch}, N = 50, DDIM"
-    )
-    print(f"one by one: {count / alone:8.0f} student updates/s")
-    print(f"lockstep:   {count / together:8.0f} student updates/s")
-    print(f"ratio:      {alone / together:8.2f}")
+    report.add({"way": "one by one", "student updates a second": updates / alone})
+    report.add({"way": "lockstep", "student updates a second": updates / seconds(study, group, settings)})
+    report.print()
 
 
 if __name__ == "__main__":

@@ -1,20 +1,19 @@
 """How fast targets are made: the paper's loop, solves in flight, and trajectories that are used more than once.
 
-    python benchmarks/targets.py gmm|digits|cifar10 [--batch 16] [--intervals 100] [--guidance 9] [--out FILE]
+    python benchmarks/targets.py gmm|digits|cifar10|sdxl [--batch 16] [--intervals 100] [--guidance 9] [--out FILE]
 
-All ways run in this one process on the same teacher. `digits` has random weights here, `cifar10` the shipped ones.
+All ways run in this one process on the same teacher. `digits` and `sdxl` have random weights here, `cifar10` the shipped
+ones. `sdxl` is timed on a few solver steps and extrapolated: see targets_sdxl.py.
 """
 
 import argparse
-import json
-import platform
 import time
 from dataclasses import replace
 
 import torch
+from report import Report, matrix_rate, wait
 from torch import Tensor
 
-from dcm.artifacts import write_json
 from dcm.data import ImageSet
 from dcm.distill import Group, Settings, batches, draw_starts
 from dcm.image_study import DIGITS_NETWORK, SHIPPED
@@ -23,6 +22,8 @@ from dcm.solvers import get_solver
 from dcm.studies import find_device, ready_device
 from dcm.teachers.mixture import GaussianMixtureTeacher
 from dcm.teachers.unet import UNetConfig, UNetTeacher
+
+SOLVES = 100  # a slot, over which the evaluations in flight are counted, from empty slots to empty slots
 
 
 @torch.no_grad()
@@ -49,6 +50,27 @@ def paper_loop(
     return x, longest * len(x) * 2 * method.evaluations
 
 
+def difference(a: Tensor, b: Tensor) -> float:
+    """Mean squared difference of `a` from `b`, relative to b's variance."""
+    a, b = a.double(), b.double()
+    return float((a - b).square().mean() / b.var())
+
+
+def longest_of(batch: int, N: int) -> float:
+    """E[max n] of `batch` independent n, uniform on 1..N."""
+    return N - sum((k / N) ** batch for k in range(1, N))
+
+
+def scheduled_evaluations(solver: str, N: int, w: float, batch: int, slots: int) -> float:
+    """Evaluations over the minimum that :func:`solve_in_flight` spends on a whole run: a matter of n alone."""
+    teacher, group = GaussianMixtureTeacher.interleaved_ring(), Group(solver, N, (w,), (N,), (0,))
+    updates = -(-SOLVES * slots // batch)
+    settings = Settings(updates=updates, batch=batch, slots=slots)
+    spent = sum(b.evaluations for _, b in batches(teacher, teacher, group, settings, "cpu"))
+    n = sum(int(draw_starts(teacher, teacher, group, batch, u, "cpu").n.sum()) for u in range(1, updates + 1))
+    return spent / (n * get_solver(solver).evaluations * (1 if w == 1 else 2))
+
+
 def make_teacher(study: str, device: torch.device):
     """(teacher, data) of a study's shape; images are noise, since speed does not depend on them."""
     if study == "gmm":
@@ -60,61 +82,49 @@ def make_teacher(study: str, device: torch.device):
         teacher = UNetTeacher.load(SHIPPED / "cifar10_teacher")
     teacher = teacher.to(device)
     if device.type == "cuda":
-        teacher.accelerate(compile=False)
+        teacher.accelerate(compile=False).freeze()
     images, labels = torch.randint(256, (512, *teacher.shape), dtype=torch.uint8), torch.arange(512) % 10
     return teacher, ImageSet(images, labels, images[:0], labels[:0], tuple("0123456789")).to(device)
 
 
-def wait(device: torch.device) -> None:
-    """Until the device is idle."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
 class Meter:
-    """Times one way of making pairs, after a warm-up."""
+    """Times ways of making pairs, each after a warm-up."""
 
-    def __init__(self, device: torch.device, seconds: float):
-        self.device, self.seconds, self.rows = device, seconds, []
+    def __init__(self, report: Report, seconds: float, minimum: float, flops: float | None, rate: float):
+        self.report, self.seconds, self.minimum, self.flops, self.rate = report, seconds, minimum, flops, rate
 
-    def measure(self, name: str, pairs_of, warm_up: int = 1) -> dict:
-        """`pairs_of` yields (pairs, evaluations) for ever; keeps and prints pairs a second and evaluations a pair."""
+    def measure(self, name: str, pairs_of, warm_up: int = 1, *, at: float, flops=None) -> dict:
+        """`pairs_of` yields the evaluations of its next pairs for ever; reports pairs and evaluations a second.
+
+        at : the evaluations that a pair of the problem asked about costs, expected over its starting index: pairs a
+        second follow from it, so chance in the few pairs timed is no part of them. flops : of an evaluation, where
+        they are not those of the others.
+        """
+        device = self.report.device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         began = time.perf_counter()
         for _ in range(warm_up):
             next(pairs_of)
-        wait(self.device)
+        wait(device)
         warm = time.perf_counter() - began
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        began, pairs, evaluations = time.perf_counter(), 0, 0
-        while time.perf_counter() - began < self.seconds:
-            p, e = next(pairs_of)
-            wait(self.device)
-            pairs, evaluations = pairs + p, evaluations + e
+        began, evaluations = time.perf_counter(), 0
+        while time.perf_counter() - began < self.seconds or not evaluations:
+            evaluations += next(pairs_of)
+            wait(device)
         took = time.perf_counter() - began
         row = {
-            "way": name, "pairs a second": pairs / took, "teacher evaluations a pair": evaluations / pairs,
-            "evaluations a second": evaluations / took, "warm-up [s]": warm,
+            "way": name, "pairs a second": evaluations / took / at, "teacher evaluations a pair": at,
+            "over the minimum": at / self.minimum, "evaluations a second": evaluations / took,
+            "warm-up [s]": warm, "timed [s]": took,
         }  # fmt: skip
-        if self.device.type == "cuda":
+        if flops or self.flops:
+            row["share of matrix-product rate"] = evaluations / took * (flops or self.flops) / self.rate
+        if device.type == "cuda":
             row["peak memory [GiB]"] = torch.cuda.max_memory_allocated() / 2**30
-        self.rows.append(row)
-        print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
-        return row
-
-
-def matrix_rate(device: torch.device) -> float:
-    """FLOP/s of a bf16 (GPU) or float32 (CPU) matrix product of 8192 (1024) squared."""
-    size, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (1024, torch.float32)
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    for _ in range(3):
-        a @ b
-    wait(device)
-    began = time.perf_counter()
-    for _ in range(10):
-        a @ b
-    wait(device)
-    return 10 * 2 * size**3 / (time.perf_counter() - began)
+            torch.cuda.empty_cache()
+            row["memory held [GiB]"] = torch.cuda.memory_reserved() / 2**30
+        return self.report.add(row)
 
 
 def network_flops(teacher, device: torch.device) -> float | None:
@@ -132,73 +142,89 @@ def network_flops(teacher, device: torch.device) -> float | None:
 def main() -> None:
     """Measure every way and print ratios to the first."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("study", choices=("gmm", "digits", "cifar10"))
+    arguments.add_argument("study", choices=("gmm", "digits", "cifar10", "sdxl"))
     arguments.add_argument("--batch", type=int, default=16)
     arguments.add_argument("--intervals", type=int, default=100)
     arguments.add_argument("--guidance", type=float, default=9.0)
     arguments.add_argument("--solver", default="ddim")
-    arguments.add_argument("--slots", type=int, nargs="+", default=[256])
+    arguments.add_argument("--slots", type=int, nargs="+", help="256, or 16 for sdxl")
     arguments.add_argument("--reuse", type=int, default=4)
     arguments.add_argument("--seconds", type=float, default=5.0, help="to time each way for")
     arguments.add_argument("--device", default="auto")
     arguments.add_argument("--out")
+    arguments.add_argument("--coarse", type=int, default=4, help="intervals on which sdxl is timed")
+    arguments.add_argument("--ways", nargs="+", default=["flight", "reuse", "profile", "fp8"], help="of sdxl, in order")
+    arguments.add_argument("--unet", help="a UNet configuration (JSON) in place of SDXL's")
     given = arguments.parse_args()
+    given.slots = given.slots or ([16] if given.study == "sdxl" else [256])
 
     device = find_device(given.device)
     ready_device(device, threads=1)
+    report = Report(
+        device,
+        given.out,
+        study=given.study,
+        solver=given.solver,
+        batch=given.batch,
+        N=given.intervals,
+        w=given.guidance,
+    )
+    if given.study == "sdxl":
+        import targets_sdxl
+
+        targets_sdxl.measure(report, given)
+    else:
+        small(report, given)
+    report.print()
+
+
+def small(report: Report, given) -> None:
+    """Every way, at the size that is asked about."""
+    device = report.device
     teacher, data = make_teacher(given.study, device)
     N, B, w = given.intervals, given.batch, given.guidance
     grid, group = Grid(N, teacher.schedule.T), Group(given.solver, N, (w,), (N,), (0,))
-    meter = Meter(device, given.seconds)
+    rate, flops = matrix_rate(device), network_flops(teacher, device)
+    report.note(**{"matrix products [TFLOP/s]": rate / 1e12, "GFLOP an evaluation": flops / 1e9 if flops else None})
+    halves = 1 if w == 1 else 2
+    stages = get_solver(given.solver).evaluations
+    minimum = (N + 1) / 2 * halves * stages
+    meter = Meter(report, given.seconds, minimum, flops, rate)
 
     def paper(batch: int):
         update = 0
         while True:
             update += 1
             s = draw_starts(teacher, data, group, batch, update, device)
-            yield batch, paper_loop(teacher, s.x, s.n, s.condition, w, given.solver, grid)[1]
+            yield paper_loop(teacher, s.x, s.n, s.condition, w, given.solver, grid)[1]
 
     def ours(**settings):
         for _, batch in batches(teacher, data, group, Settings(updates=10**6, batch=B, **settings), device):
-            yield B, batch.evaluations
+            yield batch.evaluations
 
     # The same starting points must lead to the same targets, by either way.
-    settings = Settings(updates=4, batch=B, slots=given.slots[0], together=4)
-    flying = [batch for _, batch in batches(teacher, data, group, settings, device)]
-    plain = [batch for _, batch in batches(teacher, data, group, replace(settings, slots=0), device)]
-    gap = max(float((a.x_hat - b.x_hat).square().mean()) for a, b in zip(flying, plain))
-    print(f"mean squared difference of targets solved in flight and together: {gap:.2g}", flush=True)
+    with report.way("targets compared"):
+        settings = Settings(updates=4, batch=B, slots=given.slots[0], together=4)
+        flying = [batch for _, batch in batches(teacher, data, group, settings, device)]
+        plain = [batch for _, batch in batches(teacher, data, group, replace(settings, slots=0), device)]
+        report.note(**{"targets in flight against together": difference(
+            torch.cat([a.x_hat for a in flying]), torch.cat([b.x_hat for b in plain]))})  # fmt: skip
 
-    base = meter.measure(f"paper's loop, batch {B}", paper(B))
+    with report.way(f"paper's loop, batch {B}"):
+        meter.measure(f"paper's loop, batch {B}", paper(B), at=2 * stages * longest_of(B, N))
     for slots in given.slots:
         if device.type == "cpu":
-            meter.measure(f"solved together, {slots // B} updates at a time", ours(together=slots // B), slots // B)
-        # Until slots are in a steady state and, on a GPU, compiled and captured.
-        meter.measure(f"in flight, {slots} slots", ours(slots=slots), 1 + 3 * slots // B)
+            with report.way(f"solved together, {slots // B} updates at a time"):
+                name = f"solved together, {slots // B} updates at a time"
+                meter.measure(name, ours(together=slots // B), slots // B, at=minimum)
+        with report.way(f"in flight, {slots} slots"):
+            over = scheduled_evaluations(given.solver, N, w, B, slots)
+            # Until slots are in a steady state and, on a GPU, compiled and captured.
+            meter.measure(f"in flight, {slots} slots", ours(slots=slots), 1 + 3 * slots // B, at=over * minimum)
     together = given.slots[0] * given.reuse // B
-    meter.measure(
-        f"reused trajectories, {given.reuse} pairs each", ours(reuse=given.reuse, together=together), together
-    )
-
-    rate, flops = matrix_rate(device), network_flops(teacher, device)
-    needed = (N + 1) / 2 * 2 * get_solver(given.solver).evaluations
-    for row in meter.rows:
-        row["ratio to paper's loop"] = row["pairs a second"] / base["pairs a second"]
-        row["evaluations over minimum"] = row["teacher evaluations a pair"] / needed
-        if flops:
-            row["share of matrix-product rate"] = row["evaluations a second"] * flops / rate
-    about = {
-        "study": given.study, "solver": given.solver, "batch": B, "N": N, "w": w, "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()}, 1 thread",
-        "mean squared difference of targets": gap, "matrix products [TFLOP/s]": rate / 1e12, "GFLOP an evaluation": flops / 1e9 if flops else None,
-    }  # fmt: skip
-    print(json.dumps(about))
-    import pandas as pd
-
-    table = pd.DataFrame(meter.rows)
-    print(table.round(3).to_markdown(index=False))
-    if given.out:
-        write_json(given.out, {"about": about, "ways": meter.rows})
+    name = f"reused trajectories, {given.reuse} pairs each"
+    with report.way(name):
+        meter.measure(name, ours(reuse=given.reuse, together=together), together, at=halves * stages * N / given.reuse)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ class ImageStudy(Study):
         about = read_json(folder / "teacher.json")
         teacher = UNetTeacher.load(folder).to(device)
         if device.type == "cuda":
-            teacher.accelerate(compile=False)
+            teacher.accelerate(compile=False).freeze()
         data = load_images(about["data"], teacher).to(device)
         classifier = Classifier.load(folder / "classifier.safetensors").to(device)
         extractor = classifier if name == "digits" else EfficientNetFeatures(device)

@@ -276,6 +276,7 @@ class SDXLStudy(Study):
 
     def to(self, device: torch.device) -> None:
         """Move the UNet and the autoencoder."""
+        self.teacher.forget()
         self.network.unet.to(device)
         self.vae.to(device)
         if device.type == "cpu" and torch.cuda.is_available():

@@ -48,6 +48,7 @@ class Study:
     exact: bool
     teacher_id: str
     costly = False
+    precision = "auto"  # of the teacher's solves
 
     def make_students(self, seeds: Sequence[int], width: int) -> Students:
         """Fresh students, one a seed."""
@@ -63,6 +64,18 @@ class Study:
 
     def before_training(self, students: Students, parameters, team) -> None:
         """Ready `students` for training by `parameters`; raises :class:`InputError` where they cannot."""
+
+    def use_precision(self, precision: str) -> None:
+        """Let the teacher solve in ``fp8``, or as it does by itself (``auto``); raises :class:`InputError`."""
+        if precision == self.precision:
+            return
+        if not hasattr(self.teacher, "freeze"):
+            raise InputError(
+                f"teacher_precision = {precision!r} is not possible for the study {self.name}, whose teacher is no network; "
+                "allowed: auto."
+            )
+        self.teacher.freeze(precision)
+        self.precision = precision
 
     def to(self, device: torch.device) -> None:
         """Move large networks to `device`, while others need the one they are on."""

@@ -20,6 +20,7 @@ from dcm.progress import tqdm
 from dcm.studies import Study
 from dcm.team import ALONE, Team, launch
 
+SINCE = {"teacher_precision": "auto"}  # parameters that older checkpoints lack, and what held then
 MEMORY = ("processes", "gradient_checkpointing", "microbatch")  # where and how it runs, not what
 LOG_POINTS = 200  # points kept of each loss curve
 
@@ -73,6 +74,7 @@ def _read_checkpoint(
     except InputError as damaged:
         print(f"{damaged} Starting anew.")
         return {}, {}
+    about["identity"] = SINCE | about["identity"]
     differ = [k for k in identity if about["identity"].get(k) != identity[k]]
     if differ and costly:
         each = ", ".join(f"{k} = {about['identity'].get(k)!r} there and {identity[k]!r} here" for k in differ)
@@ -103,7 +105,7 @@ def train_group(
     identity = _identity(parameters, study)
     if final.exists():
         finished = load_group(parameters.run_dir, parameters.group_name)
-        if finished.about["identity"] == identity:
+        if SINCE | finished.about["identity"] == identity:
             print("These students are distilled already.")
             return finished
     if parameters.processes > 1 and team is None:
@@ -115,6 +117,7 @@ def train_group(
 
     seeds = [m.seed for m in group.members]
     students = study.make_students(seeds, parameters.width).to(device)
+    study.use_precision(parameters.teacher_precision)
     study.before_training(students, parameters, team)
     optimizer = make_optimizer(students, settings)
     kept: dict[str, Tensor] = {}
@@ -189,6 +192,7 @@ def train_group(
             saved, last_saved = state.update, time.monotonic()
         bar.update()
     bar.close()
+    study.use_precision("auto")
     check(state)
 
     result = _picked("kept", kept) | {"loss": torch.stack(log)}

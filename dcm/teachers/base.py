@@ -50,9 +50,16 @@ def guided_noise(teacher: Teacher, x: Tensor, t: Tensor, condition: Tensor, guid
         return teacher.guided_noise(x, t, condition, guidance)
     if isinstance(guidance, (int, float)) and guidance == 1:
         return teacher.predict_noise(x, t, condition)
-    both = teacher.predict_noise(
-        torch.cat([x, x]), torch.cat([t, t]), torch.cat([condition, teacher.null_condition(condition)])
-    )
+    return guide(teacher.predict_noise(*both_halves(teacher, x, t, condition)), guidance)
+
+
+def both_halves(teacher: Teacher, x: Tensor, t: Tensor, condition: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The inputs of one call for both halves of the guidance, (2 B, ...): with the condition, then with the null one."""
+    return torch.cat([x, x]), torch.cat([t, t]), torch.cat([condition, teacher.null_condition(condition)])
+
+
+def guide(both: Tensor, guidance: float | Tensor) -> Tensor:
+    """eps_w (B, *shape) from `both` halves (2 B, *shape); see :func:`guided_noise`."""
     eps_cond, eps_null = both.chunk(2)
-    w = guidance if isinstance(guidance, (int, float)) else expand_to(guidance.to(x.dtype), x)
+    w = guidance if isinstance(guidance, (int, float)) else expand_to(guidance.to(both.dtype), eps_null)
     return eps_null + w * (eps_cond - eps_null)

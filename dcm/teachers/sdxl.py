@@ -7,11 +7,14 @@ The network is called with the integer timestep t itself (1..T), as in the paper
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dcm.schedule import NoiseSchedule
+from dcm.teachers import frozen
+from dcm.teachers.base import both_halves, guide
 
 # The UNet of SDXL base 1.0 as published: unet/config.json of stabilityai/stable-diffusion-xl-base-1.0, less what
 # equals the defaults of diffusers' UNet2DConditionModel. It has 2,567,463,684 parameters.
@@ -52,6 +55,10 @@ class Prompts:
 
     def __len__(self) -> int:
         return len(self.pooled)
+
+    def to(self, device: torch.device) -> Prompts:
+        """The same, held on `device`."""
+        return Prompts(self.embeddings.to(device), self.pooled.to(device), self.size_ids.to(device))
 
     def null(self, condition: Tensor) -> Tensor:
         """The null counterpart of each condition, in its shape; that of a null condition is itself."""
@@ -148,15 +155,81 @@ class SDXLTeacher:
         self.network, self.schedule, self.shape = network, schedule, shape
         self.num_classes = len(network.prompts)
 
+        self.precision = "auto"
+        self._fast: Any = None  # the frozen copy
+        self._attention = "cudnn"
+        self._sizes: set[int] = set()  # of the batches that it is used for
+
+    def freeze(self, precision: str = "auto") -> SDXLTeacher:
+        """Choose the precision of the copy that solves in flight: ``auto`` is the weights' own, or ``fp8``.
+
+        Raises :class:`InputError` where FP8 is not possible.
+        """
+        if precision == "fp8":
+            frozen.check_float8(self.network.device)
+        self.forget()
+        self.precision = precision
+        return self
+
+    def forget(self) -> None:
+        """Give back the memory of the copy that :meth:`compile_for` made."""
+        self._fast, self._sizes = None, set()
+
+    def compile_for(self, batch: int, compile: str = "regions", attention: str = "cudnn") -> None:
+        """Evaluate batches of exactly `batch` samples by a frozen copy in channels-last memory, compiled.
+
+        It shares its linear weights with the students' network, has convolutions of its own, and moves the prompts to
+        its device. Compilation happens at the first such call.
+
+        Parameters
+        ----------
+        compile : ``regions`` compiles repeated blocks once (:func:`~dcm.teachers.frozen.compile_regions`), ``whole``
+        the network as one, ``no`` nothing. attention : see :func:`~dcm.teachers.frozen.attention_by`. Both count when
+        the copy is made, at the first call.
+        """
+        if self._fast is None:
+            network = self.network
+            network.prompts = network.prompts.to(network.device)
+            fast = frozen.frozen_copy(network.unet, network.dtype)
+            if self.precision == "fp8":
+                frozen.to_float8(fast)
+            frozen.skip_empty_prompts(fast)
+            if compile == "regions":
+                frozen.compile_regions(fast)
+            elif compile == "whole":
+                fast.compile(dynamic=False)
+            self._fast, self._attention = fast, attention
+        self._sizes.add(batch)
+
+    def _fast_noise(self, x: Tensor, t: Tensor, condition: Tensor, prompted: int) -> Tensor:
+        """eps (B, *shape), all samples at once; those from `prompted` on have the null condition."""
+        text, added = self.network.prompts.of(condition, self.network.dtype)
+        low = x.to(self.network.dtype, memory_format=torch.channels_last)
+        with frozen.attention_by(self._attention):
+            eps = self._fast(low, t, encoder_hidden_states=text[:prompted], added_cond_kwargs=added, return_dict=False)[
+                0
+            ]
+        return eps.to(x.dtype)
+
     @torch.no_grad()
     def predict_noise(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """eps(x, t, c): `x` (*batch, *shape), `t` (*batch) integers 1..T, `condition` (*batch); returns x's shape."""
         batch = x.shape[: x.ndim - len(self.shape)]
+        rows = x.reshape(-1, *self.shape), t.expand(batch).reshape(-1), condition.expand(batch).reshape(-1)
+        if len(rows[0]) in self._sizes:
+            return self._fast_noise(*rows, prompted=len(rows[0])).reshape(x.shape)
         self.network.use(None)
-        flat = self.network.in_chunks(
-            x.reshape(-1, *self.shape), t.expand(batch).reshape(-1), condition.expand(batch).reshape(-1)
-        )
-        return flat.reshape(x.shape)
+        return self.network.in_chunks(*rows).reshape(x.shape)
+
+    @torch.no_grad()
+    def guided_noise(self, x: Tensor, t: Tensor, condition: Tensor, guidance: float | Tensor) -> Tensor:
+        """As :func:`dcm.teachers.base.guided_noise`; the null half skips attention to its empty prompt."""
+        if isinstance(guidance, (int, float)) and guidance == 1:
+            return self.predict_noise(x, t, condition)
+        both = both_halves(self, x, t, condition)
+        if 2 * len(x) in self._sizes:
+            return guide(self._fast_noise(*both, prompted=len(x)), guidance)
+        return guide(self.predict_noise(*both), guidance)
 
     def null_condition(self, condition: Tensor) -> Tensor:
         """The zeroed prompts with the same size ids, in `condition`'s shape."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dcm.artifacts import read_tensors, sha256, write_json, write_tensors
 from dcm.errors import InputError
 from dcm.schedule import NoiseSchedule
+from dcm.teachers import frozen
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ class UNetTeacher(nn.Module):
         self.num_classes = config.num_classes
         self.autocast = False
         self._compiled: dict[int, Callable] = {}  # by batch size
+        self._frozen: tuple[nn.Module, ...] = ()  # in a tuple: no part of the teacher's own weights
 
     def accelerate(self, autocast: bool = True, compile: bool = True) -> UNetTeacher:
         """Make it fast on a GPU: channels-last memory, bfloat16 matrix products, torch.compile at fixed shapes.
@@ -120,10 +122,25 @@ class UNetTeacher(nn.Module):
             self.unet.compile(dynamic=False)
         return self
 
+    def freeze(self, precision: str = "auto", dtype: torch.dtype = torch.bfloat16) -> UNetTeacher:
+        """Evaluate by a copy with weights in `dtype` from now on; what happens to the weights later is not seen.
+
+        Samples, the noise schedule and guidance stay in their own precision. With `precision` ``fp8`` the linear layers
+        are rounded further (:class:`~dcm.teachers.frozen.Float8Linear`). Raises :class:`InputError` where FP8 is not
+        possible.
+        """
+        if precision == "fp8":
+            frozen.check_float8(self.unet.device)
+        copy = frozen.frozen_copy(self.unet, dtype)
+        if precision == "fp8":
+            frozen.to_float8(copy)
+        self._frozen, self._compiled = (copy,), {}
+        return self
+
     def compile_for(self, batch: int) -> None:
         """Compile the network for calls with exactly `batch` samples, at the first such call; others stay as they are."""
         if batch not in self._compiled:
-            self._compiled[batch] = torch.compile(self.unet.forward, dynamic=False)
+            self._compiled[batch] = torch.compile((*self._frozen, self.unet)[0].forward, dynamic=False)
 
     def check_condition(self, condition: Tensor) -> None:
         """Raise :class:`InputError` when a class is out of range (the null class, num_classes, is allowed)."""
@@ -133,9 +150,10 @@ class UNetTeacher(nn.Module):
 
     def velocity(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """The network's v(x, t, c): `x` (B, *shape), `t` and `condition` (B,) integers; returns float (B, *shape)."""
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast):
-            network = self._compiled.get(len(x), self.unet)
-            return network(x, t, class_labels=condition, return_dict=False)[0].to(x.dtype)
+        network = self._compiled.get(len(x), (*self._frozen, self.unet)[0])
+        inputs = x.to(self._frozen[0].dtype) if self._frozen else x
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast and not self._frozen):
+            return network(inputs, t, class_labels=condition, return_dict=False)[0].to(x.dtype)
 
     def predict_noise(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """eps(x, t, c): `x` (*batch, *shape), `t` (*batch) integers 1..T, `condition` (*batch); returns x's shape."""

@@ -1,0 +1,143 @@
+"""A frozen network in its fastest form: a second tree of modules on the same weights, which training never sees.
+
+What is faster there would be in the way elsewhere: channels-last convolutions are slower without a compiler, compiled
+blocks would be compiled anew for every adapter that a student puts into them, and FP8 weights cannot be trained.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dcm.errors import InputError
+
+# Compiled one by one: a UNet repeats few of them, so that they compile in a fraction of the whole network's time.
+REGIONS = ("ResnetBlock2D", "BasicTransformerBlock", "GroupNorm")
+FP8_MAX = 448.0  # of float8_e4m3fn
+
+
+def frozen_copy(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A diffusers network without its adapters, in `dtype` and channels-last memory.
+
+    Weights that need no change are shared with `network`, not copied.
+    """
+    with torch.device("meta"):
+        copy = type(network).from_config(network.config)
+    weights = {
+        name.replace(".base_layer.", "."): w.to(dtype)
+        for name, w in network.state_dict().items()
+        if ".lora_" not in name
+    }
+    copy.load_state_dict(weights, assign=True)
+    return copy.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def check_float8(device: torch.device) -> None:
+    """Raise :class:`InputError` unless `device` multiplies FP8 matrices."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU"
+        raise InputError(
+            f"teacher_precision = 'fp8' needs a GPU with FP8 matrix products (NVIDIA Ada, Hopper or later), and this is {name}; "
+            "allowed here: auto."
+        )
+
+
+def _rounded(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x (R, K) as float8_e4m3fn with one float32 scale a row, (R, 1): x is their product, nearly."""
+    scale = x.abs().amax(1, keepdim=True).float().clamp(min=1e-12) / FP8_MAX
+    return (x.float() / scale).to(torch.float8_e4m3fn), scale
+
+
+class Float8Linear(nn.Module):
+    """A frozen linear layer whose weights and inputs are rounded to FP8 (Micikevicius et al. 2022), a scale a row each.
+
+    What torchao's ``Float8DynamicActivationFloat8WeightConfig(PerRow())`` computes, by the same torch operation. Its
+    tensor subclasses would bring a dependency tied to one release of torch, to a layer that needs none of them.
+    """
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.bias = linear.bias
+        weight, scale = _rounded(linear.weight)
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out), both in x's dtype, bfloat16."""
+        rows, scale = _rounded(x.flatten(0, -2))
+        y = torch._scaled_mm(
+            rows, self.weight.t(), scale, self.scale.t(), self.bias, out_dtype=x.dtype, use_fast_accum=x.is_cuda
+        )
+        return y.unflatten(0, x.shape[:-1])
+
+
+def to_float8(network: nn.Module) -> int:
+    """Put :class:`Float8Linear` in place of the linear layers within attention blocks; returns how many.
+
+    Convolutions and the embeddings of time, which cost little, stay as they are; so do sizes that are no multiple of 16.
+    """
+    chosen = [
+        (path, layer)
+        for path, layer in network.named_modules()
+        if isinstance(layer, nn.Linear) and ".attentions." in path
+        and layer.in_features % 16 == layer.out_features % 16 == 0
+    ]  # fmt: skip
+    for path, layer in chosen:
+        parent, _, name = path.rpartition(".")
+        setattr(network.get_submodule(parent), name, Float8Linear(layer))
+    return len(chosen)
+
+
+def compile_regions(network: nn.Module, **options) -> int:
+    """Compile every block of a kind named in :data:`REGIONS` at its fixed shapes; returns how many there are.
+
+    `options` go to ``torch.compile``. Blocks of equal shape share what is compiled, at their first call.
+    """
+    # By default torch gives up on a function after 8 shapes; SDXL has residual blocks of 12.
+    torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
+    within: tuple[str, ...] = ()
+    for path, module in network.named_modules():
+        if type(module).__name__ in REGIONS and not path.startswith(within):
+            module.compile(dynamic=False, **options)
+            within += (f"{path}.",)
+    return len(within)
+
+
+class PromptedRows:
+    """A processor of cross-attention for batches of which only the first rows have a prompt.
+
+    An attention over all-zero text has zero keys and values, whatever it asks: what is left is the output's bias. Given
+    text for the first rows alone, the others are not computed, exactly.
+    """
+
+    def __init__(self, processor):
+        self.processor = processor
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None, **others):
+        """As diffusers' processors: hidden_states (B, tokens, d), encoder_hidden_states (P, L, E) with P <= B."""
+        prompted = len(encoder_hidden_states)
+        out = self.processor(
+            attn, hidden_states[:prompted], encoder_hidden_states, attention_mask=attention_mask, temb=temb, **others
+        )
+        if prompted == len(hidden_states):
+            return out
+        return torch.cat([out, attn.to_out[0].bias.expand_as(hidden_states[prompted:])])
+
+
+def skip_empty_prompts(network: nn.Module) -> None:
+    """Let the network's cross-attentions take text for the first rows of a batch alone; see :class:`PromptedRows`."""
+    for path, attn in network.named_modules():
+        if path.endswith(".attn2"):
+            plain = attn.to_k.bias is None and attn.to_v.bias is None and attn.rescale_output_factor == 1
+            if not plain or attn.residual_connection:
+                raise ValueError(f"{path} does more than add its output's bias to rows without text.")
+            attn.processor = PromptedRows(attn.processor)
+
+
+def attention_by(first: str):
+    """A context in which attention goes to `first`, ``cudnn`` or ``flash``, where that can do it."""
+    from torch.nn.attention import SDPBackend as B
+    from torch.nn.attention import sdpa_kernel
+
+    order = [B.FLASH_ATTENTION, B.EFFICIENT_ATTENTION, B.MATH]
+    return sdpa_kernel([B.CUDNN_ATTENTION, *order] if first == "cudnn" else order, set_priority=True)
