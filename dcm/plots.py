@@ -245,7 +245,7 @@ def error_against_quality(
         part = last[last.method == method]
         ax.scatter(part.ode_error, part[primary], s=22, color=COLOURS[method], marker=MARKERS[method], label=method,
                    edgecolor="white", linewidth=0.4, zorder=3)  # fmt: skip
-    ax.set(xlabel="ODE error (mean squared)", ylabel=metrics[primary].label)
+    ax.set(xlabel="ODE error (mean squared)", ylabel="\n".join(textwrap.wrap(metrics[primary].label, 36)))
     scale(ax, "x", last.ode_error, log=True)
     scale(ax, "y", last[primary], log=metrics[primary].ratio)
     ax.legend(title="lines: one setting, by horizon", title_fontsize=8)

@@ -212,9 +212,17 @@ class Report:
                 lines.append(f"   {what}: {row.value:.3g} [{row.low:.3g}, {row.high:.3g}], {row.seeds} seeds")
         if numbers:
             for claim, name in (("C1", "ode_error"), ("C2", primary)):
-                counts = claims[(claims.claim == claim) & (claims.metric == name)].verdict.value_counts()
+                part = claims[(claims.claim == claim) & (claims.metric == name)]
+                few = part[part.seeds < analysis.MIN_SEEDS]
+                counts = part.drop(few.index).verdict.value_counts()
                 each = ", ".join(f"{counts.get(v, 0)} {v}" for v in ("supported", "contradicted", "inconclusive"))
-                lines.append(f"{claim} over {counts.sum()} settings: {each}")
+                lines.append(f"{claim} over {counts.sum()} setting{'s' * (counts.sum() != 1)}: {each}")
+                if len(few):
+                    lower = (few.value < few.effect.map({"ratio": 1, "difference": 0})).sum()
+                    what = "ODE error" if claim == "C1" else self.metrics[name].label
+                    lines.append(
+                        f"   {len(few)} more with too few seeds for an interval: {what} lower for the Direct CM in {lower}"
+                    )
         return lines
 
     def _notes(self) -> list[str]:
@@ -246,7 +254,8 @@ class Report:
                 "claim": claims.claim, "solver": claims.solver.map(plots.SOLVER_NAMES), "N": claims.intervals,
                 "w": claims.guidance.map("{:g}".format), "group": claims.group, "metric": claims.metric.map(label),
                 "Direct CM against CM": [
-                    f"{r.effect} {r.value:.3g} [{r.low:.3g}, {r.high:.3g}]" for r in claims.itertuples()
+                    f"{r.effect} {r.value:.3g}" + (f" [{r.low:.3g}, {r.high:.3g}]" if pd.notna(r.low) else "")
+                    for r in claims.itertuples()
                 ],
                 "seeds": claims.seeds, "verdict": claims.verdict,
             }
