@@ -216,7 +216,7 @@ class Report:
                 few = part[part.seeds < analysis.MIN_SEEDS]
                 counts = part.drop(few.index).verdict.value_counts()
                 each = ", ".join(f"{counts.get(v, 0)} {v}" for v in ("supported", "contradicted", "inconclusive"))
-                lines.append(f"{claim} over {counts.sum()} setting{'s' * (counts.sum() != 1)}: {each}")
+                lines.append(f"{claim} over {counts.sum()} {'setting' if counts.sum() == 1 else 'settings'}: {each}")
                 if len(few):
                     lower = (few.value < few.effect.map({"ratio": 1, "difference": 0})).sum()
                     what = "ODE error" if claim == "C1" else self.metrics[name].label
