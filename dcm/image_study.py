@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from dcm import data as sources
 from dcm.artifacts import fingerprint, project_path, read_json, write_json
 from dcm.consistency import ConsistencyFunction
 from dcm.errors import InputError, TrainingError, last_good
+from dcm.low_rank import adapt
 from dcm.progress import tqdm
 from dcm.schedule import Grid
 from dcm.solvers import solve
@@ -75,13 +77,19 @@ class ImageStudy(Study):
             chunk=256, exact=False, teacher_id=fingerprint(folder / "config.json"),
         )  # fmt: skip
 
-    def make_students(self, seeds: Sequence[int], width: int) -> Students:
-        """Networks of the teacher's architecture with random weights; `width` is the teacher's and not used."""
+    def make_students(self, seeds: Sequence[int], width: int, rank: int = 0) -> Students:
+        """Networks of the teacher's architecture with random weights; `width` is the teacher's and not used.
+
+        With `rank` above 0 they are the teacher's network, frozen, and its low-rank changes (:mod:`dcm.low_rank`).
+        """
         networks = []
         for seed in seeds:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 networks.append(VelocityNetwork(self.teacher.config))
+                if rank:
+                    networks[-1].unet.load_state_dict(self.teacher.unet.state_dict())
+                    adapt(networks[-1].unet, rank)
         for network in networks:
             network.autocast = self.teacher.autocast
             if self.teacher.autocast:  # as the teacher's: what bfloat16 convolutions want
@@ -89,10 +97,14 @@ class ImageStudy(Study):
         return ModuleStudents(networks)
 
     def start_from_teacher(self, students: ModuleStudents, seeds: Sequence[int], updates: int) -> None:
-        """Copy the teacher's weights (`updates` above 0), as the paper does; 0 leaves random ones."""
+        """Copy the teacher's weights (`updates` above 0), as the paper does; 0 leaves random ones.
+
+        Low-rank changes start as the teacher by themselves.
+        """
         if updates:
             for network in students.networks:
-                network.unet.load_state_dict(self.teacher.unet.state_dict())
+                if not any(parametrize.is_parametrized(layer) for layer in network.modules()):
+                    network.unet.load_state_dict(self.teacher.unet.state_dict())
 
     def reference(self, x: Tensor, n: int, condition: Tensor, guidance: float, grid: Grid) -> Tensor:
         """DDIM on a finer grid; see :func:`fine_reference`."""

@@ -240,7 +240,7 @@ class SDXLStudy(Study):
             teacher_id=fingerprint(about["identity"]),
         )
 
-    def make_students(self, seeds: Sequence[int], width: int) -> Students:
+    def make_students(self, seeds: Sequence[int], width: int, rank: int = 0) -> Students:
         """Fresh adapters of rank and alpha `width`; they start as the teacher."""
         from dcm.lora import LoRAStudents
 
