@@ -46,7 +46,9 @@ def test_exact_samples_of_any_mixture_are_good(dimension, modes):
     x = teacher.draw_class(generator("cpu", 5, "data"), c)
     good = quality.measure(x, c, x)
     assert good["modes"] == 1 and good["on_mode"] == pytest.approx(1 - np.exp(-4.5), abs=0.01)
-    assert dimension > 2 or np.linalg.det(teacher.covariances[0]) < np.linalg.det(GaussianMixtureTeacher.of().covariances[0])
+    assert dimension > 2 or np.linalg.det(teacher.covariances[0]) < np.linalg.det(
+        GaussianMixtureTeacher.of().covariances[0]
+    )
     assert quality.measure(x + 0.5, c, x)["on_mode"] < 0.5
 
 
@@ -81,8 +83,16 @@ def test_low_rank_students_start_as_the_network_and_change_by_that_rank():
 @pytest.mark.parametrize(
     ("model", "values", "message"),
     [
-        (TeacherParameters, TEACHER | {"dimension": 1}, "dimension = 1 is not possible; allowed: a whole number, at least 2"),
-        (TeacherParameters, TEACHER | {"study": "digits", "modes": 9}, "modes = 9 is not possible for the study digits"),
+        (
+            TeacherParameters,
+            TEACHER | {"dimension": 1},
+            "dimension = 1 is not possible; allowed: a whole number, at least 2",
+        ),
+        (
+            TeacherParameters,
+            TEACHER | {"study": "digits", "modes": 9},
+            "modes = 9 is not possible for the study digits",
+        ),
         (DistillParameters, GROUP | {"study": "gmm", "rank": 4}, "rank = 4 is not possible for the study gmm"),
     ],
 )

@@ -63,7 +63,7 @@ class GaussianMixtureTeacher:
         direction /= np.linalg.norm(direction, axis=1, keepdims=True)
         weights = 1.0 + np.arange(len(direction)) // classes
         covariances = np.tile(spread**2 * np.eye(dimension), (len(direction), 1, 1))
-        labels = np.arange(len(direction)) % classes
+        labels: np.ndarray = np.arange(len(direction)) % classes
         return cls(size * dimension**0.5 * direction, covariances, labels, weights / weights.sum())
 
     @classmethod
@@ -120,7 +120,9 @@ class GaussianMixtureTeacher:
         z = (c["basis"] @ x.T).unflatten(0, (-1, D)) - alpha * c["offset"]
         variance = alpha**2 * c["variances"] + sigma**2
         whitened = z / variance
-        log_p = -0.5 * ((z * whitened).sum(1) + variance.prod(1).log() + D * np.log(2 * np.pi))
+        # one logarithm is cheaper, but the product of many variances underflows
+        log_det = variance.prod(1).log() if D < 8 else variance.log().sum(1)
+        log_p = -0.5 * ((z * whitened).sum(1) + log_det + D * np.log(2 * np.pi))
         return log_p, whitened
 
     def _score(self, x: Tensor, alpha: Tensor, sigma: Tensor, condition: Tensor, guidance: float | Tensor) -> Tensor:
