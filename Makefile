@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: study test unit smoke faults nbval lowest lint notebooks lab browser clean
+.PHONY: study study-regimes study-regimes_cifar10 test unit smoke faults nbval lowest lint notebooks lab browser clean
 
 study: $(BIN)/.ready
 	@for study in $(STUDIES); do $(MAKE) --no-print-directory study-$$study || exit 1; done
@@ -19,6 +19,10 @@ study: $(BIN)/.ready
 # (Without Snakemake's lock, which a killed run would leave behind: files are written whole or not at all.)
 study-%: $(BIN)/.ready
 	$(BIN)/snakemake -s workflow/Snakefile --configfile workflow/config/$*.yaml -j $(JOBS) --rerun-incomplete --nolock
+
+# The regimes of notebook 6, on CPU or (not run yet) a GPU; what is finished is not run again.
+study-regimes study-regimes_cifar10: study-%: $(BIN)/.ready
+	$(BIN)/snakemake -s workflow/regimes.smk --configfile workflow/config/$*.yaml -j $(JOBS) --rerun-incomplete --nolock
 
 test: lint unit smoke nbval
 
@@ -53,12 +57,12 @@ faults: $(BIN)/.ready
 # The notebooks as they stand, against their stored outputs (cells tagged nbval-check-output).
 nbval: $(BIN)/.ready
 	rm -rf runs/quick
-	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider notebooks/1_teacher.ipynb notebooks/2_distill.ipynb notebooks/3_ode_error.ipynb notebooks/4_sample_quality.ipynb notebooks/5_figures.ipynb
+	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider notebooks/1_teacher.ipynb notebooks/2_distill.ipynb notebooks/3_ode_error.ipynb notebooks/4_sample_quality.ipynb notebooks/5_figures.ipynb notebooks/6_when_it_fails.ipynb
 
 # Store the notebooks' outputs anew, after a change that is meant to change them.
 notebooks: $(BIN)/.ready
 	rm -rf runs/quick
-	for n in 1_teacher 2_distill 3_ode_error 4_sample_quality 5_figures; do $(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/$$n.ipynb || exit 1; done
+	for n in 1_teacher 2_distill 3_ode_error 4_sample_quality 5_figures 6_when_it_fails; do $(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/$$n.ipynb || exit 1; done
 
 # Figures appear in the notebook only without a backend named in the environment.
 lab: $(BIN)/.ready

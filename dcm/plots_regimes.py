@@ -56,7 +56,7 @@ def effects(claims: pd.DataFrame, runs: Sequence[Run]) -> Figure:
 
 def training(runs: Sequence[Run]) -> Figure:
     """ODE error, distance to the teacher's samples and to data against updates, of trainings at a constant rate."""
-    parts = [(r, p) for r in runs for _, p in r.rows[r.rows.group.str.contains("@")].groupby("base")]
+    parts = [(r, p) for r in runs for _, p in r.rows[r.rows.curve].groupby("base")]
     figure, axes = plt.subplots(len(parts), 3, figsize=(9.6, 2.7 * len(parts)), squeeze=False)
     for line, (run, part) in zip(axes, parts):
         columns = {"ode_error": "ODE error (mean squared)", run.primary: "", run.against_data: ""}
@@ -128,9 +128,10 @@ def _drive(
     ax.axhline(0, color="black", lw=0.8)
     ax.axvline(0, color="#888888", lw=0.6, ls=":")
     rho = {f: next(p.estimate for p in ps if p.statement == statement) for f, ps in made.items()}
-    title = "\n".join(f"{f}: Spearman {e.value:.2f} [{e.low:.2f}, {e.high:.2f}]" for f, e in rho.items())
+    known = {f: e for f, e in rho.items() if np.isfinite(e.value)}
+    title = "\n".join(f"{f}: Spearman {e.value:.2f} [{e.low:.2f}, {e.high:.2f}]" for f, e in known.items())
     ax.set(
-        xlabel=_wrapped(x_label, 42), ylabel="C2: log ratio Direct CM / CM of\nthe distance to the teacher's samples"
+        xlabel=_wrapped(x_label, 34), ylabel="C2: log ratio Direct CM / CM of\nthe distance to the teacher's samples"
     )
     ax.set_title(title, fontsize=8)
     ax.legend(fontsize=7.5, title="filled: C2 supported", title_fontsize=7)

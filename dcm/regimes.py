@@ -95,7 +95,9 @@ def as_regimes(rows: pd.DataFrame, groups: dict[str, DistilledGroup], run: str) 
     rows = rows[(rows["update"] == last) | snapshots].copy()
     base, several = rows.group.copy(), rows.steps > 1
     rows["base"] = base
-    rows.loc[snapshots, "group"] = base + "@" + rows["update"].astype(str)
+    rows["curve"] = snapshots[rows.index]  # the points of one curve, its end included
+    early = rows.curve & (rows["update"] < last[rows.index])
+    rows.loc[early, "group"] = base + "@" + rows["update"].astype(str)
     rows.loc[several, "group"] = base + "/" + rows.steps.astype(str) + " steps"
     rows.loc[several, "ode_error"] = np.nan
     return rows.assign(run=run, final=True, sampled=rows.steps, steps=1)

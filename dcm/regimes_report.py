@@ -19,12 +19,15 @@ from dcm.plots import METHODS
 from dcm.regimes import REGIME, Prediction, Run, Slopes
 
 EXACT_POINTS = 16  # how many times as many points the exact teacher takes
+VERDICTS = ("supported", "contradicted", "inconclusive")
 Maps = dict[str, tuple[pd.DataFrame, pd.DataFrame]]  # by run: rows by time, and rows from noise
 
 
 def interval(e: Effect | pd.Series) -> str:
-    """An effect as ``value [low, high]``."""
-    return f"{e.value:.3g} [{e.low:.3g}, {e.high:.3g}]"
+    """An effect as ``value [low, high]``, or that it or its interval is not defined."""
+    if not np.isfinite(e.value):
+        return "not defined"
+    return f"{e.value:.3g} [{e.low:.3g}, {e.high:.3g}]" if np.isfinite(e.low) else f"{e.value:.3g} (no interval)"
 
 
 def listed(names: Sequence[str]) -> str:
@@ -146,14 +149,11 @@ class RegimesReport:
         lines = []
         for family in self.families:
             c1, teacher, data = (self._primary(k, family) for k in ("ode", "teacher", "data"))
-            count = lambda t: ", ".join(
-                f"{v} in {int((t.verdict == v).sum())}" for v in ("supported", "contradicted", "inconclusive")
-            )
-            both = self._holding(family)
+            count = lambda t: ", ".join(f"{v} in {int((t.verdict == v).sum())}" for v in VERDICTS)
             lines += [
-                f"**{family}.** C1 is {count(c1)} regimes. C2 is {count(teacher)} by the distance to the teacher's samples, "
-                f"and {count(data)} by the distance to data.",
-                f"Regimes of {family} that support C2 by both distances: {listed(both)}.",
+                f"**{family}.** Of its {len(teacher)} regimes, C1 is {count(c1)} (where it is defined); C2 is {count(teacher)} "
+                f"by the distance to the teacher's samples, and {count(data)} by the distance to data.",
+                f"Regimes of {family} that support C2 by both distances: {listed(self._holding(family))}.",
             ]
             best = regimes.strongest(teacher, teacher.metric.unique())
             for side in ("for", "against"):
@@ -198,7 +198,7 @@ class RegimesReport:
                 continue
             others = self.claims[self.claims.metric.isin(set(metrics) - {primary})].merge(held, on=REGIME)
             each = [
-                f"{metrics[k].label}: {', '.join(f'{int((t.verdict == v).sum())} {v}' for v in ('supported', 'contradicted', 'inconclusive'))}"
+                f"{metrics[k].label}: {', '.join(f'{int((t.verdict == v).sum())} {v}' for v in VERDICTS)}"
                 for k, t in others.groupby("metric", sort=False)
             ]
             clash = others[others.verdict == "contradicted"].groupby(REGIME).ngroups
@@ -211,20 +211,20 @@ class RegimesReport:
     @property
     def has_trainings(self) -> bool:
         """Whether a training at a constant learning rate kept snapshots."""
-        return bool(self.rows.group.str.contains("@").any())
+        return bool(self.rows.curve.any())
 
     def while_training(self) -> str:
         """The effect of C2 along each training, and whether the CM had stopped improving."""
         if not self.has_trainings:
             return "No training of these runs has a constant learning rate and snapshots, so there is no curve to show."
         lines, claims = [], self._primary("teacher")
-        claims = claims[claims.group.str.contains("@")]
         for run in self.runs:
-            own = claims[claims.run == run.name]
-            own = own.assign(base=own.group.str.partition("@")[0], moment=own.group.str.partition("@")[2].astype(int))
+            curves = run.rows[run.rows.curve]
+            moments = curves.groupby("group").agg(moment=("update", "first"), base=("base", "first")).reset_index()
+            own = claims[claims.run == run.name].merge(moments, on="group")
             for base, part in own.sort_values("moment").groupby("base"):
                 each = "; ".join(f"{r.moment}: {r.value:.3g} ({r.verdict})" for r in part.itertuples())
-                cm = run.rows[(run.rows.base == base) & (run.rows.method == "CM") & (run.rows.sampled == 1)]
+                cm = curves[(curves.base == base) & (curves.method == "CM")]
                 last, before = (
                     cm[cm["update"] == u][run.primary].mean() for u in sorted(cm["update"].unique())[:-3:-1]
                 )
