@@ -211,6 +211,7 @@ class TrainingParameters(Parameters):
     optimizer: Annotated[Literal["adamw", "adamw8bit"], Field(description="one of adamw, adamw8bit")] = "adamw"
     pretrain: Whole = 0
     width: Annotated[int, _between(1, 4096)] = 64
+    lora_rank: Annotated[int, _between(0, 4096)] = 0
     snapshots: Annotated[int, _between(0, 1000)] = 0
     checkpoint_seconds: Positive = 60.0
     gradient_checkpointing: Annotated[bool, Field(description="true or false")] = True
@@ -239,6 +240,15 @@ class DistillParameters(Common, GroupParameters, TrainingParameters):
             raise _refusal("reuse", self.reuse, f"divisors of batch = {self.batch} up to intervals = {self.intervals}")
         if self.reuse > 1 and self.slots:
             raise _refusal("slots", self.slots, "0 with reuse above 1, whose solves all last equally long")
+        return self
+
+    @model_validator(mode="after")
+    def _adaptable(self):
+        if self.lora_rank and self.study not in ("digits", "cifar10"):
+            other = ", whose students are adapters of rank width" if self.study == "sdxl" else ""
+            raise _refusal("lora_rank", self.lora_rank, "0", f" for the study {self.study}{other}")
+        if self.lora_rank and not self.pretrain:
+            raise _refusal("pretrain", 0, "1 with lora_rank above 0: an adapter needs the teacher below it")
         return self
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pandas as pd
 
@@ -14,7 +15,7 @@ from dcm.image_quality import ImageQuality
 from dcm.metrics import MixtureQuality
 from dcm.parameters import load_config
 
-STUDIES = {  # study -> what the summary calls it, and whose primary metric judges it
+STUDIES: dict[str, tuple[str, str, Any]] = {  # study -> what the summary calls it, and whose primary metric judges it
     "gmm": ("`gmm`: 2-D mixture, exact ODE", "sliced Wasserstein", MixtureQuality),
     "digits": ("`digits`: 8 x 8 images, small UNet", "Frechet", ImageQuality),
     "cifar10": ("`cifar10`: 32 x 32 images, UNet", "Frechet", ImageQuality),

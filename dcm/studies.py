@@ -50,8 +50,8 @@ class Study:
     costly = False
     precision = "auto"  # of the teacher's solves
 
-    def make_students(self, seeds: Sequence[int], width: int) -> Students:
-        """Fresh students, one a seed."""
+    def make_students(self, seeds: Sequence[int], width: int, lora_rank: int = 0) -> Students:
+        """Fresh students, one a seed, of a `width` that the study interprets; `lora_rank` see :mod:`dcm.image_study`."""
         raise NotImplementedError
 
     def start_from_teacher(self, students: Students, seeds: Sequence[int], updates: int) -> None:
@@ -103,8 +103,8 @@ class MixtureStudy(Study):
             name, teacher, teacher, MixtureQuality(teacher), f, chunk=1 << 16, exact=True, teacher_id="interleaved_ring"
         )
 
-    def make_students(self, seeds: Sequence[int], width: int) -> MLPStudents:
-        """Multilayer perceptrons with 3 hidden layers of `width`."""
+    def make_students(self, seeds: Sequence[int], width: int, lora_rank: int = 0) -> MLPStudents:
+        """Multilayer perceptrons with 3 hidden layers of `width`; there is no teacher's network to adapt."""
         return MLPStudents(seeds, self.teacher.shape[0], self.teacher.num_classes, self.teacher.schedule.T, width)
 
     def start_from_teacher(self, students: MLPStudents, seeds: Sequence[int], updates: int) -> None:
