@@ -1,4 +1,4 @@
-"""What is measured: the ODE-solving error, and the quality of 2-D samples where the density is exact.
+"""What is measured: the ODE-solving error, and the quality of samples where the density is exact.
 
 A study's quality object has ``metrics`` (name -> :class:`Metric`), ``primary`` (the name that the verdict rests on),
 ``beside`` (names that sweeps show beside it) and ``measure(x, condition, teacher_x) -> {name: value}``. To add a metric, add it there: tables and figures follow.
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 
 
@@ -38,18 +39,26 @@ def ode_error(x: Tensor, solution: Tensor) -> float:
     return float((x.double() - solution.double()).square().mean())
 
 
-def directions(count: int) -> Tensor:
-    """`count` unit vectors (count, 2), evenly spaced over the half circle: the projections of sliced distances in 2-D."""
-    angle = np.pi * np.arange(count) / count
-    return torch.as_tensor(np.stack([np.cos(angle), np.sin(angle)], -1), dtype=torch.float32)
+def directions(count: int, dimension: int = 2) -> Tensor:
+    """`count` unit vectors (count, dimension), the projections of sliced distances.
+
+    In 2-D evenly spaced over the half circle, in more dimensions drawn once at random.
+    """
+    if dimension == 2:
+        angle = np.pi * np.arange(count) / count
+        u = np.stack([np.cos(angle), np.sin(angle)], -1)
+    else:
+        u = np.random.default_rng(0).standard_normal((count, dimension))
+        u /= np.linalg.norm(u, axis=1, keepdims=True)
+    return torch.as_tensor(u, dtype=torch.float32)
 
 
 def sliced_wasserstein(x: Tensor, y: Tensor, projections: int = 32) -> float:
-    """Sliced 2-Wasserstein distance between two equally large sets of points (B, 2), in the units of x.
+    """Sliced 2-Wasserstein distance between two equally large sets of points (B, D), in the units of x.
 
-    Source: Bonneel et al. 2015, with evenly spaced directions instead of random ones.
+    Source: Bonneel et al. 2015; in 2-D with evenly spaced directions instead of random ones.
     """
-    u = directions(projections).to(x.device)
+    u = directions(projections, x.shape[1]).to(x.device)
     px, py = (x.float() @ u.T).sort(0).values, (y.float() @ u.T).sort(0).values
     return float((px - py).double().square().mean().sqrt())
 
@@ -59,7 +68,8 @@ class MixtureQuality:
 
     ``swd_teacher`` and ``swd_data``: sliced Wasserstein distance to the teacher's samples from the same noise, and to
     exact samples of the data, within each class and then averaged. ``nll``: mean negative log-likelihood under the
-    exact class density. ``on_mode``: share of samples within 3 standard deviations of a mode of their class.
+    exact class density. ``on_mode``: share of samples within 3 standard deviations of a mode of their class (in D
+    dimensions the distance that as large a share of exact samples keeps).
     ``modes``: share of modes that get at least a fifth of the samples they should.
     """
 
@@ -75,6 +85,8 @@ class MixtureQuality:
 
     def __init__(self, teacher, seed: int = 0):
         self.teacher, self.seed = teacher, seed
+        dimension = teacher.shape[0]
+        self.near = 3.0 if dimension == 2 else float(stats.chi2.ppf(stats.chi2.cdf(9, 2), dimension) ** 0.5)
         self._data: dict[int, Tensor] = {}
 
     def _reference(self, condition: Tensor) -> Tensor:
@@ -88,7 +100,7 @@ class MixtureQuality:
         return self._data[key]
 
     def measure(self, x: Tensor, condition: Tensor, teacher_x: Tensor) -> dict[str, float]:
-        """All metrics of samples `x` (B, 2) of classes `condition` (B,), against `teacher_x` (B, 2)."""
+        """All metrics of samples `x` (B, D) of classes `condition` (B,), against `teacher_x` (B, D)."""
         data, teacher = self._reference(condition), self.teacher
         classes = condition.unique().tolist()
         rows = [condition == c for c in classes]
@@ -101,7 +113,7 @@ class MixtureQuality:
 
     def _modes(self, x: Tensor, condition: Tensor) -> dict[str, float]:
         k = self.teacher.nearest_mode(x, condition)
-        near = self.teacher.distance_to_mode(x, k) < 3
+        near = self.teacher.distance_to_mode(x, k) < self.near
         reached = []
         for c in condition.unique().tolist():
             own = np.flatnonzero(self.teacher.labels == c)

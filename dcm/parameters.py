@@ -125,6 +125,8 @@ class TeacherParameters(Common):
     samples: Annotated[int, _between(1, 100_000)] = 1024
     guidance: Guidance
     intervals: Annotated[list[Count], Field(min_length=1, description="a list of whole numbers that divide 1000")]
+    dimension: Annotated[int, _between(2, 256)] = 2
+    modes: Annotated[int, _between(1, 256)] = 3
     updates: Whole = 0
     batch: Batch = 128
     lr: Rate = 1e-3
@@ -152,6 +154,9 @@ class TeacherParameters(Common):
             Grid(n)
         if self.study == "gmm" and self.updates:
             raise _refusal("updates", self.updates, "0", " for the study gmm, whose teacher is exact")
+        if self.study != "gmm" and (self.dimension, self.modes) != (2, 3):
+            name, value = ("dimension", 2) if self.dimension != 2 else ("modes", 3)
+            raise _refusal(name, getattr(self, name), f"{value}", f" for the study {self.study}, which has its own data")
         if self.dry_run and self.study != "sdxl":
             raise _refusal("dry_run", self.dry_run, "true for the study sdxl", f" for the study {self.study}")
         images = {"cifar10": ("cifar10", "folder", "teacher"), "sdxl": ("folder",)}

@@ -12,7 +12,10 @@ from dcm.plots import CLASS_COLOURS, COLOURS
 
 
 def density(ax, teacher, condition: int | None = None, extent: float = 2.4) -> None:
-    """Draw a mixture's density as grey shades, of one class or of all."""
+    """Draw a mixture's density as grey shades, of one class or of all; above 2-D leave the plane of the first two empty."""
+    if teacher.shape != (2,):
+        ax.set(xlabel="first coordinate", ylabel="second coordinate")
+        return
     u = torch.linspace(-extent, extent, 220)
     x = torch.stack(torch.meshgrid(u, u, indexing="xy"), -1).reshape(-1, 2)
     c = torch.full((len(x),), teacher.num_classes if condition is None else condition)

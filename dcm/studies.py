@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dcm.artifacts import read_json
 from dcm.consistency import ConsistencyFunction
 from dcm.errors import InputError
 from dcm.metrics import MixtureQuality
@@ -94,14 +95,20 @@ class Study:
 
 
 class MixtureStudy(Study):
-    """The exact teacher on a 2-D Gaussian mixture, with multilayer perceptrons as students."""
+    """The exact teacher on a Gaussian mixture, with multilayer perceptrons as students.
 
-    def __init__(self, name: str, device: torch.device):
-        teacher = GaussianMixtureTeacher.interleaved_ring()
-        f = ConsistencyFunction(teacher.schedule)
+    Parameters
+    ----------
+    dimension, modes : of the data, and of each class; see :meth:`GaussianMixtureTeacher.of`.
+    """
+
+    def __init__(self, name: str, device: torch.device, dimension: int = 2, modes: int = 3):
+        teacher = GaussianMixtureTeacher.of(dimension, modes)
+        default = (dimension, modes) == (2, 3)
         super().__init__(
-            name, teacher, teacher, MixtureQuality(teacher), f, chunk=1 << 16, exact=True, teacher_id="interleaved_ring"
-        )
+            name, teacher, teacher, MixtureQuality(teacher), ConsistencyFunction(teacher.schedule), chunk=1 << 16,
+            exact=True, teacher_id="interleaved_ring" if default else f"mixture-{dimension}-{modes}",
+        )  # fmt: skip
 
     def make_students(self, seeds: Sequence[int], width: int, lora_rank: int = 0) -> MLPStudents:
         """Multilayer perceptrons with 3 hidden layers of `width`; there is no teacher's network to adapt."""
@@ -163,7 +170,9 @@ def ready_device(device: torch.device, threads: int) -> None:
 def load_study(name: str, run_dir: str | Path, device: torch.device) -> Study:
     """The study called `name`, with whatever its teacher left in `run_dir`."""
     if name == "gmm":
-        return MixtureStudy(name, device)
+        path = Path(run_dir) / "teacher" / "teacher.json"
+        about = read_json(path) if path.exists() else {}  # before notebook 1: the study's own mixture
+        return MixtureStudy(name, device, about.get("dimension", 2), about.get("modes", 3))
     if name == "sdxl":
         from dcm.sdxl_study import SDXLStudy
 

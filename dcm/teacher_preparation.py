@@ -11,7 +11,7 @@ def prepare_teacher(session) -> None:
     Leaves ``run_dir/teacher/teacher.json``, which says what the teacher is and where its data lie.
     """
     if session.p.study == "gmm":
-        about = {"study": "gmm", "teacher": session.study.teacher_id}
+        about = {"study": "gmm", "dimension": session.p.dimension, "modes": session.p.modes}
         write_json(session.run_dir / "teacher" / "teacher.json", about)
         return
     if session.p.study == "sdxl":

@@ -51,6 +51,28 @@ class GaussianMixtureTeacher:
         weights = 1.0 + k // classes
         return cls(radius * spoke, covariances, k % classes, weights / weights.sum())
 
+    @classmethod
+    def scattered(
+        cls, dimension: int, classes: int = 4, modes: int = 3, size: float = 0.85, spread: float = 0.1, seed: int = 0
+    ) -> GaussianMixtureTeacher:
+        """`classes` x `modes` round Gaussians in `dimension` dimensions, in directions drawn once from `seed`.
+
+        `size` is the root mean square of a mean's elements (that of the ring), `spread` each mode's standard deviation.
+        """
+        direction = np.random.default_rng(seed).standard_normal((classes * modes, dimension))
+        direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+        weights = 1.0 + np.arange(len(direction)) // classes
+        covariances = np.tile(spread**2 * np.eye(dimension), (len(direction), 1, 1))
+        labels: np.ndarray = np.arange(len(direction)) % classes
+        return cls(size * dimension**0.5 * direction, covariances, labels, weights / weights.sum())
+
+    @classmethod
+    def of(cls, dimension: int = 2, modes: int = 3) -> GaussianMixtureTeacher:
+        """The study's mixture with `modes` a class: the ring in 2-D, its modes no wider than they have room, else scattered."""
+        if dimension > 2:
+            return cls.scattered(dimension, modes=modes)
+        return cls.interleaved_ring(modes=modes, spread=(0.22, 0.07 * min(1.0, 3 / modes)))
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one sample: (D,)."""
@@ -69,6 +91,7 @@ class GaussianMixtureTeacher:
         key = (str(device), dtype)
         if key not in self._cache:
             variances, axes = np.linalg.eigh(self.covariances)  # (K, D), (K, D, D)
+            alike = bool((self.covariances == variances[:1, :1, None] * np.eye(axes.shape[1])).all())
             classes = np.arange(self.num_classes)[:, None]
             member = np.concatenate([self.labels == classes, np.ones((1, len(self.labels)), bool)])
             share = np.where(member, self.weights, 0.0)
@@ -81,8 +104,11 @@ class GaussianMixtureTeacher:
                 basis=axes.transpose(0, 2, 1).reshape(-1, axes.shape[1]),
                 offset=np.einsum("kd,kde->ke", self.means, axes)[..., None],
                 log_weights=log_weights.T,  # (K, classes + 1)
+                means=self.means,
             )
             self._cache[key] = {k: torch.as_tensor(v, dtype=dtype, device=device) for k, v in values.items()}
+            if alike:  # one round covariance for all
+                self._cache[key]["round"] = self._cache[key]["variances"][0, 0, 0]
         return self._cache[key]
 
     # The batch is the last axis in here: reductions over few components are then whole-vector operations.
@@ -99,12 +125,18 @@ class GaussianMixtureTeacher:
 
     def _score(self, x: Tensor, alpha: Tensor, sigma: Tensor, condition: Tensor, guidance: float | Tensor) -> Tensor:
         """Guided score (B, D): components share all work, so guidance only mixes their responsibilities."""
-        log_p, whitened = self._components(x, alpha, sigma)
         c = self._constants(x.device, x.dtype)
+        if "round" in c:  # what the components share cancels: two products of (K, D) with (D, B)
+            a, variance = alpha.reshape(-1), alpha.reshape(-1) ** 2 * c["round"] + sigma.reshape(-1) ** 2
+            log_p = (a * (c["means"] @ x.T) - a**2 * c["means"].square().sum(1, keepdim=True) / 2) / variance
+        else:
+            log_p, whitened = self._components(x, alpha, sigma)
         responsibility = (c["log_weights"].index_select(1, condition) + log_p).softmax(0)
         if not (isinstance(guidance, (int, float)) and guidance == 1):
             null = (c["log_weights"][:, -1:] + log_p).softmax(0)
             responsibility = null + guidance * (responsibility - null)
+        if "round" in c:
+            return (a[:, None] * (responsibility.T @ c["means"]) - x) / variance[:, None]
         return -(responsibility[:, None] * whitened).flatten(0, 1).T @ c["basis"]
 
     def log_density_at(self, x: Tensor, alpha: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:
