@@ -357,6 +357,21 @@ class StudyConfig(Parameters):
         check_ends(self.main_group, self.notebook("2_distill", self.main_group))
         return self
 
+    @property
+    def costliest_last(self) -> list[str]:
+        """Names of the groups by what they cost to distil: network evaluations, passes of the students counted as four."""
+
+        def cost(name: str) -> float:
+            p = DistillParameters(**self.notebook("2_distill", name))
+            longest = max(p.group().horizons)
+            solved = [min(n, longest) for n in range(1, p.intervals + 1)] if p.reuse == 1 else [p.intervals / p.reuse]
+            steps = sum(solved) / len(solved)
+            scales = len(p.guidance) * len(p.seeds)
+            solves = 2 * steps * SOLVERS[p.solver].evaluations  # both halves of the guidance
+            return p.updates * p.batch * scales * (solves + 4 * len(p.horizons))
+
+        return sorted(self.groups, key=cost)
+
     def notebook(self, notebook: str, group: str | None = None) -> dict:
         """All parameters of one notebook (of one group, for notebook 2), checked, as papermill takes them.
 
