@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dcm.artifacts import Provenance, project_path
-from dcm.parameters import NOTEBOOKS, check
+from dcm.parameters import EVERY_NOTEBOOK, check
 from dcm.studies import Study, find_device, load_study, ready_device
 
 
@@ -56,7 +56,7 @@ def start(notebook: str, namespace: dict) -> Session:
 
     Raises :class:`dcm.errors.InputError`, one sentence, for a parameter that is unknown, of a wrong type or impossible.
     """
-    p: Any = check(NOTEBOOKS[notebook], namespace)
+    p: Any = check(EVERY_NOTEBOOK[notebook], namespace)
     device = find_device(p.device)
     ready_device(device, p.threads)
     from dcm.plots import use_style
