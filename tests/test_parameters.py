@@ -4,7 +4,16 @@ import pytest
 import yaml
 
 from dcm.errors import InputError
-from dcm.parameters import EVERY_NOTEBOOK, NOTEBOOKS, DistillParameters, StudyConfig, check, load_config, validate
+from dcm.parameters import (
+    EVERY_NOTEBOOK,
+    NOTEBOOKS,
+    DistillParameters,
+    RegimesConfig,
+    StudyConfig,
+    check,
+    load_config,
+    validate,
+)
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "workflow/config").glob("*.yaml"))
@@ -57,6 +66,11 @@ def test_a_notebooks_namespace_is_checked():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_config_is_valid(path):
+    if path.stem.startswith("regimes"):
+        config = validate(RegimesConfig, yaml.safe_load(path.read_text()))
+        for name in config.studies:
+            validate(StudyConfig, config.study(name))
+        return
     config = load_config(path)
     assert config.study in path.read_text()
 
