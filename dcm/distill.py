@@ -397,7 +397,7 @@ class Update:
             losses.append(distance(own, target[part], self.settings.loss))
             students.backward(losses[-1], part)
         loss = torch.cat(losses).detach()
-        self.team.average([loss, *(p.grad for p in students.parameters())])
+        self.team.average([loss, *(p.grad for p in students.parameters() if p.requires_grad)])
         students.clip_gradients(self.settings.max_norm)
         self.optimizer.step()
         return loss

@@ -143,8 +143,8 @@ class DistilledGroup:
     def students(self, study: Study, update: int, device: torch.device) -> Students:
         """The students with their weights at `update`."""
         seeds = [m.seed for m in self.group.members]
-        p = self.about["parameters"]
-        students = study.make_students(seeds, p["width"], p.get("rank", 0))  # older ones trained every weight
+        about = self.about["parameters"]
+        students = study.make_students(seeds, about["width"], about.get("lora_rank", 0))
         prefix = f"{update}/"
         students.load_state_dict({k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)})
         return students.to(device).eval().requires_grad_(False)

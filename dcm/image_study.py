@@ -10,13 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from dcm import data as sources
 from dcm.artifacts import fingerprint, project_path, read_json, write_json
 from dcm.consistency import ConsistencyFunction
 from dcm.errors import InputError, TrainingError, last_good
-from dcm.low_rank import adapt
 from dcm.progress import tqdm
 from dcm.schedule import Grid
 from dcm.solvers import solve
@@ -29,7 +27,10 @@ REFERENCE_INTERVALS = 200  # of the fine grid that stands in for the true ODE so
 
 
 class VelocityNetwork(nn.Module):
-    """A student: the teacher's architecture, called as ``network(x, t, condition)``; predicts v."""
+    """A student: the teacher's architecture, called as ``network(x, t, condition)``; predicts v.
+
+    With :meth:`adapt` it trains a LoRA adapter alone, as the paper's students do.
+    """
 
     def __init__(self, config):
         super().__init__()
@@ -42,6 +43,28 @@ class VelocityNetwork(nn.Module):
         """v (B, C, H, W)."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast):
             return self.unet(x, t, class_labels=condition, return_dict=False)[0].to(x.dtype)
+
+    def adapt(self, rank: int) -> None:
+        """Freeze the network under a LoRA adapter (Hu et al. 2021) of this rank and alpha, on the paper's layers.
+
+        The adapter starts at zero. Its first factor is drawn by peft from torch's global generator.
+        Raises :class:`InputError` where peft is not installed.
+        """
+        try:
+            from peft import LoraConfig, inject_adapter_in_model
+        except ImportError:
+            raise InputError(
+                f"lora_rank = {rank} needs the package peft, which is not installed; allowed here: 0."
+            ) from None
+        from dcm.lora import TARGETS
+
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS), self.unet)
+
+    def start_as(self, teacher: nn.Module) -> None:
+        """Take over the weights of the teacher's UNet; an adapter over them stays."""
+        own = {name.replace(".base_layer.", "."): p for name, p in self.unet.state_dict().items() if "lora_" not in name}
+        for name, value in teacher.state_dict().items():
+            own[name].copy_(value)
 
 
 class ImageStudy(Study):
@@ -77,19 +100,18 @@ class ImageStudy(Study):
             chunk=256, exact=False, teacher_id=fingerprint(folder / "config.json"),
         )  # fmt: skip
 
-    def make_students(self, seeds: Sequence[int], width: int, rank: int = 0) -> Students:
+    def make_students(self, seeds: Sequence[int], width: int, lora_rank: int = 0) -> Students:
         """Networks of the teacher's architecture with random weights; `width` is the teacher's and not used.
 
-        With `rank` above 0 they are the teacher's network, frozen, and its low-rank changes (:mod:`dcm.low_rank`).
+        With a `lora_rank` above 0 they are frozen, and adapters of that rank are what trains.
         """
         networks = []
         for seed in seeds:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 networks.append(VelocityNetwork(self.teacher.config))
-                if rank:
-                    networks[-1].unet.load_state_dict(self.teacher.unet.state_dict())
-                    adapt(networks[-1].unet, rank)
+                if lora_rank:
+                    networks[-1].adapt(lora_rank)
         for network in networks:
             network.autocast = self.teacher.autocast
             if self.teacher.autocast:  # as the teacher's: what bfloat16 convolutions want
@@ -97,14 +119,10 @@ class ImageStudy(Study):
         return ModuleStudents(networks)
 
     def start_from_teacher(self, students: ModuleStudents, seeds: Sequence[int], updates: int) -> None:
-        """Copy the teacher's weights (`updates` above 0), as the paper does; 0 leaves random ones.
-
-        Low-rank changes start as the teacher by themselves.
-        """
+        """Copy the teacher's weights (`updates` above 0), as the paper does; 0 leaves random ones."""
         if updates:
             for network in students.networks:
-                if not any(parametrize.is_parametrized(layer) for layer in network.modules()):
-                    network.unet.load_state_dict(self.teacher.unet.state_dict())
+                network.start_as(self.teacher.unet)
 
     def reference(self, x: Tensor, n: int, condition: Tensor, guidance: float, grid: Grid) -> Tensor:
         """DDIM on a finer grid; see :func:`fine_reference`."""

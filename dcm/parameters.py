@@ -216,8 +216,8 @@ class TrainingParameters(Parameters):
     reuse: Annotated[int, _between(1, 1000)] = 1
     optimizer: Annotated[Literal["adamw", "adamw8bit"], Field(description="one of adamw, adamw8bit")] = "adamw"
     pretrain: Whole = 0
-    rank: Annotated[int, _between(0, 4096)] = 0
     width: Annotated[int, _between(1, 4096)] = 64
+    lora_rank: Annotated[int, _between(0, 4096)] = 0
     snapshots: Annotated[int, _between(0, 1000)] = 0
     checkpoint_seconds: Positive = 60.0
     gradient_checkpointing: Annotated[bool, Field(description="true or false")] = True
@@ -240,19 +240,21 @@ class DistillParameters(Common, GroupParameters, TrainingParameters):
     group_name: Name
 
     @model_validator(mode="after")
-    def _adaptable(self):
-        if self.rank and self.study not in ("digits", "cifar10"):
-            why = " (width is the adapters' rank)" if self.study == "sdxl" else ", whose teacher is no network"
-            raise _refusal("rank", self.rank, "0", f" for the study {self.study}{why}")
-        return self
-
-    @model_validator(mode="after")
     def _reusable(self):
         allowed = [r for r in range(1, min(self.batch, self.intervals) + 1) if self.batch % r == 0]
         if self.reuse not in allowed:
             raise _refusal("reuse", self.reuse, f"divisors of batch = {self.batch} up to intervals = {self.intervals}")
         if self.reuse > 1 and self.slots:
             raise _refusal("slots", self.slots, "0 with reuse above 1, whose solves all last equally long")
+        return self
+
+    @model_validator(mode="after")
+    def _adaptable(self):
+        if self.lora_rank and self.study not in ("digits", "cifar10"):
+            other = ", whose students are adapters of rank width" if self.study == "sdxl" else ""
+            raise _refusal("lora_rank", self.lora_rank, "0", f" for the study {self.study}{other}")
+        if self.lora_rank and not self.pretrain:
+            raise _refusal("pretrain", 0, "1 with lora_rank above 0: an adapter needs the teacher below it")
         return self
 
 
@@ -355,6 +357,21 @@ class StudyConfig(Parameters):
                 self.notebook(notebook, name)
         check_ends(self.main_group, self.notebook("2_distill", self.main_group))
         return self
+
+    @property
+    def costliest_last(self) -> list[str]:
+        """Names of the groups by what they cost to distil: network evaluations, passes of the students counted as four."""
+
+        def cost(name: str) -> float:
+            p = DistillParameters(**self.notebook("2_distill", name))
+            longest = max(p.group().horizons)
+            solved = [min(n, longest) for n in range(1, p.intervals + 1)] if p.reuse == 1 else [p.intervals / p.reuse]
+            steps = sum(solved) / len(solved)
+            scales = len(p.guidance) * len(p.seeds)
+            solves = 2 * steps * SOLVERS[p.solver].evaluations  # both halves of the guidance
+            return p.updates * p.batch * scales * (solves + 4 * len(p.horizons))
+
+        return sorted(self.groups, key=cost)
 
     def notebook(self, notebook: str, group: str | None = None) -> dict:
         """All parameters of one notebook (of one group, for notebook 2), checked, as papermill takes them.

@@ -20,6 +20,7 @@ from dcm.artifacts import project_path, read_json
 from dcm.errors import InputError
 from dcm.evaluation import DistilledGroup, load_group
 from dcm.metrics import Metric
+from dcm.parameters import DistillParameters
 from dcm.plots import SOLVER_NAMES
 from dcm.studies import Study, load_study
 
@@ -105,7 +106,7 @@ def as_regimes(rows: pd.DataFrame, groups: dict[str, DistilledGroup], run: str) 
 
 NAMES = {
     "solver": lambda v: SOLVER_NAMES[v], "intervals": "N = {}".format, "guidance": "w = {:g}".format,
-    "loss": lambda v: {"huber": "pseudo-Huber", "l2": "L2"}[v], "rank": "rank {}".format, "width": "width {}".format,
+    "loss": lambda v: {"huber": "pseudo-Huber", "l2": "L2"}[v], "lora_rank": "LoRA rank {}".format, "width": "width {}".format,
     "lr": "lr {:g}".format, "lr_decay": "{} lr".format, "updates": "{} updates".format, "reuse": "reuse {}".format,
 }  # fmt: skip
 
@@ -114,11 +115,12 @@ def label(row, run: Run, main: str) -> str:
     """What a regime differs in from the run's main group, in words; `row` has the columns of :data:`REGIME`."""
     base, _, moment = row.group.partition("@")
     base, _, steps = base.partition("/")
-    own, usual = run.groups[base].about["parameters"], run.groups[main].about["parameters"]
+    later = {k: DistillParameters.model_fields[k].default for k in NAMES}  # what older runs did not name
+    own, usual = (later | run.groups[name].about["parameters"] for name in (base, main))
     values = own | {"guidance": row.guidance}
     differ = [
         text(values[k]) for k, text in NAMES.items()
-        if k in own and values[k] != (run.groups[main].group.guidance[0] if k == "guidance" else usual.get(k))
+        if values[k] != (run.groups[main].group.guidance[0] if k == "guidance" else usual.get(k))
         and not (moment and k == "updates")
     ]  # fmt: skip
     differ += [f"{moment} updates"] * bool(moment) + [f"{steps}"] * bool(steps)

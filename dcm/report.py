@@ -227,7 +227,9 @@ class Report:
 
     def _notes(self) -> list[str]:
         """What helps to read the numbers: the metrics' background and, for images, how far real ones are apart."""
-        notes = [self._best_horizons(), self.session.study.quality.note]
+        count = self.records["4_sample_quality"]["parameters"]["samples"]
+        notes = [self._best_horizons(), f"Quality is measured on {count} samples of each student."]
+        notes.append(self.session.study.quality.note)
         for row in self.teacher[self.teacher.solver == "real images"].itertuples():
             text = f"For scale: as many real training images have a Frechet distance of {row.fd_real:.3g} to the held-out ones"
             notes.append(f"{text}, and {row.agreement:.1%} of them agree with their class.")

@@ -240,8 +240,8 @@ class SDXLStudy(Study):
             teacher_id=fingerprint(about["identity"]),
         )
 
-    def make_students(self, seeds: Sequence[int], width: int, rank: int = 0) -> Students:
-        """Fresh adapters of rank and alpha `width`; they start as the teacher."""
+    def make_students(self, seeds: Sequence[int], width: int, lora_rank: int = 0) -> Students:
+        """Fresh adapters of rank and alpha `width`; they start as the teacher. `lora_rank` is of no use here."""
         from dcm.lora import LoRAStudents
 
         return LoRAStudents(self.network, seeds, width)

@@ -51,8 +51,8 @@ class Study:
     costly = False
     precision = "auto"  # of the teacher's solves
 
-    def make_students(self, seeds: Sequence[int], width: int, rank: int = 0) -> Students:
-        """Fresh students, one a seed; where `rank` is above 0, low-rank changes of the teacher's network."""
+    def make_students(self, seeds: Sequence[int], width: int, lora_rank: int = 0) -> Students:
+        """Fresh students, one a seed, of a `width` that the study interprets; `lora_rank` see :mod:`dcm.image_study`."""
         raise NotImplementedError
 
     def start_from_teacher(self, students: Students, seeds: Sequence[int], updates: int) -> None:
@@ -110,8 +110,8 @@ class MixtureStudy(Study):
             exact=True, teacher_id="interleaved_ring" if default else f"mixture-{dimension}-{modes}",
         )  # fmt: skip
 
-    def make_students(self, seeds: Sequence[int], width: int, rank: int = 0) -> MLPStudents:
-        """Multilayer perceptrons with 3 hidden layers of `width`; there is no network of the teacher's to adapt."""
+    def make_students(self, seeds: Sequence[int], width: int, lora_rank: int = 0) -> MLPStudents:
+        """Multilayer perceptrons with 3 hidden layers of `width`; there is no teacher's network to adapt."""
         return MLPStudents(seeds, self.teacher.shape[0], self.teacher.num_classes, self.teacher.schedule.T, width)
 
     def start_from_teacher(self, students: MLPStudents, seeds: Sequence[int], updates: int) -> None:

@@ -20,7 +20,7 @@ from dcm.progress import tqdm
 from dcm.studies import Study
 from dcm.team import ALONE, Team, launch
 
-SINCE = {"teacher_precision": "auto", "rank": 0}  # parameters that older checkpoints lack, and what held then
+SINCE = {"teacher_precision": "auto", "lora_rank": 0}  # parameters that older checkpoints lack, and what held then
 MEMORY = ("processes", "gradient_checkpointing", "microbatch")  # where and how it runs, not what
 LOG_POINTS = 200  # points kept of each loss curve
 
@@ -116,7 +116,7 @@ def train_group(
     team = team or ALONE
 
     seeds = [m.seed for m in group.members]
-    students = study.make_students(seeds, parameters.width, parameters.rank).to(device)
+    students = study.make_students(seeds, parameters.width, parameters.lora_rank).to(device)
     study.use_precision(parameters.teacher_precision)
     study.before_training(students, parameters, team)
     optimizer = make_optimizer(students, settings)

@@ -54,6 +54,48 @@ def test_students_start_as_copies_of_the_teacher(study):
         assert torch.equal(students(x, t, c)[m], study.teacher.velocity(x[m], t[m], c[m]))
 
 
+def test_adapters_start_as_the_teacher_and_alone_are_trained(study, digits, monkeypatch):
+    """LoRA students: equal to the teacher at first; after training the network below is untouched; they load again."""
+    students = study.make_students([0, 1, 0], 64, 2)
+    study.start_from_teacher(students, [0, 1, 0], 1)
+    x, t, c = torch.randn(3, 4, 1, 8, 8), torch.randint(1, 1001, (3, 4)), torch.randint(0, 10, (3, 4))
+    for m in range(3):
+        assert torch.allclose(students(x, t, c)[m], study.teacher.velocity(x[m], t[m], c[m]), atol=1e-6)
+    trained = {n for n, p in students.networks[0].named_parameters() if p.requires_grad}
+    assert trained and all("lora_" in n for n in trained)
+    state = [net.state_dict() for net in students.networks]
+    drawn = [n for n in state[0] if "lora_A" in n]
+    assert all(torch.equal(state[0][n], state[2][n]) and not torch.equal(state[0][n], state[1][n]) for n in drawn)
+
+    p = validate(
+        DistillParameters,
+        dict(study="digits", run_dir=str(digits), group_name="lora", device="cpu", solver="ddim", intervals=5, lr=1e-2,
+             guidance=[2.0], horizons=["cm", "direct"], seeds=[0], updates=4, batch=4, pretrain=1, lora_rank=2, ema=0.5),
+    )  # fmt: skip
+    group = train_group(study, p, CPU)
+    students, teacher = group.students(study, 4, CPU), study.teacher.unet.state_dict()
+    for net in students.networks:
+        below = {n.replace(".base_layer.", "."): v for n, v in net.unet.state_dict().items() if "lora_" not in n}
+        assert below.keys() == teacher.keys() and all(torch.equal(below[n], teacher[n]) for n in teacher)
+    moved = [float((students(x[:2], t[:2], c[:2])[m] - study.teacher.velocity(x[m], t[m], c[m])).std()) for m in (0, 1)]
+    assert min(moved) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (dict(study="gmm"), "lora_rank = 2 is not possible for the study gmm; allowed: 0"),
+        (dict(study="sdxl"), "lora_rank = 2 is not possible for the study sdxl.*width"),
+        (dict(study="digits", pretrain=0), "pretrain = 0 is not possible; allowed: 1 with lora_rank"),
+    ],
+)
+def test_adapters_need_a_network_below(values, message, tmp_path):
+    group = dict(group_name="a", solver="ddim", intervals=5, guidance=[2.0], horizons=["cm"], seeds=[0])
+    about = dict(run_dir=str(tmp_path / "run"), updates=1, batch=1, pretrain=1, lora_rank=2)
+    with pytest.raises(InputError, match=message):
+        validate(DistillParameters, group | about | values)
+
+
 def test_a_students_consistency_function_starts_as_the_teachers_denoiser(study):
     students = study.make_students([0], 0)
     study.start_from_teacher(students, [0], 1)

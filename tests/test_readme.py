@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from dcm import provenance, readme
@@ -11,11 +12,27 @@ from dcm.parameters import NOTEBOOKS, load_config, validate
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
+STUDIES = ("gmm", "digits", "cifar10")
 
 
 def test_findings_are_the_committed_results():
     assert readme.filled(TEXT) == TEXT, "run python -m dcm.readme"
-    assert TEXT.count("<!-- results:") == 2 and "ODE error" in readme.block("gmm")
+    for name in (*(f"results:{study}" for study in STUDIES), "summary", "sdxl dry run"):
+        assert TEXT.count(f"<!-- {name} -->") == 1, name
+    assert "ODE error" in readme.block("gmm")
+
+
+def test_summary_states_the_verdict_tables():
+    """Ratio and verdict of each study stand in its own verdicts.csv; the counts leave out what too few seeds made."""
+    lines = readme.summary().splitlines()[2:]
+    assert len(lines) == len(STUDIES)
+    for study, line in zip(STUDIES, lines):
+        claims = pd.read_csv(ROOT / f"results/{study}/verdicts.csv")
+        main = claims[(claims.group == "main") & (claims.claim == "C1")].iloc[0]
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[2] == f"{main.value:.3g} [{main.low:.3g}, {main.high:.3g}]" and cells[3] == f"**{main.verdict}**"
+        judged = claims[(claims.claim == "C1") & (claims.seeds >= 3)]
+        assert sum(int(part.split()[0]) for part in cells[4].split(", ")) == len(judged)
 
 
 def test_links_lead_somewhere():
@@ -25,18 +42,20 @@ def test_links_lead_somewhere():
 
 
 def test_committed_results_are_complete():
-    """Every figure and table of both studies, from a committed configuration."""
-    for study in ("gmm", "digits"):
+    """Every figure and table of every study, from a committed configuration."""
+    for study in STUDIES:
         folder = ROOT / "results" / study
-        names = [f"fig{i}.{kind}" for i in range(1, 11) for kind in ("png", "pdf")]
-        names += [f"{t}.{kind}" for t in ("tab1", "verdicts", "correlations") for kind in ("csv", "md")]
+        alone = study == "cifar10"  # it alone trains both models alone, too: equal budgets
+        names = [f"fig{i}.{kind}" for i in range(1, 12 if alone else 11) for kind in ("png", "pdf")]
+        tables = ["tab1", "verdicts", "correlations", *(["tab2"] if alone else [])]
+        names += [f"{t}.{kind}" for t in tables for kind in ("csv", "md")]
         names += ["metrics.csv", "provenance.json", "README.md", "notebooks/5_figures.html"]
         assert [n for n in names if not (folder / n).exists()] == []
 
 
 def test_committed_figures_are_not_stale():
     """Every figure says where it came from, and the tables beside it are still those."""
-    for study in ("gmm", "digits"):
+    for study in STUDIES:
         if "parameters" not in json.loads((ROOT / f"results/{study}/provenance.json").read_text()):
             pytest.skip("these results were drawn before figures carried their provenance")
         for path in (ROOT / f"results/{study}").glob("fig*.p*"):
@@ -45,7 +64,7 @@ def test_committed_figures_are_not_stale():
 
 def test_committed_results_come_from_the_committed_configuration():
     """Every notebook ran with the parameters that the configuration has today, to the last default."""
-    for study in ("gmm", "digits"):
+    for study in STUDIES:
         config = load_config(ROOT / f"workflow/config/{study}.yaml")
         ran = json.loads((ROOT / f"results/{study}/provenance.json").read_text())["notebooks"]
         expected = {name: config.notebook(name) for name in NOTEBOOKS if name != "2_distill"}

@@ -181,7 +181,7 @@ def run_of(rows: pd.DataFrame, **parameters) -> regimes.Run:
 
     teacher = GaussianMixtureTeacher.of()
     study = SimpleNamespace(name="gmm", quality=MixtureQuality(teacher), teacher=teacher, exact=True)
-    usual = dict(solver="ddim", intervals=10, lr=0.1, lr_decay="linear", updates=80, loss="l2", rank=0, width=64)
+    usual = dict(solver="ddim", intervals=10, lr=0.1, lr_decay="linear", updates=80, loss="l2", lora_rank=0, width=64)
     groups = {
         name: DistilledGroup(name, Group("ddim", 10, (2.0,), (1, 10), (0,)), [80], {"parameters": usual | parameters.get(name, {})}, Path("x"), {})
         for name in rows.group.unique()

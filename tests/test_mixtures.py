@@ -1,23 +1,17 @@
-"""What the regimes vary beyond the studies' own settings: mixtures of more dimensions and modes, low-rank students."""
-
-import copy
+"""What the regimes vary beyond the studies' own settings: mixtures of more dimensions and modes."""
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import multivariate_normal
-from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from dcm.errors import InputError
-from dcm.low_rank import adapt
 from dcm.metrics import MixtureQuality, sliced_wasserstein
-from dcm.parameters import DistillParameters, TeacherParameters, validate
+from dcm.parameters import TeacherParameters, validate
 from dcm.random import generator
 from dcm.teachers.mixture import GaussianMixtureTeacher
 
 TEACHER = dict(study="gmm", run_dir="runs/x", guidance=[1.0], intervals=[10])
-GROUP = dict(study="digits", run_dir="runs/x", solver="ddim", intervals=10, guidance=[1.0], horizons=["cm"], seeds=[0], updates=1, batch=1, group_name="a")  # fmt: skip
 
 
 def test_round_mixtures_have_the_score_of_their_density():
@@ -58,44 +52,13 @@ def test_sliced_wasserstein_of_a_shift_in_many_dimensions():
     assert sliced_wasserstein(x, x + shift, projections=4000) == pytest.approx(8**-0.5, rel=0.05)
 
 
-def test_low_rank_students_start_as_the_network_and_change_by_that_rank():
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(2, 12, 3), nn.SiLU(), nn.Flatten(), nn.Linear(48, 9))
-    before, x = copy.deepcopy(network), torch.randn(5, 2, 4, 4)
-    adapt(network, 2)
-    assert torch.allclose(network(x), before(x), atol=1e-6)
-    trained = [p for p in network.parameters() if p.requires_grad]
-    assert sum(p.numel() for p in trained) == 2 * (12 + 18) + 2 * (9 + 48)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=0.1)
-    averaged = AveragedModel(network)
-    for _ in range(3):
-        optimizer.zero_grad()
-        network(x).square().sum().backward()
-        optimizer.step()
-        averaged.update_parameters(network)
-    for i in (0, 3):
-        change = (network[i].weight - before[i].weight).flatten(1)
-        assert torch.linalg.matrix_rank(change, rtol=1e-4) == 2
-        assert torch.equal(network[i].bias, before[i].bias)
-    assert not torch.allclose(averaged.module(x), before(x), atol=1e-3)
-
-
 @pytest.mark.parametrize(
     ("model", "values", "message"),
     [
-        (
-            TeacherParameters,
-            TEACHER | {"dimension": 1},
-            "dimension = 1 is not possible; allowed: a whole number, at least 2",
-        ),
-        (
-            TeacherParameters,
-            TEACHER | {"study": "digits", "modes": 9},
-            "modes = 9 is not possible for the study digits",
-        ),
-        (DistillParameters, GROUP | {"study": "gmm", "rank": 4}, "rank = 4 is not possible for the study gmm"),
+        (TeacherParameters, TEACHER | {"dimension": 1}, "dimension = 1 is not possible; allowed: a whole number, at least 2"),
+        (TeacherParameters, TEACHER | {"study": "digits", "modes": 9}, "modes = 9 is not possible for the study digits"),
     ],
 )
-def test_impossible_capacity_is_refused(model, values, message):
+def test_impossible_mixtures_are_refused(model, values, message):
     with pytest.raises(InputError, match=message):
         validate(model, values)
