@@ -295,10 +295,12 @@ class RegimesReport:
             evaluation = EvaluationSet(
                 run.study, run.folder, settings["samples"], settings["seed"], self.session.device
             )
-            points = p.map_samples * (EXACT_POINTS if run.study.exact else 1)
+            exact = run.study.exact  # cheap, so every direction and more points
+            points = p.map_samples * (EXACT_POINTS if exact else 1)
+            probes = int(np.prod(run.study.teacher.shape)) if exact else p.probes
             store = self.session.run_dir / "maps" / run.name
             made = flow_maps.measure_maps(
-                run.study, evaluation, list(run.groups.values()), min(points, settings["samples"]), p.probes, store
+                run.study, evaluation, list(run.groups.values()), min(points, settings["samples"]), probes, store
             )
             out[run.name] = (pd.DataFrame(made[0]), pd.DataFrame(made[1]))
         for i, name in enumerate(("maps_by_time", "maps_from_noise")):
