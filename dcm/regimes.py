@@ -127,9 +127,17 @@ def label(row, run: Run, main: str) -> str:
     return ", ".join(differ) or "main"
 
 
+def _place(group: str) -> tuple:
+    """Order of regimes: main first; snapshots by update, the end last; one step first."""
+    base, _, moment = group.partition("@")
+    base, _, steps = base.partition("/")
+    return base != "main", base, int(moment or 10**10), int((steps or "1").split()[0])
+
+
 def verdict_table(run: Run, resamples: int, confidence: float) -> pd.DataFrame:
     """:func:`dcm.analysis.verdicts` of every regime of a run, with columns ``run``, ``family`` and ``regime``."""
     table = analysis.verdicts(run.rows, run.metrics, resamples, confidence)
+    table = table.sort_values("group", key=lambda g: g.map(_place), kind="stable", ignore_index=True)
     main = "main" if "main" in run.groups else next(iter(run.groups))
     names = [label(row, run, main) for row in table.itertuples()]
     return table.assign(run=run.name, family=run.family, regime=names)

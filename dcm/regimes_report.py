@@ -440,8 +440,9 @@ class RegimesReport:
         sizes = ", ".join(f"{r.name}: {self.claims[self.claims.run == r.name].seeds.max()}" for r in self.runs)
         return (
             f"**Limits.** Seeds a regime: {sizes}; intervals of so few are optimistic, and regimes of one run share teacher and "
-            "evaluation noise, so they are no independent sample of all regimes. Distances to the teacher's samples from the "
-            "same noise are bounded by the ODE error, so they favour C1 and speak against C2; those to data are not. A "
+            "evaluation noise, so they are no independent sample of all regimes. Teacher and students start from the same "
+            "noise, so a small ODE error alone keeps the distance to the teacher's samples small: that distance leans towards "
+            "the Direct CM, the distance to data does not. A "
             "correlation over regimes does not show a cause: what an explanation names may go with what causes it. Teachers "
             f"here are of the studies {', '.join(self.families)}; nothing above was measured on SDXL."
         )
@@ -449,7 +450,9 @@ class RegimesReport:
     def summary(self, predictions: dict[str, list[Prediction]]) -> str:
         """What the README quotes: the counts, the extremes, the fates, and the table of predictions."""
         lines = [line for line in self.where_c2_holds().split("\n\n")]
-        bullets = [f"- {line}" for line in [*lines, *self.conclusion(predictions).split("\n\n")]]
+        minutes = sum(r.get("wall_seconds", 0) for r in self.records.values()) / 60
+        spent = f"Wall time of all notebooks behind it, one after the other: {minutes:.0f} minutes."
+        bullets = [f"- {line}" for line in [*lines, *self.conclusion(predictions).split("\n\n"), spent]]
         return "\n".join([*bullets, "", self.prediction_table(predictions).to_markdown(index=False), ""])
 
     def write(self, maps: Maps, mechanisms: pd.DataFrame, predictions: dict[str, list[Prediction]]) -> None:

@@ -198,6 +198,7 @@ def test_regimes_are_named_and_judged():
         "main", "2 steps", "constant lr, 20 updates", "constant lr, 320 updates", "Heun",
     }, "a snapshot of a run whose rate decays is no regime"  # fmt: skip
     c2 = claims[claims.metric == "swd_teacher"]
+    assert list(c2.regime) == ["main", "2 steps", "Heun", "constant lr, 20 updates", "constant lr, 320 updates"]
     assert (c2.verdict == "supported").all() and c2.value.to_numpy() == pytest.approx(2)
     c1 = claims[claims.claim == "C1"]
     assert (c1.verdict == "supported").all() and c1.value.to_numpy() == pytest.approx(0.5)
