@@ -153,7 +153,8 @@ class RegimesReport:
             lines += [
                 f"**{family}.** Of its {len(teacher)} regimes, C1 is {count(c1)} (where it is defined); C2 is {count(teacher)} "
                 f"by the distance to the teacher's samples, and {count(data)} by the distance to data.",
-                f"Regimes of {family} that support C2 by both distances: {listed(self._holding(family))}.",
+                f"Regimes of {family} that support C2 by at least one of the two distances and are contradicted by neither: "
+                f"{listed(self._holding(family))}.",
             ]
             best = regimes.strongest(teacher, teacher.metric.unique())
             for side in ("for", "against"):
@@ -165,13 +166,9 @@ class RegimesReport:
         return "\n\n".join(lines)
 
     def _holding(self, family: str) -> list[str]:
-        """Regimes of a study that support C2 both against teacher and against data."""
-        keys = [
-            {tuple(r) for r in t[t.verdict == "supported"][["run", *regimes.SETTING, "regime"]].itertuples(index=False)}
-            for t in (self._primary("teacher", family), self._primary("data", family))
-        ]
-        order = self._primary("teacher", family)[["run", *regimes.SETTING, "regime"]].itertuples(index=False)
-        return [f"{r[0]}, {r[-1]}" for r in map(tuple, order) if r in keys[0] & keys[1]]
+        """Regimes of a study that support C2 by at least one distance and are contradicted by neither."""
+        parts = [regimes.supporting(self.claims, r) for r in self.of(family)]
+        return [f"{r.run}, {r.regime}" for part in parts for r in part.itertuples()]
 
     def verdict_tables(self) -> dict[str, pd.DataFrame]:
         """By study, one line a regime; kept as markdown."""
@@ -425,10 +422,7 @@ class RegimesReport:
                 f"{fate}: {listed([n for n, f in fates.items() if f == fate])}"
                 for fate in ("survives", "undecided", "refuted")
             ]
-            held = sum(self._primary("teacher", family).verdict == "supported")
-            lines.append(
-                f"**{family}** ({held} regimes support C2 by the distance to the teacher's samples). {'. '.join(each)}."
-            )
+            lines.append(f"**{family}**, over the {made[0].estimate.n} settings that support C2. {'. '.join(each)}.")
         both = set.intersection(
             *[{n for n, f in regimes.survival(made).items() if f == "survives"} for made in predictions.values()]
         )
