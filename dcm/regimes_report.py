@@ -58,6 +58,7 @@ class RegimesReport:
         write_csv(self.folder / "metrics.csv", self.rows)
         write_csv(self.folder / "verdicts.csv", self.claims)
         self.said: list[str] = []
+        self.at_equal_error: dict[str, str] = {}
         self.items: list[tuple[str, str, str]] = []
 
     # What stands behind it
@@ -263,10 +264,12 @@ class RegimesReport:
             )
             p = self.session.p
             gap = regimes.at_equal_error(rows, REGIME, p.bootstrap, p.confidence)
-            lines.append(
-                f"At equal ODE error, over all settings of {family}, the Direct CM's distance to the teacher's samples is "
-                f"exp({interval(gap)}) times the CM's."
+            ratio = Effect(*np.exp([gap.value, gap.low, gap.high]), gap.n)
+            self.at_equal_error[family] = (
+                f"At equal ODE error, by a fit over all settings of {family}, the Direct CM's distance to the teacher's "
+                f"samples is {interval(ratio)} times the CM's."
             )
+            lines.append(self.at_equal_error[family])
             try:
                 seeds = regimes.slopes(
                     rows, "x", "y", [*REGIME, "method"], self.session.p.bootstrap, self.session.p.confidence
@@ -457,7 +460,7 @@ class RegimesReport:
         lines = [line for line in self.where_c2_holds().split("\n\n")]
         minutes = sum(r.get("wall_seconds", 0) for r in self.records.values()) / 60
         spent = f"Wall time of all notebooks behind it, one after the other: {minutes:.0f} minutes."
-        bullets = [f"- {line}" for line in [*lines, *self.conclusion(predictions).split("\n\n"), spent]]
+        bullets = [f"- {line}" for line in [*lines, *self.at_equal_error.values(), *self.conclusion(predictions).split("\n\n"), spent]]
         return "\n".join([*bullets, "", self.prediction_table(predictions).to_markdown(index=False), ""])
 
     def write(self, maps: Maps, mechanisms: pd.DataFrame, predictions: dict[str, list[Prediction]]) -> None:
