@@ -264,7 +264,7 @@ class RegimesReport:
             )
             p = self.session.p
             gap = regimes.at_equal_error(rows, REGIME, p.bootstrap, p.confidence)
-            ratio = Effect(*np.exp([gap.value, gap.low, gap.high]), gap.n)
+            ratio = Effect(np.exp(gap.value), np.exp(gap.low), np.exp(gap.high), gap.n)
             self.at_equal_error[family] = (
                 f"At equal ODE error, by a fit over all settings of {family}, the Direct CM's distance to the teacher's "
                 f"samples is {interval(ratio)} times the CM's."
