@@ -241,7 +241,6 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(gmm, tmp_path):
         assert (tmp_path / "results/metrics.csv").read_bytes() == (folder / "results/metrics.csv").read_bytes()
 
 
-@pytest.mark.xdist_group("smoke, images")
 def test_the_image_path(tmp_path):
     config = read("smoke_digits") | {"run_dir": str(tmp_path / "run"), "results_dir": str(tmp_path / "results")}
     out = snakemake(config, tmp_path, "-j", "2")
@@ -249,7 +248,6 @@ def test_the_image_path(tmp_path):
     check_results(tmp_path, "digits", sweeps=False)
 
 
-@pytest.mark.xdist_group("smoke, refused")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
