@@ -7,7 +7,7 @@ JOBS ?= 2
 STUDIES ?= gmm digits
 BIN := $(VENV)/bin
 # The notebooks in their order, and how pytest runs them as they stand.
-QUICK := $(patsubst %,notebooks/%.ipynb,1_teacher 2_distill 3_ode_error 4_sample_quality 5_figures)
+QUICK := $(patsubst %,notebooks/%.ipynb,1_teacher 2_distill 3_ode_error 4_sample_quality 5_figures 6_when_it_fails)
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider
 # Offline unless a parameter asks for a download.
 export HF_HUB_OFFLINE ?= 1
@@ -15,7 +15,7 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 # Every notebook is a process that imports torch: seconds more, each time, where Python may not keep what it compiles.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: study test unit smoke faults nbval lowest lint notebooks lab browser clean
+.PHONY: study study-regimes study-regimes_cifar10 test unit smoke faults nbval lowest lint notebooks lab browser clean
 
 study: $(BIN)/.ready
 	@for study in $(STUDIES); do $(MAKE) --no-print-directory study-$$study || exit 1; done
@@ -24,6 +24,10 @@ study: $(BIN)/.ready
 # (Without Snakemake's lock, which a killed run would leave behind: files are written whole or not at all.)
 study-%: $(BIN)/.ready
 	$(BIN)/snakemake -s workflow/Snakefile --configfile workflow/config/$*.yaml -j $(JOBS) --rerun-incomplete --nolock
+
+# The regimes of notebook 6, on CPU or (not run yet) a GPU; what is finished is not run again.
+study-regimes study-regimes_cifar10: study-%: $(BIN)/.ready
+	$(BIN)/snakemake -s workflow/regimes.smk --configfile workflow/config/$*.yaml -j $(JOBS) --rerun-incomplete --nolock
 
 # All of lint, unit, smoke and nbval, the tests in JOBS processes (tests/conftest.py says which stay together).
 test: lint

@@ -40,7 +40,9 @@ def test_exact_samples_of_any_mixture_are_good(dimension, modes):
     x = teacher.draw_class(generator("cpu", 5, "data"), c)
     good = quality.measure(x, c, x)
     assert good["modes"] == 1 and good["on_mode"] == pytest.approx(1 - np.exp(-4.5), abs=0.01)
-    assert dimension > 2 or np.linalg.det(teacher.covariances[0]) < np.linalg.det(GaussianMixtureTeacher.of().covariances[0])
+    assert dimension > 2 or np.linalg.det(teacher.covariances[0]) < np.linalg.det(
+        GaussianMixtureTeacher.of().covariances[0]
+    )
     assert quality.measure(x + 0.5, c, x)["on_mode"] < 0.5
 
 

@@ -248,6 +248,34 @@ def test_the_image_path(tmp_path):
     check_results(tmp_path, "digits", sweeps=False)
 
 
+def test_the_regimes(gmm):
+    """Notebook 6 on the smoke study, as one configuration for both; what notebooks 1 to 4 measured is not run again."""
+    config, folder = gmm
+    (folder / "run/results").symlink_to(folder / "results")
+    study = {k: v for k, v in config.items() if not k.endswith("_dir")}
+    values = {"run_dir": str(folder), "results_dir": str(folder / "regimes"), "studies": {"run": study}}
+    values["figures"] = {"map_samples": 16, "bootstrap": 100}
+    path = folder / "regimes.yaml"
+    path.write_text(yaml.safe_dump(values))
+    run = [sys.executable, "-m", "snakemake", "-s", ROOT / "workflow/regimes.smk", "--configfile", path, "--nolock", "-j"]
+    done = subprocess.run([*map(str, run), "2"], cwd=folder, capture_output=True, text=True, env=ENVIRONMENT)
+    out = done.stdout + done.stderr
+    assert done.returncode == 0, out
+    assert "rule when_it_fails" in out and "rule distill" not in out and "rule ode_error" not in out
+    again = subprocess.run([*map(str, run), "1", "-n"], cwd=folder, capture_output=True, text=True, env=ENVIRONMENT)
+    assert "Nothing to be done" in again.stdout + again.stderr
+    results = folder / "regimes"
+    for name in ("effects", "training", "simpson", "averaging", "smoothing", "wandering", "discretising"):
+        for kind in ("png", "pdf"):
+            assert (results / f"{name}.{kind}").stat().st_size > 5000 and stale(results / f"{name}.{kind}") == []
+    claims = pd.read_csv(results / "verdicts.csv")
+    assert set(claims.regime) >= {"main", "2 steps", "4 steps", "N = 5", "Heun", "w = 1"} and (claims.seeds == 3).all()
+    page = (results / "README.md").read_text()
+    assert "samples of shape 2, 3 modes a class" in page and "3 seeds" in page and "nan" not in page
+    assert {"explanation", "prediction"} < set(pd.read_csv(results / "predictions.csv"))
+    assert len(pd.read_csv(results / "maps_from_noise.csv")) == 3 * 3 + 3 * 2 * 3  # as many students as in metrics.csv
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -11,5 +11,5 @@ run.mkdir(parents=True, exist_ok=True)
 config = run / "config.yaml"
 config.write_text(yaml.safe_dump(snakemake.params.values))  # noqa: F821
 command = [sys.executable, "-m", "snakemake", "-s", "workflow/Snakefile", "--configfile", config, "--nolock"]
-options = ["--rerun-incomplete", "-j", snakemake.threads, "--", *snakemake.output]  # noqa: F821
+options = ["--rerun-incomplete", "-j", snakemake.threads, "--", *snakemake.params.files]  # noqa: F821
 sys.exit(subprocess.run([str(part) for part in [*command, *options]]).returncode)

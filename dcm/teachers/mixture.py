@@ -120,7 +120,9 @@ class GaussianMixtureTeacher:
         z = (c["basis"] @ x.T).unflatten(0, (-1, D)) - alpha * c["offset"]
         variance = alpha**2 * c["variances"] + sigma**2
         whitened = z / variance
-        log_p = -0.5 * ((z * whitened).sum(1) + variance.prod(1).log() + D * np.log(2 * np.pi))
+        # one logarithm is cheaper, but the product of many variances underflows
+        log_det = variance.prod(1).log() if D < 8 else variance.log().sum(1)
+        log_p = -0.5 * ((z * whitened).sum(1) + log_det + D * np.log(2 * np.pi))
         return log_p, whitened
 
     def _score(self, x: Tensor, alpha: Tensor, sigma: Tensor, condition: Tensor, guidance: float | Tensor) -> Tensor:

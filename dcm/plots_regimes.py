@@ -1,0 +1,270 @@
+"""Figures of notebook 6: effects by regime, Simpson's paradox, and one figure for each explanation of C2."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from dcm.analysis import SETTING
+from dcm.plots import COLOURS, MARKERS, METHODS, scale
+from dcm.regimes import Prediction, Run, Slopes
+
+VERDICTS = {
+    "supported": ("#D55E00", "^"), "inconclusive": ("#888888", "o"), "contradicted": ("#0072B2", "v"),
+}  # fmt: skip
+FAMILIES = {"gmm": ("#009E73", "o"), "digits": ("#CC79A7", "s"), "cifar10": ("#E69F00", "D"), "sdxl": ("#56B4E9", "P")}
+
+
+def _wrapped(text: str, width: int = 34) -> str:
+    return "\n".join(textwrap.wrap(text, width))
+
+
+def effects(claims: pd.DataFrame, runs: Sequence[Run]) -> Figure:
+    """C1 and C2 in every regime: ratios Direct CM / CM with their intervals; a row a regime, a column a measure.
+
+    The third column is the distance to data. Above 1 the Direct CM is worse.
+    """
+    primary = {r.name: ("ode_error", r.primary, r.against_data) for r in runs}
+    regimes = claims[["run", *SETTING, "regime"]].drop_duplicates().reset_index(drop=True)
+    figure, axes = plt.subplots(1, 3, figsize=(9.6, 1.1 + 0.2 * len(regimes)), sharey=True)
+    place = {tuple(row): i for i, row in enumerate(regimes[["run", *SETTING]].itertuples(index=False))}
+    titles = ("C1: ODE error", "C2: distance to teacher's samples", "C2: distance to data")
+    for k, (ax, title) in enumerate(zip(axes, titles)):
+        part = claims[[primary[r.run][k] == r.metric for r in claims.itertuples()]]
+        for verdict, (colour, marker) in VERDICTS.items():
+            own = part[part.verdict == verdict]
+            y = [place[tuple(row)] for row in own[["run", *SETTING]].itertuples(index=False)]
+            low, high = (own.value - own.low).clip(lower=0), (own.high - own.value).clip(lower=0)
+            ax.errorbar(own.value, y, xerr=[low, high], fmt=marker, color=colour, ms=5, lw=1.2, label=verdict)
+        ax.axvline(1, color="black", lw=0.8)
+        scale(ax, "x", part.value, log=True)
+        ax.set(title=title, xlabel="Direct CM / CM")
+    axes[0].set_yticks(range(len(regimes)), [f"{r.run}: {r.regime}" for r in regimes.itertuples()], fontsize=7.5)
+    axes[0].invert_yaxis()
+    axes[2].legend(fontsize=7.5, loc="best", frameon=True, framealpha=0.85)
+    for i in range(1, len(regimes)):
+        if regimes.run[i] != regimes.run[i - 1]:
+            [ax.axhline(i - 0.5, color="#bbbbbb", lw=0.8) for ax in axes]
+    return figure
+
+
+def training(runs: Sequence[Run]) -> Figure:
+    """ODE error, distance to the teacher's samples and to data against updates, of trainings at a constant rate."""
+    parts = [(r, p) for r in runs for _, p in r.rows[r.rows.curve].groupby("base")]
+    figure, axes = plt.subplots(len(parts), 3, figsize=(9.6, 2.7 * len(parts)), squeeze=False)
+    for line, (run, part) in zip(axes, parts):
+        columns = {"ode_error": "ODE error (mean squared)", run.primary: "", run.against_data: ""}
+        for ax, (column, name) in zip(line, columns.items()):
+            sns.lineplot(
+                part[part.method.isin(METHODS)], x="update", y=column, hue="method", style="method", hue_order=METHODS,
+                style_order=METHODS, palette=COLOURS, markers=MARKERS, dashes=False, errorbar=("ci", 95), n_boot=2000,
+                seed=0, ax=ax, legend=ax is axes[0, 0],
+            )  # fmt: skip
+            ax.set(xscale="log", xlabel="updates", ylabel=_wrapped(name or run.metrics[column].label, 28))
+            scale(ax, "y", part[column], log=True)
+            ax.set_title(run.name, fontsize=9)
+    axes[0, 0].legend(title=None)
+    return figure
+
+
+def simpson(parts: dict[str, tuple[pd.DataFrame, str, Slopes]], labels: dict[str, str], by: Sequence[str]) -> Figure:
+    """ODE error against quality, every student: the slope over all of them, and the slopes within settings.
+
+    `parts` maps a name to (students with columns x, y, in logarithms; the metric; slopes); `by` are the columns of a setting.
+    """
+    figure, axes = plt.subplots(1, len(parts), figsize=(4.8 * len(parts), 3.9), squeeze=False)
+    for ax, (name, (rows, _, found)) in zip(axes[0], parts.items()):
+        for method in [*METHODS, "others"]:
+            own = rows[rows.method == method] if method in METHODS else rows[~rows.method.isin(METHODS)]
+            if len(own):
+                ax.scatter(
+                    np.exp(own.x), np.exp(own.y), s=16, color=COLOURS.get(method, "#999999"), label=method if method in METHODS else "horizons between",
+                    marker=MARKERS.get(method, "."), edgecolor="white", linewidth=0.3, zorder=3,
+                )  # fmt: skip
+        for _, group in rows.groupby(list(by)):
+            ends = np.array([group.x.min(), group.x.max()])
+            if len(group) >= 3 and group.x.std() > 0:
+                line = np.polyval(np.polyfit(group.x, group.y, 1), ends)
+                ax.plot(np.exp(ends), np.exp(line), color="#555555", lw=0.8, alpha=0.7, zorder=2)
+        ends = np.array([rows.x.min(), rows.x.max()])
+        pooled = np.polyval([found.pooled.value, rows.y.mean() - found.pooled.value * rows.x.mean()], ends)
+        ax.plot(np.exp(ends), np.exp(pooled), "--", color="black", lw=1.8, zorder=4, label="all students")
+        ax.plot([], [], color="#555555", lw=0.8, label="one setting")
+        text = "\n".join(
+            f"slope {what}: {e.value:.2f} [{e.low:.2f}, {e.high:.2f}]"
+            for what, e in (("over all", found.pooled), ("within settings", found.within))
+        )
+        ax.set(xscale="log", yscale="log", xlabel="ODE error (mean squared)", ylabel=_wrapped(labels[name]))
+        ax.set_title(f"{name}\n{text}", fontsize=8.5)
+        ax.legend(fontsize=7)
+    return figure
+
+
+def _drive(
+    ax, table: pd.DataFrame, column: str, x_label: str, made: dict[str, Sequence[Prediction]], statement: str
+) -> None:
+    """What an explanation rests on against the effect of C2, a point a regime; open where C2 is not supported."""
+    for family, part in table.groupby("family", sort=False):
+        colour, marker = FAMILIES[family]
+        for holds, own in part.groupby(part.holds.astype(bool)):
+            face = colour if holds else "none"
+            ax.scatter(
+                own[column],
+                own.c2,
+                s=26,
+                marker=marker,
+                facecolor=face,
+                edgecolor=colour,
+                label=None if holds else family,
+            )
+        if part.holds.all():
+            ax.scatter([], [], s=26, marker=marker, color=colour, label=family)
+    ax.axhline(0, color="black", lw=0.8)
+    ax.axvline(0, color="#888888", lw=0.6, ls=":")
+    rho = {f: next(p.estimate for p in ps if p.statement == statement) for f, ps in made.items()}
+    known = {f: e for f, e in rho.items() if np.isfinite(e.value)}
+    title = "\n".join(f"{f}: Spearman {e.value:.2f} [{e.low:.2f}, {e.high:.2f}]" for f, e in known.items())
+    ax.set(
+        xlabel=_wrapped(x_label, 34), ylabel="C2: log ratio Direct CM / CM of\nthe distance to the teacher's samples"
+    )
+    ax.set_title(title, fontsize=8)
+    ax.legend(fontsize=7.5, title="filled: C2 supported", title_fontsize=7)
+
+
+def averaging(maps: dict[str, pd.DataFrame], table: pd.DataFrame, made: dict, statement: str) -> Figure:
+    """Explanation 1: error by steepness of the ODE map; how much of it is averaging; whether that goes with C2.
+
+    `maps` are rows of :meth:`dcm.flow_maps.Maps.by_time` by name of what is shown.
+    """
+    figure, axes = plt.subplots(1, len(maps) + 2, figsize=(3.3 * (len(maps) + 2), 3.4))
+    for ax, (name, rows) in zip(axes, maps.items()):
+        rows = rows[rows.t == rows.t.max()]
+        parts = sorted(c for c in rows if c.startswith("error_"))
+        for method in METHODS:
+            own = rows[rows.method == method]
+            x = [own[c.replace("error", "lipschitz")].mean() for c in parts]
+            y, spread = own[parts].mean(), own[parts].std()
+            ax.errorbar(x, y, yerr=spread, fmt=f"{MARKERS[method]}-", color=COLOURS[method], label=method, capsize=2)
+        ax.set(xscale="log", yscale="log", title=name, xlabel="Lipschitz constant of the ODE map,\nquarters of points")
+        for axis, values in (("x", pd.Series(x)), ("y", rows[parts].stack())):
+            scale(ax, axis, values, log=True)
+        ax.set_ylabel("error (mean squared)")
+    axes[0].legend()
+    ax = axes[-2]
+    for family, part in table.groupby("family", sort=False):
+        colour, marker = FAMILIES[family]
+        faces = [colour if h else "none" for h in part.holds]
+        ax.scatter(
+            part.averaging_direct - part.averaging,
+            part.averaging_direct,
+            s=26,
+            marker=marker,
+            facecolors=faces,
+            edgecolors=colour,
+        )
+    span = [min(ax.get_xlim()[0], ax.get_ylim()[0]), max(ax.get_xlim()[1], ax.get_ylim()[1])]
+    ax.plot(span, span, color="black", lw=0.8)
+    ax.axhline(1, color="#888888", lw=0.6, ls=":")
+    ax.set(
+        xlabel="averaging index of the CM",
+        ylabel="averaging index of the Direct CM",
+        title="1: errs as an average does",
+    )
+    _drive(axes[-1], table, "averaging", "averaging index, Direct CM - CM", made, statement)
+    return figure
+
+
+def smoothing(maps: dict[str, pd.DataFrame], table: pd.DataFrame, made: dict, statement: str) -> Figure:
+    """Explanation 2: how steep teacher, targets and students are, by time; whether a smoother CM goes with C2."""
+    figure, axes = plt.subplots(1, len(maps) + 1, figsize=(3.6 * (len(maps) + 1), 3.4))
+    for ax, (name, rows) in zip(axes, maps.items()):
+        lines = [
+            ("ODE map, the Direct CM's target", rows, "gain_teacher", COLOURS["teacher"], "D--"),
+            ("the CM's target", rows[rows.method == "CM"], "gain_target", COLOURS["CM"], "o:"),
+            ("CM", rows[rows.method == "CM"], "gain_student", COLOURS["CM"], "o-"),
+            ("Direct CM", rows[rows.method == "Direct CM"], "gain_student", COLOURS["Direct CM"], "s-"),
+        ]
+        for text, part, column, colour, style in lines:
+            by_t = part.groupby("t")[column].agg(["mean", "std"])
+            ax.errorbar(
+                by_t.index, by_t["mean"], yerr=by_t["std"], fmt=style, color=colour, ms=5, label=text, capsize=2
+            )
+        ax.set(xlabel="starting timestep t", ylabel="gain of the map from x_t to data\n(rms of |J d|)", title=name)
+        scale(ax, "y", pd.concat([part[column] for _, part, column, _, _ in lines]), log=True)
+    axes[0].legend(fontsize=7.5)
+    _drive(axes[-1], table, "roughness", "log gain at the noisiest time, Direct CM / CM", made, statement)
+    return figure
+
+
+def wandering(starts: pd.DataFrame, steps: pd.DataFrame, table: pd.DataFrame, made: dict, statement: str) -> Figure:
+    """Explanation 3: how errors grow off the training distribution, C2 by sampling steps, and whether growth goes with C2.
+
+    `starts` are rows of :meth:`dcm.flow_maps.Maps.from_noise` with ``run``, `steps` has family, run, steps, value, low, high.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(11.2, 3.5))
+    growth = {"pure noise\nfor noised data": ("error_prior", "error_noised"), "own samples noised anew\nfor noised data": ("error_own", "error_renoised")}  # fmt: skip
+    parts = [
+        starts.assign(growth=starts[a] / starts[b], start=name)[["method", "growth", "start"]]
+        for name, (a, b) in growth.items()
+    ]
+    rows = pd.concat(parts)
+    rows = rows[rows.method.isin(METHODS)]
+    common = dict(x="start", y="growth", hue="method", hue_order=METHODS, palette=COLOURS, dodge=True, ax=axes[0])
+    sns.boxplot(rows, **common, showfliers=False, width=0.6, linewidth=1)
+    axes[0].axhline(1, color="black", lw=0.8)
+    axes[0].legend(title=None)
+    axes[0].set(xlabel="", ylabel="growth of the error (ratio)", title="every student")
+    for k, (name, part) in enumerate(steps.groupby("run", sort=False)):
+        colour, marker = FAMILIES[part.family.iloc[0]]
+        error = [part.value - part.low, part.high - part.value]
+        axes[1].errorbar(
+            part.steps * 1.04**k,
+            part.value,
+            yerr=error,
+            fmt=f"{marker}-",
+            color=colour,
+            alpha=0.5 + 0.5 / (k + 1),
+            label=name,
+            capsize=2,
+        )
+    axes[1].axhline(1, color="black", lw=0.8)
+    if len(steps):
+        axes[1].set_xscale("log")
+        axes[1].set_xticks(sorted(steps.steps.unique()), [str(s) for s in sorted(steps.steps.unique())])
+        axes[1].minorticks_off()
+        scale(axes[1], "y", steps.value, log=True)
+        axes[1].legend(fontsize=7.5)
+    axes[1].set(
+        xlabel="sampling steps", ylabel="Direct CM / CM, distance\nto the teacher's samples", title="main groups"
+    )
+    _drive(axes[2], table, "own", "log growth of the error from own samples, Direct CM / CM", made, statement)
+    return figure
+
+
+def discretising(table: pd.DataFrame, made: dict, statement: str) -> Figure:
+    """Explanation 4: the ratio of errors to the N-step solution and to the true one, and whether the solver's error drives C2."""
+    figure, axes = plt.subplots(1, 2, figsize=(8.2, 3.7))
+    ax = axes[0]
+    for family, part in table.groupby("family", sort=False):
+        colour, marker = FAMILIES[family]
+        faces = [colour if h else "none" for h in part.holds]
+        ax.scatter(np.exp(part.c1), np.exp(part.true), s=26, marker=marker, facecolors=faces, edgecolors=colour)
+        ax.scatter([], [], s=26, marker=marker, facecolor="none", edgecolor=colour, label=family)
+    values = np.exp(pd.concat([table.c1, table.true]))
+    span = [0.9 * values.min(), 1.1 * max(1.0, values.max())]
+    ax.plot(span, span, color="black", lw=0.8)
+    ax.axhline(1, color="#888888", lw=0.8, ls="--")
+    for axis in "xy":
+        scale(ax, axis, values, log=True)
+    ax.set(
+        xlabel="error to the N-step solution, Direct CM / CM", ylabel="error to the reference solution,\nDirect CM / CM"
+    )
+    ax.legend(title="filled: C2 supported", fontsize=7.5, title_fontsize=7)
+    _drive(axes[1], table, "solver_share", "log of the solver's error over the CM's", made, statement)
+    return figure

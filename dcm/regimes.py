@@ -1,0 +1,355 @@
+"""Regimes: when do better ODE solutions give worse samples? From measured rows to verdicts and tested explanations.
+
+A regime is one setting of one study (group, solver, N, w), one number of sampling steps, or one moment of a training at
+constant learning rate. The effect of C2 in a regime is the logarithm of the ratio Direct CM / CM of the study's primary
+metric, a distance: above 0 the Direct CM's samples are worse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dcm import analysis
+from dcm.analysis import SETTING, Effect
+from dcm.artifacts import project_path, read_json
+from dcm.errors import InputError
+from dcm.evaluation import DistilledGroup, load_group
+from dcm.metrics import Metric
+from dcm.parameters import DistillParameters
+from dcm.plots import SOLVER_NAMES
+from dcm.studies import Study, load_study
+
+REGIME = ["run", *SETTING]
+ROW_KEY = [*SETTING, "horizon", "method", "seed", "update", "steps"]
+DATA_METRIC = {"swd_teacher": "swd_data", "fd_teacher": "fd_real"}  # the primary metric's sibling: against data
+OUTCOMES = {"supported": "as predicted", "contradicted": "against it", "inconclusive": "undecided"}
+
+
+@dataclass
+class Run:
+    """What notebooks 1 to 4 left in one run folder.
+
+    Attributes
+    ----------
+    name : of the folder. family : name of the study. rows : every measured student, as :func:`as_regimes` labels it.
+    groups : the distilled groups by name.
+    """
+
+    name: str
+    folder: Path
+    study: Study
+    rows: pd.DataFrame
+    groups: dict[str, DistilledGroup]
+
+    @property
+    def family(self) -> str:
+        """The study's name."""
+        return self.study.name
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """Quality metrics of the study."""
+        return self.study.quality.metrics
+
+    @property
+    def primary(self) -> str:
+        """The metric, a distance to the teacher's samples, that the effect of C2 is about."""
+        return self.study.quality.primary
+
+    @property
+    def against_data(self) -> str:
+        """The same distance to data."""
+        return DATA_METRIC[self.primary]
+
+
+def load_run(folder: str, device) -> Run:
+    """A run of notebooks 1 to 4; raises :class:`InputError` for one that is missing, unfinished or has no such distance."""
+    path = project_path(folder)
+    for name in ("provenance/1_teacher.json", "ode_error.csv", "quality.csv"):
+        if not (path / name).exists():
+            raise InputError(f"{folder}/{name} does not exist; run notebooks 1 to 4 with run_dir = {folder!r} first.")
+    study = load_study(read_json(path / "provenance/1_teacher.json")["parameters"]["study"], path, device)
+    if study.quality.primary not in DATA_METRIC:
+        raise InputError(
+            f"{folder} is of the study {study.name}, whose quality has no distance both to teacher and data."
+        )
+    ode, quality = (pd.read_csv(path / f"{name}.csv") for name in ("ode_error", "quality"))
+    rows = ode.merge(quality, on=ROW_KEY, validate="one_to_one")
+    groups = {name: load_group(path, name) for name in sorted(rows.group.unique())}
+    return Run(path.name, path, study, as_regimes(rows, groups, path.name), groups)
+
+
+def as_regimes(rows: pd.DataFrame, groups: dict[str, DistilledGroup], run: str) -> pd.DataFrame:
+    """Measured rows with a column ``run``, and ``group`` naming the regime: the group, its update or its steps.
+
+    Kept are the ends of trainings; the ends sampled in several steps, without an ODE error, since fresh noise leads them
+    off the solution they would be compared with; and snapshots of trainings whose learning rate is constant.
+    """
+    last = rows.groupby("group")["update"].transform("max")
+    constant = rows.group.map({name: g.about["parameters"]["lr_decay"] == "constant" for name, g in groups.items()})
+    snapshots = (rows.steps == 1) & constant & (rows.groupby("group")["update"].transform("nunique") > 1)
+    rows = rows[(rows["update"] == last) | snapshots].copy()
+    base, several = rows.group.copy(), rows.steps > 1
+    rows["base"] = base
+    rows["curve"] = snapshots[rows.index]  # the points of one curve, its end included
+    early = rows.curve & (rows["update"] < last[rows.index])
+    rows.loc[early, "group"] = base + "@" + rows["update"].astype(str)
+    rows.loc[several, "group"] = base + "/" + rows.steps.astype(str) + " steps"
+    rows.loc[several, "ode_error"] = np.nan
+    return rows.assign(run=run, final=True, sampled=rows.steps, steps=1)
+
+
+NAMES = {
+    "solver": lambda v: SOLVER_NAMES[v], "intervals": "N = {}".format, "guidance": "w = {:g}".format,
+    "loss": lambda v: {"huber": "pseudo-Huber", "l2": "L2"}[v], "lora_rank": "LoRA rank {}".format, "width": "width {}".format,
+    "lr": "lr {:g}".format, "lr_decay": "{} lr".format, "updates": "{} updates".format, "reuse": "reuse {}".format,
+}  # fmt: skip
+
+
+def label(row, run: Run, main: str) -> str:
+    """What a regime differs in from the run's main group, in words; `row` has the columns of :data:`REGIME`."""
+    base, _, moment = row.group.partition("@")
+    base, _, steps = base.partition("/")
+    later = {k: DistillParameters.model_fields[k].default for k in NAMES}  # what older runs did not name
+    own, usual = (later | run.groups[name].about["parameters"] for name in (base, main))
+    values = own | {"guidance": row.guidance}
+    differ = [
+        text(values[k]) for k, text in NAMES.items()
+        if values[k] != (run.groups[main].group.guidance[0] if k == "guidance" else usual.get(k))
+        and not (moment and k == "updates")
+    ]  # fmt: skip
+    differ += [f"{moment} updates"] * bool(moment) + [f"{steps}"] * bool(steps)
+    return ", ".join(differ) or "main"
+
+
+def verdict_table(run: Run, resamples: int, confidence: float) -> pd.DataFrame:
+    """:func:`dcm.analysis.verdicts` of every regime of a run, with columns ``run``, ``family`` and ``regime``."""
+    table = analysis.verdicts(run.rows, run.metrics, resamples, confidence)
+    main = "main" if "main" in run.groups else next(iter(run.groups))
+    names = [label(row, run, main) for row in table.itertuples()]
+    return table.assign(run=run.name, family=run.family, regime=names)
+
+
+def readable(claims: pd.DataFrame, runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
+    """By family: one line a regime, one column a claim and metric: verdict, effect and interval."""
+    out = {}
+    for family, part in claims.groupby("family", sort=False):
+        metrics = next(r.metrics for r in runs if r.family == family)
+        names = {"ode_error": "C1: ODE error"} | {k: f"C2: {m.label}" for k, m in metrics.items()}
+        text = [
+            f"{r.verdict}, {r.effect} {r.value:.3g}" + (f" [{r.low:.3g}, {r.high:.3g}]" if pd.notna(r.low) else "")
+            for r in part.itertuples()
+        ]
+        wide = part.assign(text=text).pivot(index=["run", *SETTING, "regime"], columns="metric", values="text")
+        seeds = part.groupby(["run", *SETTING, "regime"]).seeds.max()
+        wide = wide[[k for k in names if k in wide]].rename(columns=names).assign(seeds=seeds).reset_index()
+        wide["regime"] = wide.run + ": " + wide.regime
+        out[str(family)] = wide.drop(columns=["run", *SETTING]).fillna("not compared")
+    return out
+
+
+def counts(claims: pd.DataFrame) -> pd.DataFrame:
+    """How many regimes support, contradict or leave open each claim, by family and metric."""
+    table = claims.groupby(["family", "claim", "metric"], sort=False).verdict.value_counts().unstack(fill_value=0)
+    return table.reindex(columns=["supported", "contradicted", "inconclusive"], fill_value=0).reset_index()
+
+
+def log_ratios(rows: pd.DataFrame, column: str, by: Sequence[str] = tuple(REGIME)) -> pd.Series:
+    """log(Direct CM / CM) of a positive `column`, paired by seed and averaged over seeds, indexed by regime."""
+    return _paired(rows, column, by, lambda direct, cm: np.log(direct / cm))
+
+
+def differences(rows: pd.DataFrame, column: str, by: Sequence[str] = tuple(REGIME)) -> pd.Series:
+    """Direct CM - CM of a `column`, as :func:`log_ratios`."""
+    return _paired(rows, column, by, lambda direct, cm: direct - cm)
+
+
+def _paired(rows: pd.DataFrame, column: str, by: Sequence[str], compare) -> pd.Series:
+    wide = rows[rows.method.isin(["CM", "Direct CM"])].pivot(index=[*by, "seed"], columns="method", values=column)
+    return compare(wide["Direct CM"], wide["CM"]).groupby(level=list(by)).mean().rename(column)
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """Least-squares slopes of y on x with bootstrap intervals over groups.
+
+    Attributes
+    ----------
+    pooled : over all points. within : common slope with a level for each group. between : over group means.
+    by_group : slope and Spearman's correlation in each group. rank_pooled, rank_within : Spearman's over all points, and
+    the mean over groups.
+    """
+
+    pooled: Effect
+    within: Effect
+    between: Effect
+    by_group: pd.DataFrame
+    rank_pooled: Effect
+    rank_within: Effect
+
+
+def slopes(rows: pd.DataFrame, x: str, y: str, by: Sequence[str], resamples: int, confidence: float) -> Slopes:
+    """Pooled and within-group slopes: they differ in sign where Simpson's paradox holds.
+
+    Groups of fewer than 3 points, or without spread in `x`, are left out. Intervals resample whole groups, since points
+    of one group share their setting. Raises :class:`InputError` when no group is left.
+    """
+    rows = rows[np.isfinite(rows[x]) & np.isfinite(rows[y])]
+    groups = [(k, p[x].to_numpy(float), p[y].to_numpy(float)) for k, p in rows.groupby(list(by), sort=True)]
+    groups = [(k, a, b) for k, a, b in groups if len(a) >= 3 and a.std() > 0]
+    if not groups:
+        raise InputError(f"no group by {', '.join(by)} has three runs that differ in {x}.")
+    n, sx, sy, sxx, sxy = np.array([[len(a), a.sum(), b.sum(), (a * a).sum(), (a * b).sum()] for _, a, b in groups]).T
+
+    def pooled(index, axis=-1):
+        N, X, Y, XX, XY = (v[index.astype(int)].sum(axis) for v in (n, sx, sy, sxx, sxy))
+        return (XY - X * Y / N) / (XX - X * X / N)
+
+    def within(index, axis=-1):
+        i = index.astype(int)
+        return (sxy - sx * sy / n)[i].sum(axis) / (sxx - sx * sx / n)[i].sum(axis)
+
+    def between(index, axis=-1):
+        i = index.astype(int)
+        a, b = (sx / n)[i], (sy / n)[i]
+        a, b = a - a.mean(axis, keepdims=True), b - b.mean(axis, keepdims=True)
+        return (a * b).sum(axis) / (a * a).sum(axis)
+
+    def effect(statistic) -> Effect:
+        with np.errstate(divide="ignore", invalid="ignore"):  # resamples of one group alone
+            return analysis.bootstrap(np.arange(len(groups)), statistic, resamples, confidence)
+
+    alone = lambda f, k: float(f(np.array([k])))
+    ranks = np.array([float(analysis.spearman(a, b)) if b.std() > 0 else 0.0 for _, a, b in groups])
+    table = pd.DataFrame([k if isinstance(k, tuple) else (k,) for k, _, _ in groups], columns=list(by))
+    table = table.assign(runs=n.astype(int), slope=[alone(within, k) for k in range(len(groups))], spearman=ranks)
+    all_x, all_y = (np.concatenate([g[i] for g in groups]) for i in (1, 2))
+    return Slopes(
+        effect(pooled), effect(within), effect(between), table,
+        analysis.rank_correlation(all_x, all_y, resamples, confidence), analysis.bootstrap(ranks, np.mean, resamples, confidence),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What an explanation says will be measured, with the sign that it needs.
+
+    Attributes
+    ----------
+    explanation : number and name. statement : what must hold. sign : of the estimate, if it does. unit : of the estimate.
+    estimate : with its interval over regimes.
+    """
+
+    explanation: str
+    statement: str
+    sign: int
+    unit: str
+    estimate: Effect
+
+    @property
+    def outcome(self) -> str:
+        """``as predicted``, ``against it`` or ``undecided``: where the whole interval lies."""
+        return OUTCOMES[analysis.verdict(self.estimate, self.sign)]
+
+
+AVERAGING, SMOOTHING, WANDERING, DISCRETISING = (
+    "1 averaging", "2 bootstrapping as regularisation", "3 off-distribution starts", "4 the teacher's discretisation",
+)  # fmt: skip
+
+
+def mechanisms(run: Run, by_time: pd.DataFrame, starts: pd.DataFrame, claims: pd.DataFrame) -> pd.DataFrame:
+    """One row a setting with maps: the effect of C2, and what each explanation says it comes from, Direct CM against CM.
+
+    `by_time`, `starts` are rows of :func:`dcm.flow_maps.measure_maps`, `claims` of :func:`verdict_table`.
+
+    Columns: ``c2``, ``c2_data`` and ``c1`` (log ratios of the primary metric, of its sibling against data, and of the ODE
+    error); ``steep_direct``, ``steep_cm`` (rank correlation of the map's steepness and the error); ``averaging_direct``,
+    ``averaging`` (index, and its difference); ``target`` (log gain of the CM's target over the teacher's map);
+    ``roughness`` (log gain of the Direct CM's map over the CM's); ``start``, ``own`` (log of how much more the Direct
+    CM's error grows from pure noise, and from its own samples noised anew); ``true`` (log ratio of errors to the
+    reference solution), ``solver_share`` (log of the solver's error over the CM's), ``holds`` (whether C2 is supported by
+    the primary metric).
+    """
+    noised = by_time[by_time.t == by_time.t.max()]
+    # The ends of trainings; a snapshot's own maps are not measured.
+    rows = run.rows[
+        (run.rows.sampled == 1) & (run.rows["update"] == run.rows.groupby("base")["update"].transform("max"))
+    ]
+    late, begin = noised.assign(run=run.name), starts.assign(run=run.name)
+    c2 = claims[(claims.metric == run.primary) & (claims.verdict == "supported")]
+    holds = pd.MultiIndex.from_frame(rows[REGIME]).isin(pd.MultiIndex.from_frame(c2[REGIME]))
+    rows = rows.assign(group=rows.base, holds=holds)
+    mean_of = lambda table, method, column: table[table.method == method].groupby(REGIME)[column].mean()
+    begin = begin.assign(
+        start=begin.error_prior / begin.error_noised,
+        own=begin.error_own / begin.error_renoised,
+        solver_share=np.log(begin.solver_true / begin.error_prior),
+    )
+    late = late.assign(target=np.log(late.gain_target / late.gain_teacher))
+    columns = {
+        "c2": log_ratios(rows, run.primary), "c2_data": log_ratios(rows, run.against_data), "c1": log_ratios(rows, "ode_error"),
+        "steep_direct": mean_of(late, "Direct CM", "steep_correlation"), "steep_cm": mean_of(late, "CM", "steep_correlation"),
+        "averaging_direct": mean_of(begin, "Direct CM", "averaging"), "averaging": differences(begin, "averaging"),
+        "target": mean_of(late, "CM", "target"), "roughness": log_ratios(late, "gain_student"),
+        "start": log_ratios(begin, "start"), "own": log_ratios(begin, "own"), "true": log_ratios(begin, "error_true"),
+        "solver_share": mean_of(begin, "CM", "solver_share"), "holds": rows.groupby(REGIME).holds.all(),
+    }  # fmt: skip
+    return pd.DataFrame(columns).dropna(subset=["c2", "averaging"]).reset_index().assign(family=run.family)
+
+
+def predictions(table: pd.DataFrame, resamples: int, confidence: float) -> list[Prediction]:
+    """What the four explanations predict, held against :func:`mechanisms` of one family of regimes.
+
+    What C2 comes from must be there where C2 is: means are over the regimes that support it. What drives it must grow
+    with it: rank correlations are over all regimes.
+    """
+
+    def mean(column: str) -> Effect:
+        values = table[column][table.holds.astype(bool)].dropna().to_numpy(float)
+        return (
+            analysis.bootstrap(values, np.mean, resamples, confidence)
+            if len(values)
+            else Effect(np.nan, np.nan, np.nan, 0)
+        )
+
+    drives = lambda column: analysis.rank_correlation(
+        table[column].to_numpy(), table.c2.to_numpy(), resamples, confidence
+    )
+    rho, log = "Spearman", "log ratio"
+    return [
+        Prediction(AVERAGING, "the Direct CM errs more where the ODE map is steeper", 1, rho, mean("steep_direct")),
+        Prediction(AVERAGING, "the Direct CM's error is that of an average: index above 0", 1, "index", mean("averaging_direct")),
+        Prediction(AVERAGING, "it averages more than the CM", 1, "index", mean("averaging")),
+        Prediction(AVERAGING, "where it averages more than the CM, C2 is stronger", 1, rho, drives("averaging")),
+        Prediction(SMOOTHING, "the CM's target is smoother than the ODE map", -1, log, mean("target")),
+        Prediction(SMOOTHING, "the CM's map is smoother than the Direct CM's", 1, log, mean("roughness")),
+        Prediction(SMOOTHING, "where the CM is smoother by more, C2 is stronger", 1, rho, drives("roughness")),
+        Prediction(WANDERING, "from pure noise the Direct CM's error grows more than the CM's", 1, log, mean("start")),
+        Prediction(WANDERING, "from its own samples noised anew it grows more too", 1, log, mean("own")),
+        Prediction(WANDERING, "where it grows more, C2 is stronger", 1, rho, drives("own")),
+        Prediction(DISCRETISING, "the Direct CM is not nearer to the true solution", 1, log, mean("true")),
+        Prediction(DISCRETISING, "where the solver errs more, C2 is stronger", 1, rho, drives("solver_share")),
+    ]  # fmt: skip
+
+
+def survival(made: Sequence[Prediction]) -> dict[str, str]:
+    """Of every explanation: ``refuted`` by a prediction that fails, ``survives`` if all hold, else ``undecided``."""
+    out = {}
+    for name in dict.fromkeys(p.explanation for p in made):
+        outcomes = [p.outcome for p in made if p.explanation == name]
+        out[name] = (
+            "refuted" if "against it" in outcomes else "survives" if set(outcomes) == {"as predicted"} else "undecided"
+        )
+    return out
+
+
+def strongest(claims: pd.DataFrame, metrics: Sequence[str]) -> dict[str, pd.Series]:
+    """The regime with the largest, and that with the smallest, mean log ratio over C2's `metrics` (ratio metrics)."""
+    part = claims[(claims.claim == "C2") & claims.metric.isin(metrics)].assign(log=lambda t: np.log(t.value))
+    order = part.sort_values("log")
+    return {"for": order.iloc[-1], "against": order.iloc[0]}

@@ -1,0 +1,245 @@
+"""Notebook 6's analysis on cases whose answers are known."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from dcm import regimes
+from dcm.analysis import Effect
+from dcm.consistency import ConsistencyFunction
+from dcm.distill import Group
+from dcm.errors import InputError
+from dcm.evaluation import DistilledGroup
+from dcm.flow_maps import Maps, Steepness, averaging_index, derivatives, probe_directions
+from dcm.parameters import RegimesConfig, validate
+from dcm.regimes import REGIME, Prediction, predictions, slopes, survival
+from dcm.regimes_report import RegimesReport
+from dcm.teachers.mixture import GaussianMixtureTeacher
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_steepness_of_linear_maps():
+    """Of x -> A x the Lipschitz constant is A's largest singular value, the gain its Frobenius norm over sqrt(D)."""
+    A = torch.randn(3, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)  # three students
+    x = torch.zeros(4, 5, dtype=torch.float64)
+    apply = lambda y: torch.einsum("mij,bj->mbi", A, y)
+    found = Steepness.of(derivatives(apply, x, probe_directions((5,), 8).double()), 1)
+    assert found.lipschitz.shape == (3, 4)
+    assert torch.allclose(found.lipschitz, torch.linalg.matrix_norm(A, 2)[:, None].expand(3, 4))
+    assert torch.allclose(found.gain, torch.linalg.matrix_norm(A)[:, None].expand(3, 4) / 5**0.5)
+    few = Steepness.of(derivatives(apply, x, probe_directions((5,), 3).double()), 1)
+    assert (few.lipschitz < found.lipschitz).all() and (few.lipschitz > 0).all()
+
+
+def test_directions_are_orthonormal():
+    d = probe_directions((2, 3, 3), 6).flatten(1)
+    assert d.shape == (6, 18) and torch.allclose(d @ d.T, torch.eye(6), atol=1e-6)
+
+
+class Shift(torch.nn.Module):
+    """Students whose answer at the noisiest time is known: the network's output is v = shift of each member."""
+
+    def __init__(self, shifts):
+        super().__init__()
+        self.size, self.shifts = len(shifts), torch.nn.Parameter(torch.tensor(shifts))
+
+    def forward(self, x, t, condition, members=slice(None)):
+        return self.shifts[members][:, None, None] * x
+
+
+def gaussian(spread=0.5):
+    """One Gaussian N(1, spread^2) in 2-D, whose ODE map is linear with a known slope."""
+    teacher = GaussianMixtureTeacher(np.ones((1, 2)), spread**2 * np.eye(2)[None], np.zeros(1, int), np.ones(1))
+    f = ConsistencyFunction(teacher.schedule)
+    study = SimpleNamespace(teacher=teacher, data=teacher, f=f, chunk=1 << 16, exact=True, is_image=False)
+    alpha = teacher.schedule.alpha(torch.tensor([1000]), torch.ones(1, 1))
+    sigma = teacher.schedule.sigma(torch.tensor([1000]), torch.ones(1, 1))
+    return study, float(spread / (alpha**2 * spread**2 + sigma**2).sqrt()), float(alpha), float(sigma)
+
+
+def maps_of(study, intervals=250, shifts=(0.0, 0.5)):
+    group = Group("ddim", intervals, (1.0,), (1, intervals), (0,))
+    distilled = DistilledGroup("main", group, [1], {}, Path("x"), {})
+    return Maps(study, distilled, Shift(list(shifts)), 1.0, points=64, probes=8)
+
+
+def test_maps_of_one_gaussian():
+    """Teacher: slope spread / sqrt(alpha^2 spread^2 + sigma^2). Students: alpha - sigma shift, up to the boundary scaling."""
+    study, slope, alpha, sigma = gaussian()
+    rows = pd.DataFrame(maps_of(study).by_time())
+    last = rows[rows.t == 1000].set_index("horizon")
+    assert last.gain_teacher.to_numpy() == pytest.approx(slope, rel=0.02)
+    assert [last.gain_student[h] for h in (1, 250)] == pytest.approx([alpha, abs(alpha - sigma * 0.5)], rel=0.01)
+    assert last.gain_target[250] == pytest.approx(last.gain_teacher[250], rel=1e-5)  # the Direct CM's target is the map
+    assert last.gain_target[1] != pytest.approx(last.gain_teacher[1], rel=0.1)
+    assert sorted(rows.t.unique()) == [248, 500, 752, 1000] and (last.lipschitz_1 <= last.lipschitz_4).all()
+    assert last[["error_1", "error_4"]].to_numpy().min() > 0
+
+
+def test_what_is_measured_from_noise():
+    """A student that is the ODE map itself errs nowhere, and its steps along the trajectory add up to its error."""
+    study, _, _, _ = gaussian()
+    maps = maps_of(study, intervals=10)
+    noise = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+    condition = torch.zeros(64, dtype=torch.long)
+    solution = maps.solve(noise, 10, condition).x
+    evaluation = SimpleNamespace(
+        noise=noise, condition=condition, teacher_samples=lambda *_: solution,
+        student_samples=lambda *_: maps.answers(noise, 10, condition),
+    )  # fmt: skip
+    rows = pd.DataFrame(maps.from_noise(evaluation, lambda x, c: solution + 1)).set_index("horizon")
+    direct = (maps.answers(noise, 10, condition)[1] - solution).square().mean()
+    assert rows.error_prior[10] == pytest.approx(float(direct), rel=1e-5)
+    assert rows.solver_true[1] == pytest.approx(1.0, rel=1e-6) and (rows.error_true > 0).all()
+    assert (rows.accumulation == rows.error_prior / rows.residual).all() and (rows.accumulation <= 10).all()
+    t = torch.full((2, 64), 1000)
+    exact = maps.study.f.denoise(maps.students(noise.expand(2, -1, -1), t, condition.expand(2, -1)), noise.expand(2, -1, -1), t)  # fmt: skip
+    assert torch.allclose(maps.answers(noise, 10, condition), exact, atol=1e-3)
+
+
+def test_averaging_index():
+    g = torch.Generator().manual_seed(0)
+    coin = (torch.randint(0, 2, (2000, 1), generator=g) * 2 - 1).float()
+    c = torch.zeros(2000, dtype=torch.long)
+    assert averaging_index(torch.zeros_like(coin), coin, c) == pytest.approx(1, abs=0.01)  # the mean of both sides
+    assert averaging_index(coin + 0.3, coin, c) == pytest.approx(0, abs=1e-4)  # misplaced, as wide as before
+    assert averaging_index(1.5 * coin, coin, c) == pytest.approx(-5, abs=0.05)  # (1 - 2.25) / 0.25
+
+
+def paradox(within: float, between: float) -> pd.DataFrame:
+    """Groups whose means rise with slope `between`, each with slope `within`."""
+    rng, parts = np.random.default_rng(0), []
+    for g in range(8):
+        d = np.linspace(-0.4, 0.4, 5)
+        y = between * g + within * d + 0.01 * rng.standard_normal(5)
+        parts.append(pd.DataFrame({"setting": g, "x": g + d, "y": y}))
+    return pd.concat(parts)
+
+
+def test_slopes_of_simpsons_paradox():
+    found = slopes(paradox(-1, 2), "x", "y", ["setting"], 500, 0.95)
+    assert found.within.value == pytest.approx(-1, abs=0.05) and found.within.high < 0
+    assert found.between.value == pytest.approx(2, abs=0.02) and 1.5 < found.pooled.value < 2 and found.pooled.low > 0
+    assert found.rank_pooled.value > 0.9 and found.rank_within.value == -1
+    assert (found.by_group.slope < 0).all() and len(found.by_group) == 8
+    assert "Simpson" in RegimesReport._paradox(found)
+
+
+def test_slopes_without_a_paradox():
+    found = slopes(paradox(2, 2), "x", "y", ["setting"], 500, 0.95)
+    assert [found.pooled.value, found.within.value, found.between.value] == pytest.approx([2, 2, 2], abs=0.05)
+    assert "same within" in RegimesReport._paradox(found)
+    with pytest.raises(InputError, match="no group by setting has three runs"):
+        slopes(paradox(1, 1).groupby("setting").head(2), "x", "y", ["setting"], 500, 0.95)
+
+
+def table(**columns) -> pd.DataFrame:
+    """Mechanisms of 12 regimes; the effect of C2 is their number, and half of them support it."""
+    n = np.arange(12.0)
+    names = ["averaging_direct", "averaging", "target", "roughness", "start", "own", "true", "solver_share", "steep_direct"]
+    base = pd.DataFrame({name: 1.0 + 0.01 * np.sin(7 * n) for name in names})
+    return base.assign(c2=n - 5.5, holds=n > 5.5, target=-1 - 0.01 * np.sin(n)).assign(**columns)
+
+
+def test_an_explanation_survives_where_every_prediction_holds():
+    n = np.arange(12.0)
+    made = predictions(table(averaging=0.1 + n, roughness=5 - n, solver_share=np.sin(9 * n)), 500, 0.95)
+    fates = survival(made)
+    assert fates[regimes.AVERAGING] == "survives"
+    assert fates[regimes.SMOOTHING] == "refuted", "the CM is the rougher one, and more so where C2 is stronger"
+    assert fates[regimes.DISCRETISING] == "undecided"
+    driven = [p for p in made if p.statement == "where it averages more than the CM, C2 is stronger"]
+    assert driven[0].estimate.value == pytest.approx(1) and driven[0].estimate.n == 12
+
+
+def test_an_explanation_without_a_regime_is_undecided():
+    made = predictions(table(holds=False, averaging=np.sin(9 * np.arange(12.0))), 500, 0.95)
+    assert survival(made)[regimes.AVERAGING] == "undecided"
+    assert [p.estimate.n for p in made if p.statement.startswith("the Direct CM errs more")] == [0]
+    assert Prediction("x", "y", 1, "rho", Effect(0.5, 0.1, 0.9, 2)).outcome == "undecided", "two regimes are too few"
+
+
+def rows_of(*settings) -> pd.DataFrame:
+    out = []
+    for group, update, steps in settings:
+        for method, horizon, ode, quality in (("CM", 1, 0.2, 0.3), ("Direct CM", 10, 0.1, 0.6)):
+            for seed in range(4):
+                setting = dict(group=group, solver="ddim", intervals=10, guidance=2.0, horizon=horizon, method=method)
+                more = dict(seed=seed, update=update, steps=steps, ode_error=ode * (1 + 0.01 * seed))
+                out.append(setting | more | dict(swd_teacher=quality * (1 + 0.02 * seed), swd_data=quality, nll=1.0 + seed))
+    return pd.DataFrame(out)
+
+
+def run_of(rows: pd.DataFrame, **parameters) -> regimes.Run:
+    from dcm.metrics import MixtureQuality
+
+    teacher = GaussianMixtureTeacher.of()
+    study = SimpleNamespace(name="gmm", quality=MixtureQuality(teacher), teacher=teacher, exact=True)
+    usual = dict(solver="ddim", intervals=10, lr=0.1, lr_decay="linear", updates=80, loss="l2", lora_rank=0, width=64)
+    groups = {
+        name: DistilledGroup(name, Group("ddim", 10, (2.0,), (1, 10), (0,)), [80], {"parameters": usual | parameters.get(name, {})}, Path("x"), {})
+        for name in rows.group.unique()
+    }  # fmt: skip
+    return regimes.Run("one", Path("x"), study, regimes.as_regimes(rows, groups, "one"), groups)
+
+
+def test_regimes_are_named_and_judged():
+    rows = rows_of(("main", 80, 1), ("main", 80, 2), ("main", 10, 1), ("long", 320, 1), ("long", 20, 1), ("heun", 80, 1))
+    long, heun = dict(lr_decay="constant", updates=320), dict(solver="heun")
+    run = run_of(rows, long=long, heun=heun)
+    claims = regimes.verdict_table(run, 200, 0.95)
+    assert set(claims.regime) == {
+        "main", "2 steps", "constant lr, 20 updates", "constant lr, 320 updates", "Heun",
+    }, "a snapshot of a run whose rate decays is no regime"  # fmt: skip
+    c2 = claims[claims.metric == "swd_teacher"]
+    assert (c2.verdict == "supported").all() and c2.value.to_numpy() == pytest.approx(2)
+    c1 = claims[claims.claim == "C1"]
+    assert (c1.verdict == "supported").all() and c1.value.to_numpy() == pytest.approx(0.5)
+    assert "2 steps" not in set(c1.regime), "fresh noise leads several steps off the solution"
+    best = regimes.strongest(c2.assign(value=np.arange(len(c2)) + 0.5), ["swd_teacher"])
+    assert (best["for"].value, best["against"].value) == (len(c2) - 0.5, 0.5)
+    readable = regimes.readable(claims, [run])["gmm"]
+    assert len(readable) == 5 and "supported, ratio 2 [" in readable["C2: sliced Wasserstein distance to teacher"][0]
+
+
+def test_effects_are_paired_logarithms():
+    rows = rows_of(("main", 80, 1)).assign(run="one")
+    assert regimes.log_ratios(rows, "swd_teacher").to_numpy() == pytest.approx([np.log(2)])
+    assert regimes.differences(rows, "swd_data").to_numpy() == pytest.approx([0.3])
+    assert regimes.log_ratios(rows, "ode_error").index.names == REGIME
+
+
+@pytest.mark.parametrize("name", ["regimes", "regimes_cifar10"])
+def test_the_configurations_are_possible(name):
+    config = validate(RegimesConfig, yaml.safe_load((ROOT / f"workflow/config/{name}.yaml").read_text()))
+    for study in config.studies:
+        groups = config.study(study)["groups"]
+        assert "main" in groups
+        assert name != "regimes" or all(len(g["seeds"]) >= 5 for g in groups.values())
+    assert config.notebook()["runs"] == [f"{config.run_dir}/{study}" for study in config.studies]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"studies": {}}, "studies = {} is not possible"),
+        ({"studies": {"a": {"study": "gmm", "run_dir": "x"}}}, "in study a: run_dir is named once"),
+        ({"studies": {"a": {"study": "gmm"}}}, "in study a: teacher is missing"),
+        ({"figures": {"probes": 1}}, "in figures: probes = 1 is not possible; allowed: a whole number, at least 2"),
+    ],
+)
+def test_an_impossible_configuration_is_refused(change, message):
+    values = yaml.safe_load((ROOT / "workflow/config/regimes.yaml").read_text())
+    with pytest.raises(InputError, match=message):
+        validate(RegimesConfig, values | change)
+
+
+def test_a_run_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(InputError, match="provenance/1_teacher.json does not exist; run notebooks 1 to 4"):
+        regimes.load_run(str(tmp_path), torch.device("cpu"))
