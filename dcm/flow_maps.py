@@ -64,10 +64,17 @@ class Steepness:
     @classmethod
     def of(cls, jacobian: Tensor, axes: int) -> Steepness:
         """From :func:`derivatives` (..., P, B, *shape), where shape has `axes` axes."""
-        columns = jacobian.flatten(-axes).movedim(-3, -1)  # (..., B, D, P)
-        return cls(
-            torch.linalg.matrix_norm(columns, 2), columns.square().sum(-2).mean(-1).sqrt(),
-        )  # fmt: skip
+        columns = cls._columns(jacobian, axes)
+        return cls(torch.linalg.matrix_norm(columns, 2), cls.gain_of(jacobian, axes))
+
+    @classmethod
+    def gain_of(cls, jacobian: Tensor, axes: int) -> Tensor:
+        """The gain alone."""
+        return cls._columns(jacobian, axes).square().sum(-2).mean(-1).sqrt()
+
+    @staticmethod
+    def _columns(jacobian: Tensor, axes: int) -> Tensor:
+        return jacobian.flatten(-axes).movedim(-3, -1)  # (..., B, D, P)
 
 
 def rms(x: Tensor) -> Tensor:
@@ -126,20 +133,26 @@ class Maps:
         t = torch.full(x.shape[:2], int(self.grid.time(torch.tensor(n))), device=self.device)
         return self.study.f(self.students, x, t, c)
 
-    def targets(self, x: Tensor, n: int, c: Tensor) -> Tensor:
-        """What every student is trained towards at x_{t_n}, (M, B, *shape)."""
-        out = torch.empty(self.students.size, *x.shape, device=self.device)
+    def own_targets(self, x: Tensor, n: int, c: Tensor) -> Tensor:
+        """What students are trained towards at x_{t_n}, (M, B, *shape); NaN where that is the teacher's solution."""
+        out = torch.full((self.students.size, *x.shape), torch.nan, device=self.device)
         for h in self.distilled.group.horizons:
-            k = min(h, n)
-            x_hat = self.solve(x, n, c, k).x
-            own = [i for i, m in enumerate(self.distilled.group.members) if m.horizon == h]
-            out[own] = self.answers(x_hat, n - k, c)[own] if k < n else x_hat
+            if h < n:
+                own = [i for i, m in enumerate(self.distilled.group.members) if m.horizon == h]
+                out[own] = self.answers(self.solve(x, n, c, h).x, n - h, c)[own]
         return out
 
     def steepness(self, function: Callable[[Tensor, Tensor], Tensor], x: Tensor, c: Tensor) -> Steepness:
         """Of `function(x, c)` at `x` (B, *shape)."""
         many = c.repeat(2 * len(self.directions))
         return Steepness.of(derivatives(lambda y: function(y, many), x, self.directions), x.ndim - 1)
+
+    def target_gain(self, n: int, x: Tensor, c: Tensor, teacher: Tensor) -> Tensor:
+        """Gain (M, B) of every student's target; `teacher` (B,) is that of the ODE map, the target of long horizons."""
+        many = c.repeat(2 * len(self.directions))
+        J = derivatives(lambda y: self.own_targets(y, n, many), x, self.directions)
+        own = Steepness.gain_of(J, x.ndim - 1)
+        return torch.where(own.isnan(), teacher, own)
 
     def by_time(self) -> Iterator[dict]:
         """One row a student and starting time: steepness of teacher, student and target, and where the student errs.
@@ -153,14 +166,14 @@ class Maps:
             x, c = noised_data(self.study, self.seed, self.points, n, self.grid, self.device)
             teacher = self.steepness(lambda y, k: self.solve(y, n, k).x, x, c)
             student = self.steepness(lambda y, k: self.answers(y, n, k), x, c)
-            target = self.steepness(lambda y, k: self.targets(y, n, k), x, c)
+            target = self.target_gain(n, x, c, teacher.gain)
             errors = (self.answers(x, n, c) - self.solve(x, n, c).x).square().flatten(2).mean(2)
             quarters = teacher.lipschitz.argsort().tensor_split(PARTS)
             for i in self.members:
                 yield self._describe(i) | {
                     "t": int(self.grid.time(torch.tensor(n))), "error": float(errors[i].mean()),
                     "gain_teacher": float(rms(teacher.gain)), "gain_student": float(rms(student.gain[i])),
-                    "gain_target": float(rms(target.gain[i])),
+                    "gain_target": float(rms(target[i])),
                     "steep_correlation": float(spearman(teacher.lipschitz.cpu().numpy(), errors[i].cpu().numpy())),
                     **{f"error_{q}": float(errors[i][rows].mean()) for q, rows in enumerate(quarters, 1)},
                     **{f"lipschitz_{q}": float(teacher.lipschitz[r].mean()) for q, r in enumerate(quarters, 1)},

@@ -10,15 +10,24 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from dcm.analysis import SETTING
-from dcm.plots import COLOURS, MARKERS, METHODS, scale
+from dcm.plots import COLOURS, MARKERS, METHODS
+from dcm.plots import scale as scaled
 from dcm.regimes import Prediction, Run, Slopes
 
 VERDICTS = {
     "supported": ("#D55E00", "^"), "inconclusive": ("#888888", "o"), "contradicted": ("#0072B2", "v"),
 }  # fmt: skip
 FAMILIES = {"gmm": ("#009E73", "o"), "digits": ("#CC79A7", "s"), "cifar10": ("#E69F00", "D"), "sdxl": ("#56B4E9", "P")}
+
+
+def scale(ax, which: str, values: pd.Series, log: bool) -> None:
+    """:func:`dcm.plots.scale` without labels between the powers of ten, which overlap in small panels."""
+    scaled(ax, which, values, log)
+    if log:
+        (ax.xaxis if which == "x" else ax.yaxis).set_minor_formatter(NullFormatter())
 
 
 def _wrapped(text: str, width: int = 34) -> str:
@@ -47,7 +56,7 @@ def effects(claims: pd.DataFrame, runs: Sequence[Run]) -> Figure:
         ax.set(title=title, xlabel="Direct CM / CM")
     axes[0].set_yticks(range(len(regimes)), [f"{r.run}: {r.regime}" for r in regimes.itertuples()], fontsize=7.5)
     axes[0].invert_yaxis()
-    axes[2].legend(fontsize=7.5, loc="best", frameon=True, framealpha=0.85)
+    figure.legend(*axes[2].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     for i in range(1, len(regimes)):
         if regimes.run[i] != regimes.run[i - 1]:
             [ax.axhline(i - 0.5, color="#bbbbbb", lw=0.8) for ax in axes]
@@ -100,7 +109,9 @@ def simpson(parts: dict[str, tuple[pd.DataFrame, str, Slopes]], labels: dict[str
             f"slope {what}: {e.value:.2f} [{e.low:.2f}, {e.high:.2f}]"
             for what, e in (("over all", found.pooled), ("within settings", found.within))
         )
-        ax.set(xscale="log", yscale="log", xlabel="ODE error (mean squared)", ylabel=_wrapped(labels[name]))
+        scale(ax, "x", np.exp(rows.x), log=True)
+        scale(ax, "y", np.exp(rows.y), log=True)
+        ax.set(xlabel="ODE error (mean squared)", ylabel=_wrapped(labels[name]))
         ax.set_title(f"{name}\n{text}", fontsize=8.5)
         ax.legend(fontsize=7)
     return figure
@@ -151,7 +162,7 @@ def averaging(maps: dict[str, pd.DataFrame], table: pd.DataFrame, made: dict, st
             x = [own[c.replace("error", "lipschitz")].mean() for c in parts]
             y, spread = own[parts].mean(), own[parts].std()
             ax.errorbar(x, y, yerr=spread, fmt=f"{MARKERS[method]}-", color=COLOURS[method], label=method, capsize=2)
-        ax.set(xscale="log", yscale="log", title=name, xlabel="Lipschitz constant of the ODE map,\nquarters of points")
+        ax.set(title=name, xlabel="Lipschitz constant of the ODE map,\nquarters of points")
         for axis, values in (("x", pd.Series(x)), ("y", rows[parts].stack())):
             scale(ax, axis, values, log=True)
         ax.set_ylabel("error (mean squared)")

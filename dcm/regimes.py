@@ -127,9 +127,17 @@ def label(row, run: Run, main: str) -> str:
     return ", ".join(differ) or "main"
 
 
+def _place(group: str) -> tuple:
+    """Order of regimes: main first; snapshots by update, the end last; one step first."""
+    base, _, moment = group.partition("@")
+    base, _, steps = base.partition("/")
+    return base != "main", base, int(moment or 10**10), int((steps or "1").split()[0])
+
+
 def verdict_table(run: Run, resamples: int, confidence: float) -> pd.DataFrame:
     """:func:`dcm.analysis.verdicts` of every regime of a run, with columns ``run``, ``family`` and ``regime``."""
     table = analysis.verdicts(run.rows, run.metrics, resamples, confidence)
+    table = table.sort_values("group", key=lambda g: g.map(_place), kind="stable", ignore_index=True)
     main = "main" if "main" in run.groups else next(iter(run.groups))
     names = [label(row, run, main) for row in table.itertuples()]
     return table.assign(run=run.name, family=run.family, regime=names)
@@ -262,6 +270,16 @@ AVERAGING, SMOOTHING, WANDERING, DISCRETISING = (
 )  # fmt: skip
 
 
+def supporting(claims: pd.DataFrame, run: Run) -> pd.DataFrame:
+    """Regimes of a run that support C2 by at least one of two distances, to teacher and to data, contradicted by neither.
+
+    A table of the columns of :data:`REGIME` and ``regime``, in the order of `claims`.
+    """
+    own = claims[(claims.run == run.name) & claims.metric.isin([run.primary, run.against_data])]
+    said = own.groupby([*REGIME, "regime"], sort=False).verdict.agg(set).reset_index()
+    return said[[("supported" in v) and ("contradicted" not in v) for v in said.verdict]].drop(columns="verdict")
+
+
 def mechanisms(run: Run, by_time: pd.DataFrame, starts: pd.DataFrame, claims: pd.DataFrame) -> pd.DataFrame:
     """One row a setting with maps: the effect of C2, and what each explanation says it comes from, Direct CM against CM.
 
@@ -272,8 +290,8 @@ def mechanisms(run: Run, by_time: pd.DataFrame, starts: pd.DataFrame, claims: pd
     ``averaging`` (index, and its difference); ``target`` (log gain of the CM's target over the teacher's map);
     ``roughness`` (log gain of the Direct CM's map over the CM's); ``start``, ``own`` (log of how much more the Direct
     CM's error grows from pure noise, and from its own samples noised anew); ``true`` (log ratio of errors to the
-    reference solution), ``solver_share`` (log of the solver's error over the CM's), ``holds`` (whether C2 is supported by
-    the primary metric).
+    reference solution), ``solver_share`` (log of the solver's error over the CM's), ``holds`` (see
+    :func:`supporting`).
     """
     noised = by_time[by_time.t == by_time.t.max()]
     # The ends of trainings; a snapshot's own maps are not measured.
@@ -281,8 +299,7 @@ def mechanisms(run: Run, by_time: pd.DataFrame, starts: pd.DataFrame, claims: pd
         (run.rows.sampled == 1) & (run.rows["update"] == run.rows.groupby("base")["update"].transform("max"))
     ]
     late, begin = noised.assign(run=run.name), starts.assign(run=run.name)
-    c2 = claims[(claims.metric == run.primary) & (claims.verdict == "supported")]
-    holds = pd.MultiIndex.from_frame(rows[REGIME]).isin(pd.MultiIndex.from_frame(c2[REGIME]))
+    holds = pd.MultiIndex.from_frame(rows[REGIME]).isin(pd.MultiIndex.from_frame(supporting(claims, run)[REGIME]))
     rows = rows.assign(group=rows.base, holds=holds)
     mean_of = lambda table, method, column: table[table.method == method].groupby(REGIME)[column].mean()
     begin = begin.assign(
@@ -305,7 +322,7 @@ def mechanisms(run: Run, by_time: pd.DataFrame, starts: pd.DataFrame, claims: pd
 def predictions(table: pd.DataFrame, resamples: int, confidence: float) -> list[Prediction]:
     """What the four explanations predict, held against :func:`mechanisms` of one family of regimes.
 
-    What C2 comes from must be there where C2 is: means are over the regimes that support it. What drives it must grow
+    What C2 comes from must be there where C2 is: means are over the regimes that support it (:func:`supporting`). What drives it must grow
     with it: rank correlations are over all regimes.
     """
 
@@ -317,24 +334,32 @@ def predictions(table: pd.DataFrame, resamples: int, confidence: float) -> list[
             else Effect(np.nan, np.nan, np.nan, 0)
         )
 
-    drives = lambda column: analysis.rank_correlation(
-        table[column].to_numpy(), table.c2.to_numpy(), resamples, confidence
+    drives = lambda column, effect="c2": analysis.rank_correlation(
+        table[column].to_numpy(), table[effect].to_numpy(), resamples, confidence
     )
     rho, log = "Spearman", "log ratio"
+
+    def both(explanation: str, statement: str, column: str) -> list[Prediction]:
+        """C2 grows with `column`, by either distance."""
+        return [
+            Prediction(explanation, statement, 1, rho, drives(column)),
+            Prediction(explanation, f"{statement}, by the distance to data", 1, rho, drives(column, "c2_data")),
+        ]
+
     return [
         Prediction(AVERAGING, "the Direct CM errs more where the ODE map is steeper", 1, rho, mean("steep_direct")),
         Prediction(AVERAGING, "the Direct CM's error is that of an average: index above 0", 1, "index", mean("averaging_direct")),
         Prediction(AVERAGING, "it averages more than the CM", 1, "index", mean("averaging")),
-        Prediction(AVERAGING, "where it averages more than the CM, C2 is stronger", 1, rho, drives("averaging")),
+        *both(AVERAGING, "where it averages more than the CM, C2 is stronger", "averaging"),
         Prediction(SMOOTHING, "the CM's target is smoother than the ODE map", -1, log, mean("target")),
         Prediction(SMOOTHING, "the CM's map is smoother than the Direct CM's", 1, log, mean("roughness")),
-        Prediction(SMOOTHING, "where the CM is smoother by more, C2 is stronger", 1, rho, drives("roughness")),
+        *both(SMOOTHING, "where the CM is smoother by more, C2 is stronger", "roughness"),
         Prediction(WANDERING, "from pure noise the Direct CM's error grows more than the CM's", 1, log, mean("start")),
         Prediction(WANDERING, "from its own samples noised anew it grows more too", 1, log, mean("own")),
-        Prediction(WANDERING, "where it grows more, C2 is stronger", 1, rho, drives("own")),
+        *both(WANDERING, "where it grows more, C2 is stronger", "own"),
         Prediction(DISCRETISING, "the Direct CM is not nearer to the true solution", 1, log, mean("true")),
-        Prediction(DISCRETISING, "where the solver errs more, C2 is stronger", 1, rho, drives("solver_share")),
-    ]  # fmt: skip
+        *both(DISCRETISING, "where the solver errs more, C2 is stronger", "solver_share"),
+    ]
 
 
 def survival(made: Sequence[Prediction]) -> dict[str, str]:

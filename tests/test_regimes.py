@@ -144,7 +144,7 @@ def table(**columns) -> pd.DataFrame:
     n = np.arange(12.0)
     names = ["averaging_direct", "averaging", "target", "roughness", "start", "own", "true", "solver_share", "steep_direct"]
     base = pd.DataFrame({name: 1.0 + 0.01 * np.sin(7 * n) for name in names})
-    return base.assign(c2=n - 5.5, holds=n > 5.5, target=-1 - 0.01 * np.sin(n)).assign(**columns)
+    return base.assign(c2=n - 5.5, c2_data=(n - 5.5) ** 3, holds=n > 5.5, target=-1 - 0.01 * np.sin(n)).assign(**columns)
 
 
 def test_an_explanation_survives_where_every_prediction_holds():
@@ -198,10 +198,18 @@ def test_regimes_are_named_and_judged():
         "main", "2 steps", "constant lr, 20 updates", "constant lr, 320 updates", "Heun",
     }, "a snapshot of a run whose rate decays is no regime"  # fmt: skip
     c2 = claims[claims.metric == "swd_teacher"]
+    assert list(c2.regime) == ["main", "2 steps", "Heun", "constant lr, 20 updates", "constant lr, 320 updates"]
     assert (c2.verdict == "supported").all() and c2.value.to_numpy() == pytest.approx(2)
     c1 = claims[claims.claim == "C1"]
     assert (c1.verdict == "supported").all() and c1.value.to_numpy() == pytest.approx(0.5)
     assert "2 steps" not in set(c1.regime), "fresh noise leads several steps off the solution"
+    assert list(regimes.supporting(claims, run).regime) == list(c2.regime)
+    mixed = claims.set_index(["regime", "metric"]).copy()
+    mixed.loc[("Heun", "swd_data"), "verdict"] = "contradicted"
+    mixed.loc[("main", "swd_data"), "verdict"] = mixed.loc[("2 steps", "swd_teacher"), "verdict"] = "inconclusive"
+    mixed.loc[("2 steps", "swd_data"), "verdict"] = "inconclusive"
+    left = list(regimes.supporting(mixed.reset_index(), run).regime)
+    assert left == ["main", "constant lr, 20 updates", "constant lr, 320 updates"], "one says so, and none the opposite"
     best = regimes.strongest(c2.assign(value=np.arange(len(c2)) + 0.5), ["swd_teacher"])
     assert (best["for"].value, best["against"].value) == (len(c2) - 0.5, 0.5)
     readable = regimes.readable(claims, [run])["gmm"]
