@@ -55,7 +55,7 @@ def effects(claims: pd.DataFrame, runs: Sequence[Run]) -> Figure:
         scale(ax, "x", part.value, log=True)
         ax.set(title=title, xlabel="Direct CM / CM")
     axes[0].set_yticks(range(len(regimes)), [f"{r.run}: {r.regime}" for r in regimes.itertuples()], fontsize=7.5)
-    axes[0].invert_yaxis()
+    axes[0].set_ylim(len(regimes) - 0.4, -0.6)
     figure.legend(*axes[2].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     for i in range(1, len(regimes)):
         if regimes.run[i] != regimes.run[i - 1]:
@@ -231,26 +231,19 @@ def wandering(starts: pd.DataFrame, steps: pd.DataFrame, table: pd.DataFrame, ma
     axes[0].axhline(1, color="black", lw=0.8)
     axes[0].legend(title=None)
     axes[0].set(xlabel="", ylabel="growth of the error (ratio)", title="every student")
+    lines = ["-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1))]
     for k, (name, part) in enumerate(steps.groupby("run", sort=False)):
         colour, marker = FAMILIES[part.family.iloc[0]]
         error = [part.value - part.low, part.high - part.value]
-        axes[1].errorbar(
-            part.steps * 1.04**k,
-            part.value,
-            yerr=error,
-            fmt=f"{marker}-",
-            color=colour,
-            alpha=0.5 + 0.5 / (k + 1),
-            label=name,
-            capsize=2,
-        )
+        look = dict(marker=marker, ls=lines[k % len(lines)], color=colour, lw=1.4, capsize=2)
+        axes[1].errorbar(part.steps * 1.02**k, part.value, yerr=error, label=name, **look)
     axes[1].axhline(1, color="black", lw=0.8)
     if len(steps):
         axes[1].set_xscale("log")
         axes[1].set_xticks(sorted(steps.steps.unique()), [str(s) for s in sorted(steps.steps.unique())])
         axes[1].minorticks_off()
         scale(axes[1], "y", steps.value, log=True)
-        axes[1].legend(fontsize=7.5)
+        axes[1].legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     axes[1].set(
         xlabel="sampling steps", ylabel="Direct CM / CM, distance\nto the teacher's samples", title="main groups"
     )

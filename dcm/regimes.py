@@ -243,6 +243,30 @@ def slopes(rows: pd.DataFrame, x: str, y: str, by: Sequence[str], resamples: int
     )  # fmt: skip
 
 
+def at_equal_error(rows: pd.DataFrame, by: Sequence[str], resamples: int, confidence: float) -> Effect:
+    """How far the Direct CM's y lies above the CM's at equal x: c of the least-squares fit y = a + b x + c [Direct CM].
+
+    `rows` has columns x, y, method; the interval resamples whole groups of `by`.
+    """
+    rows = rows[rows.method.isin(["CM", "Direct CM"])]
+    A = np.column_stack([np.ones(len(rows)), rows.x, rows.method == "Direct CM"]).astype(float)
+    group = rows.groupby(list(by)).ngroup().to_numpy()
+    count = group.max() + 1
+    square: np.ndarray = np.zeros((count, 3, 3))
+    product: np.ndarray = np.zeros((count, 3))
+    np.add.at(square, group, A[:, :, None] * A[:, None, :])
+    np.add.at(product, group, A * rows.y.to_numpy()[:, None])
+
+    def offset(index, axis=-1):
+        i = np.moveaxis(np.asarray(index, int), axis, 0)
+        return np.linalg.solve(square[i].sum(0), product[i].sum(0)[..., None])[..., 2, 0]
+
+    try:
+        return analysis.bootstrap(np.arange(count), offset, resamples, confidence)
+    except np.linalg.LinAlgError:  # too few groups to tell the three apart
+        return Effect(float("nan"), float("nan"), float("nan"), count)
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What an explanation says will be measured, with the sign that it needs.

@@ -261,6 +261,12 @@ class RegimesReport:
                 f"correlation {interval(found.rank_within)}. In {negative} of {len(found.by_group)} settings a lower ODE error "
                 f"goes with worse samples. {self._paradox(found)}"
             )
+            p = self.session.p
+            gap = regimes.at_equal_error(rows, REGIME, p.bootstrap, p.confidence)
+            lines.append(
+                f"At equal ODE error, over all settings of {family}, the Direct CM's distance to the teacher's samples is "
+                f"exp({interval(gap)}) times the CM's."
+            )
             try:
                 seeds = regimes.slopes(
                     rows, "x", "y", [*REGIME, "method"], self.session.p.bootstrap, self.session.p.confidence
@@ -422,6 +428,11 @@ class RegimesReport:
                 f"{fate}: {listed([n for n, f in fates.items() if f == fate])}"
                 for fate in ("survives", "undecided", "refuted")
             ]
+            tally = "; ".join(
+                f"{n}: {', '.join(f'{sum(p.explanation == n and p.outcome == o for p in made)} {o}' for o in regimes.OUTCOMES.values())}"
+                for n in fates
+            )
+            each.append(f"Of its predictions: {tally}")
             lines.append(f"**{family}**, over the {made[0].estimate.n} settings that support C2. {'. '.join(each)}.")
         both = set.intersection(
             *[{n for n, f in regimes.survival(made).items() if f == "survives"} for made in predictions.values()]

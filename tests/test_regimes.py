@@ -139,6 +139,20 @@ def test_slopes_without_a_paradox():
         slopes(paradox(1, 1).groupby("setting").head(2), "x", "y", ["setting"], 500, 0.95)
 
 
+def test_the_gap_at_equal_error():
+    """y = 1 + 2 x + 0.3 [Direct CM], where the Direct CM has the smaller x: its y is smaller, and the gap above 0."""
+    rng, parts = np.random.default_rng(0), []
+    for g in range(8):
+        for method, shift in (("CM", 1.0), ("Direct CM", 0.0)):
+            x = g + shift + 0.3 * rng.standard_normal(5)
+            y = 1 + 2 * x + 0.3 * (method == "Direct CM") + 0.01 * rng.standard_normal(5)
+            parts.append(pd.DataFrame({"setting": g, "method": method, "x": x, "y": y}))
+    rows = pd.concat(parts)
+    assert rows[rows.method == "CM"].y.mean() > rows[rows.method == "Direct CM"].y.mean()
+    gap = regimes.at_equal_error(rows, ["setting"], 500, 0.95)
+    assert gap.value == pytest.approx(0.3, abs=0.01) and 0.28 < gap.low < gap.high < 0.32 and gap.n == 8
+
+
 def table(**columns) -> pd.DataFrame:
     """Mechanisms of 12 regimes; the effect of C2 is their number, and half of them support it."""
     n = np.arange(12.0)
