@@ -32,7 +32,7 @@ study-regimes study-regimes_cifar10: study-%: $(BIN)/.ready
 # All of lint, unit, smoke and nbval, the tests in JOBS processes (tests/conftest.py says which stay together).
 test: lint
 	rm -rf runs/quick
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder $(NBVAL) tests $(QUICK)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(NBVAL) tests $(QUICK)
 
 # uv installs in a fifth of pip's time. Where it cannot be had, or does not find the registry that pip is told of, pip does.
 INSTALL := -m pip install --quiet --disable-pip-version-check

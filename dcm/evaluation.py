@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -185,10 +186,29 @@ def describe(name: str, group: Group, member: Member, update: int, steps: int) -
 
 
 KEY = ("fingerprint", "group", "guidance", "horizon", "seed", "update", "steps")
+KEPT = 1 << 26  # bytes of one set of students' samples that are still worth their room on the disk
+
+
+def _samples_of(evaluation: EvaluationSet, g: DistilledGroup, mark: str, update: int, steps: int) -> Tensor:
+    """Samples (M, B, *shape) of a group's students; kept in ``run_dir/evaluation``, since two notebooks ask for them."""
+
+    def make() -> Tensor:
+        students = g.students(evaluation.study, update, evaluation.device)
+        return evaluation.student_samples(students, g.group.intervals, steps)
+
+    size = 4 * len(g.group.members) * evaluation.samples * math.prod(evaluation.study.teacher.shape)
+    if evaluation.study.costly or size > KEPT:
+        return make()
+    return evaluation._cached(f"students-{g.name}-{update}-{steps}-{mark}", make)
 
 
 def measure_students(
-    study: Study, evaluation: EvaluationSet, groups: dict[str, list[int]], store: Path, measure
+    study: Study,
+    evaluation: EvaluationSet,
+    groups: dict[str, list[int]],
+    store: Path,
+    measure,
+    last_first: bool = False,
 ) -> Iterator[dict]:
     """One row for every student, snapshot and number of sampling steps; rows found in `store` are not made again.
 
@@ -196,7 +216,8 @@ def measure_students(
     ----------
     groups : numbers of sampling steps to measure by name of group; snapshots before the end are measured in one step.
     store : where finished rows are kept. ``measure(x (B, *shape), group, member)`` returns the
-    values of a row. Yields the rows in a fixed order.
+    values of a row. last_first : begin at the end; two notebooks that run side by side, one from either end, then
+    sample half of the students each and read the other half. Yields the rows in a fixed order.
     """
     rows = RowStore(store, KEY)
     work = []
@@ -206,15 +227,15 @@ def measure_students(
         for update in g.updates:
             for k in steps if update == g.updates[-1] else [1]:
                 if k <= g.group.intervals:
-                    work.append((g, mark, update, k))
-    for g, mark, update, k in tqdm(work, desc="students measured", unit="set"):
-        keys = [{"fingerprint": mark} | describe(g.name, g.group, m, update, k) for m in g.group.members]
+                    keys = [{"fingerprint": mark} | describe(name, g.group, m, update, k) for m in g.group.members]
+                    work.append((g, mark, update, k, keys))
+    for g, mark, update, k, keys in tqdm(work[::-1] if last_first else work, desc="students measured", unit="set"):
         if not all(key in rows for key in keys):
-            students = g.students(study, update, evaluation.device)
-            x = evaluation.student_samples(students, g.group.intervals, k)
+            x = _samples_of(evaluation, g, mark, update, k)
             for x_m, key, member in zip(x, keys, g.group.members):
                 if key not in rows:
                     rows.add(key | measure(x_m, g.group, member))
+    for *_, keys in work:
         for key in keys:
             yield {name: value for name, value in rows[key].items() if name != "fingerprint"}
 

@@ -4,22 +4,35 @@ import torch
 from dcm.consistency import ConsistencyFunction
 from dcm.teachers.mixture import GaussianMixtureTeacher
 
-# What takes longest goes first, so that processes (`make test`) end together.
-FIRST = ["test_smoke.py", "notebooks", "test_sdxl.py", "smoke, images", "test_notebooks.py", "test_any_input.py"]
+# Parts of the tests that each stay in one process (`pytest -n`), longest first, so that the processes end together.
+# All else is parted by file: its tests share fixtures. The notebooks need each other's results, in their order.
+PARTS = [
+    "tests/test_smoke.py", "notebooks", "tests/test_sdxl.py", "test_the_image_path", "tests/test_notebooks.py",
+    "tests/test_any_input.py", "test_a_bad_config_is_refused_before_anything_runs",
+]  # fmt: skip
 
 
-@pytest.hookimpl(tryfirst=True)
+def part(nodeid: str) -> str:
+    file, _, test = nodeid.partition("::")
+    name = test.partition("[")[0]
+    return "notebooks" if file.endswith(".ipynb") else name if name in PARTS else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Parts(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return part(nodeid)
+
+    config.option.loadscopereorder = False  # keep the order below
+    return Parts(config, log)
+
+
 def pytest_collection_modifyitems(config, items):
-    """Under pytest-xdist a file's tests share a process, for their fixtures; so do all notebooks, for their order."""
-    if not hasattr(config, "workerinput"):
-        return
-    group = {}
-    for item in items:
-        own = item.get_closest_marker("xdist_group")
-        group[item] = own.args[0] if own else "notebooks" if item.path.suffix == ".ipynb" else item.path.name
-        if not own:
-            item.add_marker(pytest.mark.xdist_group(group[item]))
-    items.sort(key=lambda item: FIRST.index(group[item]) if group[item] in FIRST else len(FIRST))
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: PARTS.index(part(item.nodeid)) if part(item.nodeid) in PARTS else len(PARTS))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,6 +8,7 @@ import runpy
 import signal
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -222,3 +223,22 @@ def test_a_dead_kernel_or_a_full_disk_ends_the_rule_in_one_sentence(tmp_path, fa
     expected = {"dead kernel": "its kernel died, killed from outside", "no room": "cannot be written (No space left on"}
     assert expected[fault] in str(end.value) and "\n" not in str(end.value)
     assert not (tmp_path / "out/book.html").exists()
+
+
+def test_kernels_keep_memory_unless_told_otherwise(tmp_path, monkeypatch):
+    environments = []
+
+    def execute(*_, **__):
+        environments.append(dict(os.environ))
+        raise OSError("enough")
+
+    monkeypatch.setattr("papermill.execute_notebook", execute)
+    rule = SimpleNamespace(
+        input=SimpleNamespace(notebook="book.ipynb"), params=SimpleNamespace(values={}),
+        output=SimpleNamespace(html=str(tmp_path / "book.html")),
+    )  # fmt: skip
+    with mock.patch.dict(os.environ, {"MALLOC_TOP_PAD_": "1"}), pytest.raises(SystemExit, match="enough"):
+        os.environ.pop("MALLOC_TRIM_THRESHOLD_", None)
+        runpy.run_path(str(ROOT / "workflow/run_notebook.py"), {"snakemake": rule})
+    [kernels] = environments
+    assert (kernels["MALLOC_TRIM_THRESHOLD_"], kernels["MALLOC_TOP_PAD_"]) == (str(1 << 30), "1")

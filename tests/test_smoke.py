@@ -241,7 +241,6 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(gmm, tmp_path):
         assert (tmp_path / "results/metrics.csv").read_bytes() == (folder / "results/metrics.csv").read_bytes()
 
 
-@pytest.mark.xdist_group("smoke, images")
 def test_the_image_path(tmp_path):
     config = read("smoke_digits") | {"run_dir": str(tmp_path / "run"), "results_dir": str(tmp_path / "results")}
     out = snakemake(config, tmp_path, "-j", "2")
@@ -277,7 +276,6 @@ def test_the_regimes(gmm):
     assert len(pd.read_csv(results / "maps_from_noise.csv")) == 3 * 3 + 3 * 2 * 3  # as many students as in metrics.csv
 
 
-@pytest.mark.xdist_group("smoke, refused")
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -1,10 +1,12 @@
 import json
 import math
+import shutil
 
 import pytest
 import torch
 from interruption import interrupted_at
 
+import dcm.evaluation as evaluation_module
 from dcm.artifacts import InputError, RowStore, atomic, read_tensors, write_tensors
 from dcm.consistency import sample
 from dcm.evaluation import EvaluationSet, load_group, load_groups, measure_students
@@ -122,6 +124,31 @@ def test_measuring_goes_on_where_it_stopped(study, undisturbed, tmp_path):
     assert len(RowStore(store, ("group", "horizon", "seed", "update", "steps")).done) == len(lines)
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_two_notebooks_share_the_students_samples(study, undisturbed, tmp_path, monkeypatch, kept):
+    """One from either end: each set is sampled once, unless sets are too large to keep; the same rows."""
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed.path.parent, run / "students")
+    if not kept:
+        monkeypatch.setattr(evaluation_module, "KEPT", 0)
+    evaluation, sampled, real = EvaluationSet(study, run, 32, 0, CPU), [], EvaluationSet.student_samples
+    monkeypatch.setattr(EvaluationSet, "student_samples", lambda *a: sampled.append(a[-1]) or real(*a))
+    seen: dict[str, list] = {"first": [], "last": []}
+
+    def rows(name):
+        measure = lambda x, group, member: seen[name].append(x) or {"mean": float(x.mean())}
+        return list(
+            measure_students(study, evaluation, {"main": [1, 2]}, tmp_path / name, measure, last_first=name == "last")
+        )
+
+    assert rows("first") == rows("last")
+    assert len(sampled) == (4 if kept else 8)  # two snapshots, and the end in one and in two steps
+    assert len(list((run / "evaluation").glob("students-*"))) == 4 if kept else not (run / "evaluation").exists()
+    for x, y in zip(seen["first"][:4], seen["last"][-4:]):
+        assert torch.equal(x, y)
+    assert not torch.equal(seen["first"][0], seen["last"][0]), "it begins at the other end"
+
+
 # float32 sums in another order: the largest difference that another chunk size may make to a sample of size about 1.
 TOLERANCE = 2e-5
 
@@ -164,9 +191,10 @@ def test_evaluation_does_not_depend_on_order_or_number(study, undisturbed, tmp_p
         return {"ode_error": ode_error(x, evaluation.teacher_samples(group.solver, group.intervals, member.guidance))}
 
     orders = [{"main": [1, 2], "other": [1]}, {"other": [1], "main": [2, 1]}]
-    rows = [
-        list(measure_students(study, evaluation, o, tmp_path / f"{len(o)}{i}", measure)) for i, o in enumerate(orders)
-    ]
+    rows = []
+    for i, order in enumerate(orders):
+        rows.append(list(measure_students(study, evaluation, order, tmp_path / f"rows{i}", measure)))
+        shutil.rmtree(run / "evaluation")  # sampled anew
     key = lambda row: json.dumps(row, sort_keys=True)
     assert sorted(rows[0], key=key) == sorted(rows[1], key=key) and rows[0] != rows[1]
 

@@ -10,11 +10,22 @@ import papermill
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
+# glibc hands a network's buffers back to the system after a layer and takes them anew, page by page, for the next.
+# Kernels keep up to a gigabyte instead, and buffers of more than 32 MB (the most that it allows) go back as ever. A C
+# library reads this when a process starts; others than glibc do not.
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+    "MALLOC_TOP_PAD_": str(64 << 20),
+}
+
 
 def run(source: str, parameters: dict, html: str) -> None:
     """Execute `source`; on failure leave the half-run notebook beside `html` and exit with one sentence."""
     executed = Path(html).with_suffix(".ipynb")
     executed.parent.mkdir(parents=True, exist_ok=True)
+    for name, value in KEEP_MEMORY.items():
+        os.environ.setdefault(name, value)
     os.environ["DCM_BATCH"] = "1"  # the kernel's progress bars as text, which papermill hands on
     try:
         papermill.execute_notebook(
