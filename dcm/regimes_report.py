@@ -450,9 +450,9 @@ class RegimesReport:
             f"**Limits.** Seeds a regime: {sizes}; intervals of so few are optimistic, and regimes of one run share teacher and "
             "evaluation noise, so they are no independent sample of all regimes. Teacher and students start from the same "
             "noise, so a small ODE error alone keeps the distance to the teacher's samples small: that distance leans towards "
-            "the Direct CM, the distance to data does not. Which regimes count as "
-            "supporting C2 for the explanations (either distance, contradicted by neither) was settled after first verdicts on "
-            "digits, where the distance to the teacher's samples alone left one. A "
+            "the Direct CM, the distance to data does not. Which regimes "
+            "count as supporting C2 for the explanations (by either distance, contradicted by neither) was settled after the "
+            "first verdicts on digits had been seen. A "
             "correlation over regimes does not show a cause: what an explanation names may go with what causes it. Teachers "
             f"here are of the studies {', '.join(self.families)}; nothing above was measured on SDXL."
         )
