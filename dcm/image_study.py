@@ -62,7 +62,9 @@ class VelocityNetwork(nn.Module):
 
     def start_as(self, teacher: nn.Module) -> None:
         """Take over the weights of the teacher's UNet; an adapter over them stays."""
-        own = {name.replace(".base_layer.", "."): p for name, p in self.unet.state_dict().items() if "lora_" not in name}
+        own = {
+            name.replace(".base_layer.", "."): p for name, p in self.unet.state_dict().items() if "lora_" not in name
+        }
         for name, value in teacher.state_dict().items():
             own[name].copy_(value)
 

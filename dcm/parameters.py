@@ -157,7 +157,9 @@ class TeacherParameters(Common):
             raise _refusal("updates", self.updates, "0", " for the study gmm, whose teacher is exact")
         if self.study != "gmm" and (self.dimension, self.modes) != (2, 3):
             name, value = ("dimension", 2) if self.dimension != 2 else ("modes", 3)
-            raise _refusal(name, getattr(self, name), f"{value}", f" for the study {self.study}, which has its own data")
+            raise _refusal(
+                name, getattr(self, name), f"{value}", f" for the study {self.study}, which has its own data"
+            )
         if self.dry_run and self.study != "sdxl":
             raise _refusal("dry_run", self.dry_run, "true for the study sdxl", f" for the study {self.study}")
         images = {"cifar10": ("cifar10", "folder", "teacher"), "sdxl": ("folder",)}
@@ -409,6 +411,7 @@ NOTEBOOKS: dict[str, type[Parameters]] = {
     "5_figures": FigureParameters,
 }
 
+
 class RegimeParameters(Parameters):
     """Notebook 6, which joins several studies' runs."""
 
@@ -454,7 +457,10 @@ class RegimesConfig(Parameters):
         common = folders | dict(device=self.device, threads=self.threads)
         taken = sorted(set(common) & set(own))
         if taken:
-            raise InputError(f"in study {name}: {taken[0]} is named once, for all studies, and not here.")
+            value = shown(own[taken[0]])
+            raise InputError(
+                f"in study {name}: {taken[0]} = {value} is given once for all studies; allowed: beside studies."
+            )
         try:
             validate(StudyConfig, common | own)
         except InputError as error:

@@ -372,7 +372,13 @@ def predictions(table: pd.DataFrame, resamples: int, confidence: float) -> list[
 
     return [
         Prediction(AVERAGING, "the Direct CM errs more where the ODE map is steeper", 1, rho, mean("steep_direct")),
-        Prediction(AVERAGING, "the Direct CM's error is that of an average: index above 0", 1, "index", mean("averaging_direct")),
+        Prediction(
+            AVERAGING,
+            "the Direct CM's error is that of an average: index above 0",
+            1,
+            "index",
+            mean("averaging_direct"),
+        ),
         Prediction(AVERAGING, "it averages more than the CM", 1, "index", mean("averaging")),
         *both(AVERAGING, "where it averages more than the CM, C2 is stronger", "averaging"),
         Prediction(SMOOTHING, "the CM's target is smoother than the ODE map", -1, log, mean("target")),

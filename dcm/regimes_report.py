@@ -462,7 +462,10 @@ class RegimesReport:
         lines = [line for line in self.where_c2_holds().split("\n\n")]
         minutes = sum(r.get("wall_seconds", 0) for r in self.records.values()) / 60
         spent = f"Wall time of all notebooks behind it, one after the other: {minutes:.0f} minutes."
-        bullets = [f"- {line}" for line in [*lines, *self.at_equal_error.values(), *self.conclusion(predictions).split("\n\n"), spent]]
+        bullets = [
+            f"- {line}"
+            for line in [*lines, *self.at_equal_error.values(), *self.conclusion(predictions).split("\n\n"), spent]
+        ]
         return "\n".join([*bullets, "", self.prediction_table(predictions).to_markdown(index=False), ""])
 
     def write(self, maps: Maps, mechanisms: pd.DataFrame, predictions: dict[str, list[Prediction]]) -> None:

@@ -15,14 +15,14 @@ from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 
 from dcm.errors import InputError, TrainingError
-from dcm.parameters import NOTEBOOKS, StudyConfig, shown, validate
+from dcm.parameters import EVERY_NOTEBOOK, NOTEBOOKS, RegimesConfig, StudyConfig, shown, validate
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = {p.stem: yaml.safe_load(p.read_text()) for p in sorted((ROOT / "workflow/config").glob("*.yaml"))}
-BOOKS = {name: nbformat.read(ROOT / f"notebooks/{name}.ipynb", as_version=4) for name in NOTEBOOKS}
+BOOKS = {name: nbformat.read(ROOT / f"notebooks/{name}.ipynb", as_version=4) for name in EVERY_NOTEBOOK}
 
 # Fixed seeds in CI: a failure there is a change of ours. With DCM_CASES and DCM_RUNS new and more cases are drawn.
-CASES = int(os.environ.get("DCM_CASES", 150))  # of each of the six kinds
+CASES = int(os.environ.get("DCM_CASES", 150))  # of each of the eight kinds
 every_case = settings(
     max_examples=CASES, deadline=None, derandomize="DCM_CASES" not in os.environ, database=None,
     suppress_health_check=list(HealthCheck),
@@ -57,9 +57,9 @@ values = st.recursive(
 lists = st.one_of(st.lists(st.sampled_from(NUMBERS + WORDS), max_size=4), st.lists(st.integers(0, 12), max_size=5))
 anything = st.one_of(values, lists)
 
-SENTENCE = re.compile(r"^(in [^:]+: )?(?P<name>\w+) = (?P<value>.*?) (is|does|names) .*; allowed: .+\.$")
-UNKNOWN = re.compile(r"^(in [^:]+: )?(?P<name>.*) is not a parameter; allowed: .+\.$")
-MISSING = re.compile(r"^(in [^:]+: )?(?P<name>\w+) is missing; it must be .+\.$")
+SENTENCE = re.compile(r"^(in [^:]+: )*(?P<name>\w+) = (?P<value>.*?) (is|does|names) .*; allowed: .+\.$")
+UNKNOWN = re.compile(r"^(in [^:]+: )*(?P<name>.*) is not a parameter; allowed: .+\.$")
+MISSING = re.compile(r"^(in [^:]+: )*(?P<name>\w+) is missing; it must be .+\.$")
 
 
 def check_refusal(error: InputError, changed: dict | None) -> None:
@@ -85,7 +85,7 @@ def check_refusal(error: InputError, changed: dict | None) -> None:
 @st.composite
 def namespaces(draw, name: str):
     """(parameters of a notebook, some of them changed; what was changed)."""
-    model = NOTEBOOKS[name]
+    model = EVERY_NOTEBOOK[name]
     base, changed = defaults(name), {}
     for _ in range(draw(st.integers(1, 3))):
         field = draw(st.one_of(st.sampled_from(list(model.model_fields)), st.sampled_from(["lerning_rate", "x"])))
@@ -97,18 +97,18 @@ def namespaces(draw, name: str):
     return base, changed
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@pytest.mark.parametrize("name", EVERY_NOTEBOOK)
 @given(data=st.data())
 @every_case
 def test_a_notebook_takes_or_refuses(name, data):
     given_values, changed = data.draw(namespaces(name))
     try:
-        accepted = validate(NOTEBOOKS[name], given_values)
+        accepted = validate(EVERY_NOTEBOOK[name], given_values)
     except InputError as error:
         check_refusal(error, changed)
     else:
         again = accepted.model_dump()
-        assert validate(NOTEBOOKS[name], again).model_dump() == again
+        assert validate(EVERY_NOTEBOOK[name], again).model_dump() == again
 
 
 def places(tree: dict, at: tuple = ()) -> list[tuple]:
@@ -118,9 +118,9 @@ def places(tree: dict, at: tuple = ()) -> list[tuple]:
 
 
 @st.composite
-def configurations(draw):
+def configurations(draw, names):
     """(a configuration changed in a few places; what was changed)."""
-    config, changed = copy.deepcopy(CONFIGS[draw(st.sampled_from(list(CONFIGS)))]), {}
+    config, changed = copy.deepcopy(CONFIGS[draw(st.sampled_from(names))]), {}
     for _ in range(draw(st.integers(1, 3))):
         *path, key = draw(st.sampled_from(places(config)))
         at = config
@@ -138,20 +138,34 @@ def configurations(draw):
     return config, changed
 
 
-@given(configurations())
-@every_case
-def test_a_configuration_is_taken_or_refused(case):
-    config, changed = case
+def taken_or_refused(model, config: dict, changed: dict):
+    """`config` as `model`, or None where it is refused as it should be."""
     try:
-        study = validate(StudyConfig, config)
+        return validate(model, config)
     except InputError as error:
         inside = any(isinstance(v, dict) or v is None for v in changed.values())  # a part changed as a whole
         check_refusal(error, None if inside else changed)
-        return
-    for name, model in NOTEBOOKS.items():
+
+
+REGIMES = [name for name in CONFIGS if name.startswith("regimes")]
+
+
+@given(configurations([name for name in CONFIGS if name not in REGIMES]))
+@every_case
+def test_a_configuration_is_taken_or_refused(case):
+    study = taken_or_refused(StudyConfig, *case)
+    for name, model in NOTEBOOKS.items() if study else ():
         for group in study.groups if name == "2_distill" else [None]:
             whole = study.notebook(name, group)
             assert set(whole) == set(model.model_fields) and validate(model, whole).model_dump() == whole
+
+
+@given(configurations(REGIMES))
+@every_case
+def test_regimes_are_taken_or_refused(case):
+    regimes = taken_or_refused(RegimesConfig, *case)
+    for name in regimes.studies if regimes else ():
+        assert validate(StudyConfig, regimes.study(name)).study == regimes.studies[name]["study"]
 
 
 def members(intervals, horizons):

@@ -55,8 +55,16 @@ def test_sliced_wasserstein_of_a_shift_in_many_dimensions():
 @pytest.mark.parametrize(
     ("model", "values", "message"),
     [
-        (TeacherParameters, TEACHER | {"dimension": 1}, "dimension = 1 is not possible; allowed: a whole number, at least 2"),
-        (TeacherParameters, TEACHER | {"study": "digits", "modes": 9}, "modes = 9 is not possible for the study digits"),
+        (
+            TeacherParameters,
+            TEACHER | {"dimension": 1},
+            "dimension = 1 is not possible; allowed: a whole number, at least 2",
+        ),
+        (
+            TeacherParameters,
+            TEACHER | {"study": "digits", "modes": 9},
+            "modes = 9 is not possible for the study digits",
+        ),
     ],
 )
 def test_impossible_mixtures_are_refused(model, values, message):

@@ -156,9 +156,21 @@ def test_the_gap_at_equal_error():
 def table(**columns) -> pd.DataFrame:
     """Mechanisms of 12 regimes; the effect of C2 is their number, and half of them support it."""
     n = np.arange(12.0)
-    names = ["averaging_direct", "averaging", "target", "roughness", "start", "own", "true", "solver_share", "steep_direct"]
+    names = [
+        "averaging_direct",
+        "averaging",
+        "target",
+        "roughness",
+        "start",
+        "own",
+        "true",
+        "solver_share",
+        "steep_direct",
+    ]
     base = pd.DataFrame({name: 1.0 + 0.01 * np.sin(7 * n) for name in names})
-    return base.assign(c2=n - 5.5, c2_data=(n - 5.5) ** 3, holds=n > 5.5, target=-1 - 0.01 * np.sin(n)).assign(**columns)
+    return base.assign(c2=n - 5.5, c2_data=(n - 5.5) ** 3, holds=n > 5.5, target=-1 - 0.01 * np.sin(n)).assign(
+        **columns
+    )
 
 
 def test_an_explanation_survives_where_every_prediction_holds():
@@ -186,7 +198,9 @@ def rows_of(*settings) -> pd.DataFrame:
             for seed in range(4):
                 setting = dict(group=group, solver="ddim", intervals=10, guidance=2.0, horizon=horizon, method=method)
                 more = dict(seed=seed, update=update, steps=steps, ode_error=ode * (1 + 0.01 * seed))
-                out.append(setting | more | dict(swd_teacher=quality * (1 + 0.02 * seed), swd_data=quality, nll=1.0 + seed))
+                out.append(
+                    setting | more | dict(swd_teacher=quality * (1 + 0.02 * seed), swd_data=quality, nll=1.0 + seed)
+                )
     return pd.DataFrame(out)
 
 
@@ -204,7 +218,9 @@ def run_of(rows: pd.DataFrame, **parameters) -> regimes.Run:
 
 
 def test_regimes_are_named_and_judged():
-    rows = rows_of(("main", 80, 1), ("main", 80, 2), ("main", 10, 1), ("long", 320, 1), ("long", 20, 1), ("heun", 80, 1))
+    rows = rows_of(
+        ("main", 80, 1), ("main", 80, 2), ("main", 10, 1), ("long", 320, 1), ("long", 20, 1), ("heun", 80, 1)
+    )
     long, heun = dict(lr_decay="constant", updates=320), dict(solver="heun")
     run = run_of(rows, long=long, heun=heun)
     claims = regimes.verdict_table(run, 200, 0.95)
@@ -251,7 +267,10 @@ def test_the_configurations_are_possible(name):
     ("change", "message"),
     [
         ({"studies": {}}, "studies = {} is not possible"),
-        ({"studies": {"a": {"study": "gmm", "run_dir": "x"}}}, "in study a: run_dir is named once"),
+        (
+            {"studies": {"a": {"study": "gmm", "run_dir": "x"}}},
+            "in study a: run_dir = 'x' is given once for all studies; allowed: beside studies",
+        ),
         ({"studies": {"a": {"study": "gmm"}}}, "in study a: teacher is missing"),
         ({"figures": {"probes": 1}}, "in figures: probes = 1 is not possible; allowed: a whole number, at least 2"),
     ],

@@ -257,7 +257,17 @@ def test_the_regimes(gmm):
     values["figures"] = {"map_samples": 16, "bootstrap": 100}
     path = folder / "regimes.yaml"
     path.write_text(yaml.safe_dump(values))
-    run = [sys.executable, "-m", "snakemake", "-s", ROOT / "workflow/regimes.smk", "--configfile", path, "--nolock", "-j"]
+    run = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "-s",
+        ROOT / "workflow/regimes.smk",
+        "--configfile",
+        path,
+        "--nolock",
+        "-j",
+    ]
     done = subprocess.run([*map(str, run), "2"], cwd=folder, capture_output=True, text=True, env=ENVIRONMENT)
     out = done.stdout + done.stderr
     assert done.returncode == 0, out
