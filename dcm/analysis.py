@@ -71,6 +71,12 @@ def compare(rows: pd.DataFrame, column: str, metric: Metric, resamples: int, con
     return bootstrap(change.to_numpy(), np.mean, resamples, confidence)
 
 
+def stated(row) -> str:
+    """A row of :func:`verdicts` in words: ``ratio 0.5 [0.4, 0.6]``, without an interval where there is none."""
+    interval = f" [{row.low:.3g}, {row.high:.3g}]" if pd.notna(row.low) else ""
+    return f"{row.effect} {row.value:.3g}{interval}"
+
+
 def verdict(effect: Effect, expected_sign: int) -> str:
     """``supported`` when the whole interval has the expected sign, ``contradicted`` when it has the other one."""
     if effect.n < MIN_SEEDS or not np.isfinite([effect.low, effect.high]).all():

@@ -63,7 +63,7 @@ class EvaluationSet:
         shape = self.study.teacher.shape
         return sample_noise(self.seed, "renoise", range(self.samples), shape, step).to(self.home)
 
-    def _cached(self, name: str, make) -> Tensor:
+    def cached(self, name: str, make) -> Tensor:
         """A tensor kept in ``run_dir/evaluation``, made once per teacher and evaluation set."""
         key = fingerprint(self.study.teacher_id, self.samples, self.seed)
         path = self.run_dir / "evaluation" / f"{name}-{key}.safetensors"
@@ -80,15 +80,15 @@ class EvaluationSet:
             return solve_in_chunks(self.study, x, c, guidance, solver, grid)
 
         if not self.study.costly:
-            return self._cached(name, make)
+            return self.cached(name, make)
         parts = [slice(i, i + self.study.chunk) for i in range(0, self.samples, self.study.chunk)]
         bar = tqdm(parts, desc=f"teacher's samples, {name}", unit="chunk", leave=False)
-        return torch.cat([self._cached(f"{name}-parts/{rows.start:06d}", lambda: make(rows)) for rows in bar])
+        return torch.cat([self.cached(f"{name}-parts/{rows.start:06d}", lambda: make(rows)) for rows in bar])
 
     def exact_samples(self, guidance: float) -> Tensor:
         """The PF-ODE's true solutions (B, *shape) from the noise, where they are known."""
         T = self.study.teacher.schedule.T
-        return self._cached(
+        return self.cached(
             f"exact-{guidance:g}", lambda: self.study.reference(self.noise, T, self.condition, guidance, Grid(T, T))
         )
 
@@ -199,7 +199,7 @@ def _samples_of(evaluation: EvaluationSet, g: DistilledGroup, mark: str, update:
     size = 4 * len(g.group.members) * evaluation.samples * math.prod(evaluation.study.teacher.shape)
     if evaluation.study.costly or size > KEPT:
         return make()
-    return evaluation._cached(f"students-{g.name}-{update}-{steps}-{mark}", make)
+    return evaluation.cached(f"students-{g.name}-{update}-{steps}-{mark}", make)
 
 
 def measure_students(

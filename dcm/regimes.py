@@ -52,6 +52,11 @@ class Run:
         return self.study.name
 
     @property
+    def main(self) -> str:
+        """Name of the group that others are compared with: ``main``, or the first where there is none."""
+        return "main" if "main" in self.groups else next(iter(self.groups))
+
+    @property
     def metrics(self) -> dict[str, Metric]:
         """Quality metrics of the study."""
         return self.study.quality.metrics
@@ -111,16 +116,22 @@ NAMES = {
 }  # fmt: skip
 
 
-def label(row, run: Run, main: str) -> str:
-    """What a regime differs in from the run's main group, in words; `row` has the columns of :data:`REGIME`."""
-    base, _, moment = row.group.partition("@")
+def parts_of(regime: str) -> tuple[str, str, str]:
+    """(group, update of a snapshot, sampling steps) of a name that :func:`as_regimes` gave; empty where they are usual."""
+    base, _, moment = regime.partition("@")
     base, _, steps = base.partition("/")
+    return base, moment, steps
+
+
+def label(row, run: Run) -> str:
+    """What a regime differs in from the run's main group, in words; `row` has the columns of :data:`REGIME`."""
+    base, moment, steps = parts_of(row.group)
     later = {k: DistillParameters.model_fields[k].default for k in NAMES}  # what older runs did not name
-    own, usual = (later | run.groups[name].about["parameters"] for name in (base, main))
+    own, usual = (later | run.groups[name].about["parameters"] for name in (base, run.main))
     values = own | {"guidance": row.guidance}
     differ = [
         text(values[k]) for k, text in NAMES.items()
-        if values[k] != (run.groups[main].group.guidance[0] if k == "guidance" else usual.get(k))
+        if values[k] != (run.groups[run.main].group.guidance[0] if k == "guidance" else usual.get(k))
         and not (moment and k == "updates")
     ]  # fmt: skip
     differ += [f"{moment} updates"] * bool(moment) + [f"{steps}"] * bool(steps)
@@ -129,8 +140,7 @@ def label(row, run: Run, main: str) -> str:
 
 def _place(group: str) -> tuple:
     """Order of regimes: main first; snapshots by update, the end last; one step first."""
-    base, _, moment = group.partition("@")
-    base, _, steps = base.partition("/")
+    base, moment, steps = parts_of(group)
     return base != "main", base, int(moment or 10**10), int((steps or "1").split()[0])
 
 
@@ -138,8 +148,7 @@ def verdict_table(run: Run, resamples: int, confidence: float) -> pd.DataFrame:
     """:func:`dcm.analysis.verdicts` of every regime of a run, with columns ``run``, ``family`` and ``regime``."""
     table = analysis.verdicts(run.rows, run.metrics, resamples, confidence)
     table = table.sort_values("group", key=lambda g: g.map(_place), kind="stable", ignore_index=True)
-    main = "main" if "main" in run.groups else next(iter(run.groups))
-    names = [label(row, run, main) for row in table.itertuples()]
+    names = [label(row, run) for row in table.itertuples()]
     return table.assign(run=run.name, family=run.family, regime=names)
 
 
@@ -149,10 +158,7 @@ def readable(claims: pd.DataFrame, runs: Sequence[Run]) -> dict[str, pd.DataFram
     for family, part in claims.groupby("family", sort=False):
         metrics = next(r.metrics for r in runs if r.family == family)
         names = {"ode_error": "C1: ODE error"} | {k: f"C2: {m.label}" for k, m in metrics.items()}
-        text = [
-            f"{r.verdict}, {r.effect} {r.value:.3g}" + (f" [{r.low:.3g}, {r.high:.3g}]" if pd.notna(r.low) else "")
-            for r in part.itertuples()
-        ]
+        text = [f"{r.verdict}, {analysis.stated(r)}" for r in part.itertuples()]
         wide = part.assign(text=text).pivot(index=["run", *SETTING, "regime"], columns="metric", values="text")
         seeds = part.groupby(["run", *SETTING, "regime"]).seeds.max()
         wide = wide[[k for k in names if k in wide]].rename(columns=names).assign(seeds=seeds).reset_index()

@@ -55,8 +55,9 @@ class RegimesReport:
         if not len(self.claims):
             raise InputError("no group of the runs has both a CM and a Direct CM; there is nothing to compare.")
         self.rows = pd.concat([r.rows.assign(family=r.family) for r in self.runs], ignore_index=True)
-        write_csv(self.folder / "metrics.csv", self.rows)
-        write_csv(self.folder / "verdicts.csv", self.claims)
+        self.tables: list[str] = []
+        self._write_table("metrics", self.rows)
+        self._write_table("verdicts", self.claims)
         self.said: list[str] = []
         self.at_equal_error: dict[str, str] = {}
         self.items: list[tuple[str, str, str]] = []
@@ -106,8 +107,7 @@ class RegimesReport:
 
     def add(self, name: str, figure: Figure, caption: str) -> None:
         """Save a figure as png and pdf and keep its caption; it is drawn from the tables written so far."""
-        tables = ("metrics", "verdicts", "maps_by_time", "maps_from_noise", "mechanisms")
-        files = [self.folder / f"{t}.csv" for t in tables if t in ("metrics", "verdicts") or t in self._written]
+        files = [self.folder / f"{name}.csv" for name in self.tables]
         parameters = {notebook: record["parameters"] for notebook, record in self.records.items()}
         record = {
             "study": "regimes", "figure": name, "caption": caption, "commit": self.session.provenance.record["commit"],
@@ -117,7 +117,10 @@ class RegimesReport:
         plots.save(figure, self.folder, record)
         self.items.append((name, caption, f"![{name}]({name}.png)"))
 
-    _written: tuple[str, ...] = ()
+    def _write_table(self, name: str, table: pd.DataFrame) -> None:
+        """Write a table that the figures after it are drawn from."""
+        write_csv(self.folder / f"{name}.csv", table)
+        self.tables = [*(t for t in self.tables if t != name), name]
 
     # Where C2 holds
 
@@ -311,16 +314,14 @@ class RegimesReport:
             out[run.name] = (pd.DataFrame(made[0]), pd.DataFrame(made[1]))
         for i, name in enumerate(("maps_by_time", "maps_from_noise")):
             table = pd.concat([tables[i].assign(run=run) for run, tables in out.items()])
-            write_csv(self.folder / f"{name}.csv", table)
-        self._written = ("maps_by_time", "maps_from_noise")
+            self._write_table(name, table)
         return out
 
     def mechanisms(self, maps: Maps) -> pd.DataFrame:
         """:func:`dcm.regimes.mechanisms` of all runs."""
         tables = [regimes.mechanisms(r, *maps[r.name], self.claims[self.claims.run == r.name]) for r in self.runs]
         table = pd.concat(tables, ignore_index=True)
-        write_csv(self.folder / "mechanisms.csv", table)
-        self._written = (*self._written, "mechanisms")
+        self._write_table("mechanisms", table)
         return table
 
     def predictions(self, mechanisms: pd.DataFrame) -> dict[str, list[Prediction]]:
@@ -353,9 +354,8 @@ class RegimesReport:
             for name in dict.fromkeys([first.name, *part.run[-1:]]):
                 run = next(r for r in self.runs if r.name == name)
                 rows = maps[name][0]
-                main = "main" if "main" in run.groups else next(iter(run.groups))
-                group = run.groups[main].group
-                out[name] = rows[(rows.group == main) & (rows.guidance == group.guidance[0])]
+                group = run.groups[run.main].group
+                out[name] = rows[(rows.group == run.main) & (rows.guidance == group.guidance[0])]
         return out
 
     def starts(self, maps: Maps) -> pd.DataFrame:
@@ -365,14 +365,9 @@ class RegimesReport:
     def by_steps(self) -> pd.DataFrame:
         """The effect of C2 of groups that were sampled in several steps."""
         claims = self._primary("teacher")
-        base = claims.group.str.partition("/")[0]
-        several = base[claims.group.str.contains("/")]
-        claims = claims.assign(base=base)[base.isin(several)]
-        claims = claims[
-            claims.set_index(["run", "base"]).index.isin(
-                claims[claims.group.str.contains("/")].set_index(["run", "base"]).index
-            )
-        ]
+        claims = claims.assign(base=claims.group.str.partition("/")[0])
+        several = claims[claims.group.str.contains("/")][["run", "base"]].drop_duplicates()
+        claims = claims.merge(several)
         steps = claims.group.str.extract(r"/(\d+) steps")[0].fillna(1).astype(int)
         return claims.assign(steps=steps)[["family", "run", "steps", "value", "low", "high", "verdict"]].sort_values(
             ["run", "steps"]

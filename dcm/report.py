@@ -255,10 +255,7 @@ class Report:
             {
                 "claim": claims.claim, "solver": claims.solver.map(plots.SOLVER_NAMES), "N": claims.intervals,
                 "w": claims.guidance.map("{:g}".format), "group": claims.group, "metric": claims.metric.map(label),
-                "Direct CM against CM": [
-                    f"{r.effect} {r.value:.3g}" + (f" [{r.low:.3g}, {r.high:.3g}]" if pd.notna(r.low) else "")
-                    for r in claims.itertuples()
-                ],
+                "Direct CM against CM": [analysis.stated(r) for r in claims.itertuples()],
                 "seeds": claims.seeds, "verdict": claims.verdict,
             }
         )  # fmt: skip
