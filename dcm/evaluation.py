@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -209,6 +211,7 @@ def measure_students(
     store: Path,
     measure,
     last_first: bool = False,
+    workers: int = 1,
 ) -> Iterator[dict]:
     """One row for every student, snapshot and number of sampling steps; rows found in `store` are not made again.
 
@@ -217,7 +220,8 @@ def measure_students(
     groups : numbers of sampling steps to measure by name of group; snapshots before the end are measured in one step.
     store : where finished rows are kept. ``measure(x (B, *shape), group, member)`` returns the
     values of a row. last_first : begin at the end; two notebooks that run side by side, one from either end, then
-    sample half of the students each and read the other half. Yields the rows in a fixed order.
+    sample half of the students each and read the other half. workers : threads that call `measure`, which must allow
+    it. Yields the rows in a fixed order.
     """
     rows = RowStore(store, KEY)
     work = []
@@ -229,15 +233,35 @@ def measure_students(
                 if k <= g.group.intervals:
                     keys = [{"fingerprint": mark} | describe(name, g.group, m, update, k) for m in g.group.members]
                     work.append((g, mark, update, k, keys))
-    for g, mark, update, k, keys in tqdm(work[::-1] if last_first else work, desc="students measured", unit="set"):
-        if not all(key in rows for key in keys):
-            x = _samples_of(evaluation, g, mark, update, k)
-            for x_m, key, member in zip(x, keys, g.group.members):
-                if key not in rows:
-                    rows.add(key | measure(x_m, g.group, member))
+    begun: deque[tuple[dict, Future]] = deque()
+
+    def finish(count: int) -> None:  # oldest first, until `count` are left
+        while len(begun) > count:
+            key, values = begun.popleft()
+            rows.add(key | values.result())
+
+    with ThreadPoolExecutor(workers) as pool:
+        for g, mark, update, k, keys in tqdm(work[::-1] if last_first else work, desc="students measured", unit="set"):
+            if not all(key in rows for key in keys):
+                x = _samples_of(evaluation, g, mark, update, k)
+                for x_m, key, member in zip(x, keys, g.group.members):
+                    if key not in rows and workers == 1:
+                        rows.add(key | measure(x_m, g.group, member))
+                    elif key not in rows:
+                        begun.append((key, pool.submit(measure, x_m, g.group, member)))
+                        finish(2 * workers)
+        finish(0)
     for *_, keys in work:
         for key in keys:
             yield {name: value for name, value in rows[key].items() if name != "fingerprint"}
+
+
+def in_threads(function: Callable, items: Iterable, workers: int) -> list:
+    """``[function(item) for item in items]``, by `workers` threads where that is more than one."""
+    if workers == 1:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(function, items))
 
 
 def _ends(group: Group) -> list[int]:

@@ -132,7 +132,7 @@ class EfficientNetFeatures:
     Images are resized to 224 by clean-fid's bicubic resizer without aliasing.
     """
 
-    name, size, batch = "EfficientNet-Lite0", 224, 250
+    name, size, batch, hidden = "EfficientNet-Lite0", 224, 250, 1280
 
     def __init__(self, device: torch.device | str = "cpu"):
         from cleanfid.resize import make_resizer
@@ -161,7 +161,7 @@ class InceptionFeatures:
     Raises :class:`InputError` when the weights are not on this machine and `download` is off or fails.
     """
 
-    name, size, batch = "Inception", 299, 100
+    name, size, batch, hidden = "Inception", 299, 100, 2048
 
     def __init__(self, device: torch.device | str = "cpu", download: bool = False):
         from cleanfid.downloads_helper import check_download_inception

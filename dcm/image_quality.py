@@ -6,9 +6,15 @@ Frechet and kernel distances are clean-fid's own functions on the features of :m
 from __future__ import annotations
 
 import hashlib
+import os
+from concurrent.futures import ProcessPoolExecutor
+from functools import cached_property
+from multiprocessing import get_context
+from threading import Lock
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from dcm.errors import InputError
@@ -16,6 +22,10 @@ from dcm.features import Classifier
 from dcm.metrics import Metric
 
 NAN = float("nan")
+
+
+_numpy_draws = Lock()  # of NumPy's global generator
+COSTLY = 1000  # features from which on a Frechet distance takes seconds
 
 
 def frechet(a: np.ndarray, b: np.ndarray) -> float:
@@ -43,12 +53,13 @@ def kernel_distance(a: np.ndarray, b: np.ndarray, subsets: int = 50, subset: int
         return NAN
     if max(len(a), len(b)) <= subset:
         subsets = 1  # every subset would be the whole set
-    state = np.random.get_state()
-    np.random.seed(0)
-    try:
-        return cleanfid_kernel_distance(a, b, num_subsets=subsets, max_subset_size=subset)
-    finally:
-        np.random.set_state(state)
+    with _numpy_draws:
+        state = np.random.get_state()
+        np.random.seed(0)
+        try:
+            return cleanfid_kernel_distance(a, b, num_subsets=subsets, max_subset_size=subset)
+        finally:
+            np.random.set_state(state)
 
 
 def _radii(x: Tensor, k: int) -> Tensor:
@@ -128,6 +139,8 @@ class ImageQuality:
                 "kid_inception": Metric("KID to teacher (Inception, mode clean)"),
             }
         self._kept: dict[tuple[str, str], np.ndarray] = {}
+        self._keeping = Lock()
+        self._kept_by: dict[tuple[str, str], Lock] = {}
 
     @property
     def note(self) -> str:
@@ -145,18 +158,36 @@ class ImageQuality:
             missing.append("FID and KID on Inception features (no weights)")
         return f"Not measured: {', '.join(missing)}." if missing else None
 
+    @property
+    def workers(self) -> int:
+        """Sets of samples worth measuring side by side: where features are many, one a core, two cores left free."""
+        return max(1, (os.cpu_count() or 1) - 2) if self.extractor.hidden >= COSTLY else 1
+
+    @cached_property
+    def _processes(self) -> ProcessPoolExecutor:
+        """For what holds Python's lock for seconds: the matrix roots of Frechet distances. Each on one thread."""
+        context = get_context("spawn")  # a GPU's context does not survive a fork
+        return ProcessPoolExecutor(self.workers, context, initializer=threadpool_limits, initargs=(1,))
+
+    def _frechet(self, a: np.ndarray, b: np.ndarray) -> float:
+        return frechet(a, b) if self.workers == 1 else self._processes.submit(frechet, a, b).result()
+
     def _features(self, extractor, x: Tensor, keep: bool = False) -> np.ndarray:
         """Features of `x`; kept by content when they will be asked for again."""
         if not keep:
             return extractor.features(x)
         key = (extractor.name, hashlib.sha256(x.cpu().contiguous().numpy().tobytes()).hexdigest())
-        if key not in self._kept:
-            self._kept[key] = extractor.features(x)
-        return self._kept[key]
+        with self._keeping:
+            own = self._kept_by.setdefault(key, Lock())
+        with own:  # several may ask at once for what is not yet known
+            if key not in self._kept:
+                self._kept[key] = extractor.features(x)
+            return self._kept[key]
 
     def measure(self, x: Tensor, condition: Tensor, teacher_x: Tensor) -> dict[str, float]:
         """All metrics of samples `x` (B, C, H, W) of classes `condition` (B,), against `teacher_x` (B, C, H, W).
 
+        May be called from several threads.
         What cannot be measured is NaN. Values outside [-1, 1] are clamped, as in a saved image.
         """
         x, teacher_x = x.float().clamp(-1, 1), teacher_x.float().clamp(-1, 1)
@@ -169,8 +200,8 @@ class ImageQuality:
             if extractor is None:
                 continue
             own, teacher = self._features(extractor, x), self._features(extractor, teacher_x, keep=True)
-            out[names[0]] = frechet(own, teacher)
-            out[names[1]] = NAN if real is None else frechet(own, self._features(extractor, real, keep=True))
+            out[names[0]] = self._frechet(own, teacher)
+            out[names[1]] = NAN if real is None else self._frechet(own, self._features(extractor, real, keep=True))
             out[names[2]] = kernel_distance(own, teacher)
             if extractor is self.extractor:
                 out["precision"], out["recall"] = precision_recall(own, teacher)

@@ -74,6 +74,7 @@ class MixtureQuality:
     """
 
     primary, beside = "swd_teacher", ("nll",)
+    workers = 1  # sets of samples worth measuring side by side
     note = "Quality is measured under the exact density; the true ODE solution is known to 1e-8."
     metrics = {
         "swd_teacher": Metric("sliced Wasserstein distance to teacher", ratio=True),

@@ -224,6 +224,7 @@ class TrainingParameters(Parameters):
     checkpoint_seconds: Positive = 60.0
     gradient_checkpointing: Annotated[bool, Field(description="true or false")] = True
     microbatch: Whole = 0
+    compiled: Annotated[bool, Field(description="true or false")] = False
     teacher_precision: Annotated[Literal["auto", "fp8"], Field(description="one of auto, fp8")] = "auto"
     processes: Count = 1
 

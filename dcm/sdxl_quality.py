@@ -190,6 +190,8 @@ class SDXLQuality:
     as in :mod:`dcm.image_quality`.
     """
 
+    workers = 1  # sets of samples worth measuring side by side
+
     def __init__(self, pictures, captions: list[str], find: Callable[[], Encoders]):
         self.pictures, self.captions, self._find = pictures, captions, find
         self.metrics = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -85,8 +86,14 @@ class MLPStudents(Students):
         return {name: p[m : m + 1] for name, p in self.state_dict().items()}
 
 
+@cache
+def _streams(count: int) -> list[torch.cuda.Stream]:
+    """CUDA streams beside the current one."""
+    return [torch.cuda.Stream() for _ in range(count)]
+
+
 class ModuleStudents(Students):
-    """M copies of any network, evaluated one after the other (image networks fill the device alone).
+    """M copies of any network, evaluated one after the other, or side by side where a CUDA graph is captured.
 
     Parameters
     ----------
@@ -99,7 +106,18 @@ class ModuleStudents(Students):
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor, members: slice = slice(None)) -> Tensor:
         """Raw network output, (M, B, *shape)."""
-        return torch.stack([net(*row) for net, *row in zip(self.networks[members], x, t, condition)])
+        rows = list(zip(self.networks[members], x, t, condition))
+        if not (x.is_cuda and torch.cuda.is_current_stream_capturing()):
+            return torch.stack([network(*row) for network, *row in rows])
+        # In a CUDA graph each network is a branch of its own: one small batch alone does not fill the device.
+        home, out, streams = torch.cuda.current_stream(), [], _streams(len(rows))
+        for stream, (network, *row) in zip(streams, rows):
+            stream.wait_stream(home)
+            with torch.cuda.stream(stream):
+                out.append(network(*row))
+        for stream in streams:
+            home.wait_stream(stream)
+        return torch.stack(out)
 
     def clip_gradients(self, max_norm: float) -> None:
         """Clip per member."""

@@ -21,7 +21,7 @@ from dcm.studies import Study
 from dcm.team import ALONE, Team, launch
 
 SINCE = {"teacher_precision": "auto", "lora_rank": 0}  # parameters that older checkpoints lack, and what held then
-MEMORY = ("processes", "gradient_checkpointing", "microbatch")  # where and how it runs, not what
+MEMORY = ("processes", "gradient_checkpointing", "microbatch", "compiled")  # where and how it runs, not what
 LOG_POINTS = 200  # points kept of each loss curve
 
 
@@ -127,7 +127,8 @@ def train_group(
     tensors, about = _read_checkpoint(checkpoint, identity, device, study.costly)
     if not tensors:
         study.start_from_teacher(students, seeds, parameters.pretrain)
-    averaged = AveragedModel(students, multi_avg_fn=get_ema_multi_avg_fn(parameters.ema)) if parameters.ema else None
+    average = get_ema_multi_avg_fn(parameters.ema) if parameters.ema else None
+    averaged = AveragedModel(students, multi_avg_fn=average) if average else None
     if tensors:
         start, evaluations, seconds = about["update"], about["evaluations"], about["seconds"]
         reached = about.get("snapshot_seconds", {})
@@ -165,10 +166,15 @@ def train_group(
     )  # fmt: skip
     states = distill(study.teacher, study.data, students, group, settings, study.f, optimizer, start, evaluations, team)
     saved = start
+    weights = [list(m.parameters()) for m in (averaged.module, students)] if averaged else []
     for state in states:
         evaluations = state.evaluations
-        if averaged:
-            averaged.update_parameters(students)
+        if averaged and state.update == 1:
+            averaged.update_parameters(students)  # takes the weights over
+        elif averaged and average:
+            # What update_parameters does from then on, without its search through every network at each update.
+            average(*weights, averaged.n_averaged)
+            averaged.n_averaged += 1
         loss_sum += state.loss
         if state.update % window == 0:
             check(state)

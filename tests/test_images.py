@@ -10,6 +10,7 @@ from PIL import Image
 
 from dcm.data import ImageSet, cifar10, digits, image_folder, teacher_samples
 from dcm.errors import InputError, TrainingError
+from dcm.evaluation import in_threads
 from dcm.features import Classifier, EfficientNetFeatures, InceptionFeatures, train_classifier
 from dcm.image_quality import ImageQuality, frechet, kernel_distance, precision_recall, sharpness
 from dcm.schedule import Grid
@@ -389,6 +390,21 @@ def test_image_quality_ranks_real_images_above_noise(data, tmp_path):
     assert bad != quality.measure(x, c, teacher_x.flip(0) * 0.5)
     without = ImageQuality(model, model)
     assert math.isnan(without.measure(x, c, teacher_x)["fd_real"]) and "fd_real" in without.not_measured
+
+
+def test_several_sets_may_be_measured_side_by_side(data, monkeypatch):
+    model = Classifier(data.shape, 10, width=16).eval().requires_grad_(False)
+    x, c = data.images("train", 300)
+    sets = [x[:100], x[100:200], x[200:]]
+    alone = ImageQuality(model, model, data.images("held_out")[0])
+    assert alone.workers == 1  # few features: no process is started
+    one_by_one = [alone.measure(part, c[:100], x[:100]) for part in sets]
+    monkeypatch.setattr("dcm.image_quality.COSTLY", 1)
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    together = ImageQuality(model, model, data.images("held_out")[0])
+    assert together.workers == 2
+    assert in_threads(lambda part: together.measure(part, c[:100], x[:100]), sets, 2) == one_by_one
+    assert together._processes._max_workers == 2 and together._processes._processes  # Frechet distances came from there
 
 
 def test_efficientnet_features_come_without_a_download_and_inception_is_not_fetched(monkeypatch, tmp_path):

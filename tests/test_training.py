@@ -105,7 +105,8 @@ def test_a_main_group_without_both_ends_is_refused(tmp_path, study):
     assert run.group.horizons == (1, 2)
 
 
-def test_measuring_goes_on_where_it_stopped(study, undisturbed, tmp_path):
+@pytest.mark.parametrize("workers", [1, 3])
+def test_measuring_goes_on_where_it_stopped(study, undisturbed, tmp_path, workers):
     evaluation = EvaluationSet(study, undisturbed.path.parents[1], 64, 0, CPU)
     calls = []
 
@@ -114,12 +115,13 @@ def test_measuring_goes_on_where_it_stopped(study, undisturbed, tmp_path):
         return {"ode_error": ode_error(x, evaluation.teacher_samples(group.solver, group.intervals, member.guidance))}
 
     store = tmp_path / "rows.jsonl"
-    whole = list(measure_students(study, evaluation, {"main": [1, 2]}, store, measure))
+    measured = lambda: list(measure_students(study, evaluation, {"main": [1, 2]}, store, measure, workers=workers))
+    whole = measured()
     assert len(whole) == len(calls) == 4 * (2 + 2)  # 4 students: 2 snapshots in one step, the end in one and two
     lines = store.read_text().splitlines(keepends=True)
     store.write_text("".join(lines[:6]) + lines[6][:20])  # killed while it wrote the seventh row
     calls.clear()
-    assert list(measure_students(study, evaluation, {"main": [1, 2]}, store, measure)) == whole
+    assert measured() == whole
     assert len(calls) == len(lines) - 6
     assert len(RowStore(store, ("group", "horizon", "seed", "update", "steps")).done) == len(lines)
 
