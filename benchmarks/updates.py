@@ -158,14 +158,15 @@ class Example:
         self.logs = {"loss": loss.detach().item(), "lr": self.lr_scheduler.get_last_lr()[0]}
 
 
-def make_students(teacher) -> ModuleStudents:
-    """One student that starts as the teacher."""
-    network = VelocityNetwork(teacher.config)
-    network.unet.load_state_dict(teacher.unet.state_dict())
-    network.autocast = teacher.autocast
-    if network.autocast:
-        network.unet.to(memory_format=torch.channels_last)
-    return ModuleStudents([network])
+def make_students(teacher, count: int = 1) -> ModuleStudents:
+    """Students that start as the teacher."""
+    networks = [VelocityNetwork(teacher.config) for _ in range(count)]
+    for network in networks:
+        network.unet.load_state_dict(teacher.unet.state_dict())
+        network.autocast = teacher.autocast
+        if network.autocast:
+            network.unet.to(memory_format=torch.channels_last)
+    return ModuleStudents(networks)
 
 
 def replayed(device: torch.device, do):

@@ -6,6 +6,7 @@ Frechet and kernel distances are clean-fid's own functions on the features of :m
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 from concurrent.futures import ProcessPoolExecutor
 from functools import cached_property
@@ -13,6 +14,7 @@ from multiprocessing import get_context
 from threading import Lock
 
 import numpy as np
+import scipy.linalg
 import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
@@ -39,6 +41,14 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
         return NAN
     # sqrtm of a singular product can leave a tiny imaginary or negative rest.
     return max(0.0, float(np.real(fid_from_feats(a, b))))
+
+
+def check_scipy() -> None:
+    """Raise :class:`InputError` where clean-fid would fail, hours later, at its first Frechet distance."""
+    if "disp" not in inspect.signature(scipy.linalg.sqrtm).parameters:
+        raise InputError(
+            f"clean-fid cannot compute Frechet distances with SciPy {scipy.__version__}; allowed: versions below 1.18."
+        )
 
 
 def kernel_distance(a: np.ndarray, b: np.ndarray, subsets: int = 50, subset: int = 500) -> float:
@@ -112,6 +122,7 @@ class ImageQuality:
     classifier : judges whether samples show their class.
     real : held-out real images (n, C, H, W) in [-1, 1]; None where there are none, and ``fd_real`` is then NaN.
     inception : :class:`~dcm.features.InceptionFeatures`, or None: FID and KID on Inception are then NaN.
+    Raises :class:`InputError` for a SciPy that clean-fid does not work with.
 
     ``fd_teacher``, ``fd_real``: Frechet distance to the teacher's samples from the same noise, and to real images.
     ``kid_teacher``: kernel distance to the teacher's samples. ``precision``, ``recall``: against the teacher's samples.
@@ -121,6 +132,7 @@ class ImageQuality:
     primary, beside = "fd_teacher", ("fd_real", "sharpness")
 
     def __init__(self, extractor, classifier: Classifier, real: Tensor | None = None, inception=None):
+        check_scipy()
         self.extractor, self.classifier, self.real, self.inception = extractor, classifier, real, inception
         name = extractor.name
         self.metrics = {

@@ -99,7 +99,7 @@ class ImageStudy(Study):
         real = data.images("held_out")[0] if len(data.held_out) else None
         super().__init__(
             name, teacher, data, ImageQuality(extractor, classifier, real, inception), ConsistencyFunction(teacher.schedule),
-            chunk=256, exact=False, teacher_id=fingerprint(folder / "config.json"),
+            chunk=1024 if device.type == "cuda" else 256, exact=False, teacher_id=fingerprint(folder / "config.json"),
         )  # fmt: skip
 
     def make_students(self, seeds: Sequence[int], width: int, lora_rank: int = 0) -> Students:

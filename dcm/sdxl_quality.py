@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dcm.artifacts import project_path, read_tensors
 from dcm.errors import InputError
 from dcm.features import INCEPTION_FILE, EfficientNetFeatures, InceptionFeatures, _resized
-from dcm.image_quality import NAN, frechet, radial_power
+from dcm.image_quality import NAN, check_scipy, frechet, radial_power
 from dcm.metrics import Metric
 from dcm.progress import tqdm
 
@@ -193,6 +193,7 @@ class SDXLQuality:
     workers = 1  # sets of samples worth measuring side by side
 
     def __init__(self, pictures, captions: list[str], find: Callable[[], Encoders]):
+        check_scipy()
         self.pictures, self.captions, self._find = pictures, captions, find
         self.metrics = {
             "fid_teacher": Metric("FID to teacher (Inception, mode clean)", ratio=True),

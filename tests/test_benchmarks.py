@@ -11,6 +11,7 @@ import torch
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import group_updates  # noqa: E402
 import precision  # noqa: E402
 import report  # noqa: E402
 import targets  # noqa: E402
@@ -18,6 +19,7 @@ import targets_sdxl  # noqa: E402
 import updates  # noqa: E402
 
 from dcm.artifacts import read_json  # noqa: E402
+from dcm.distill import Update  # noqa: E402
 from dcm.schedule import Grid  # noqa: E402
 from dcm.solvers import solve  # noqa: E402
 from dcm.teachers.mixture import GaussianMixtureTeacher  # noqa: E402
@@ -123,6 +125,21 @@ def test_update_benchmark_measures_every_way(tmp_path, monkeypatch):
     student, average, ours, teachers, own, overhead = (row["ms"] for row in rows)
     assert overhead == pytest.approx(ours - teachers - own) and min(student, average, ours, teachers, own) > 0
     assert rows[2]["ratio of updates a second"] == pytest.approx(student / ours)
+
+
+def test_group_benchmark_measures_every_way_on_the_same_students(tmp_path, monkeypatch):
+    options = "digits --device cpu --seconds 0 --students 3 --batch 2 --out"
+    monkeypatch.setattr(sys, "argv", ["group_updates.py", *options.split(), str(tmp_path / "out.json")])
+    losses, call = [], Update.__call__
+    monkeypatch.setattr(Update, "__call__", lambda *a: losses.append(call(*a)) or losses[-1])
+    group_updates.main()
+    rows = read_json(tmp_path / "out.json")["ways"]
+    assert [row["way"] for row in rows] == [name for name, *_ in group_updates.WAYS]
+    assert rows[1]["ratio of student updates a second"] == pytest.approx(
+        rows[0]["ms an update of the group"] / rows[1]["ms an update of the group"]
+    )
+    first = losses[:: len(losses) // len(rows)][: len(rows)]
+    assert all(torch.equal(loss, first[0]) for loss in first) and first[0][0] != first[0][-1]  # a CM, a Direct CM
 
 
 def test_the_examples_update_regresses_on_the_consistency_target():

@@ -35,7 +35,22 @@ def images():
     return teacher, data, ModuleStudents(networks).to(GPU)
 
 
-@pytest.mark.parametrize("make", [mixture, images])
+def compiled_images():
+    teacher, data, students = images()
+    for network in students.networks:
+        network.unet.compile(dynamic=False)
+    return teacher, data, students
+
+
+def adapted_images():
+    teacher, data, students = images()
+    torch.manual_seed(1)
+    for network in students.networks:
+        network.adapt(4)
+    return teacher, data, students.to(GPU)
+
+
+@pytest.mark.parametrize("make", [mixture, images, compiled_images, adapted_images])
 @pytest.mark.parametrize("lr_decay", ["constant", "linear"])
 def test_captured_updates_are_those_that_run_as_they_stand(make, lr_decay, monkeypatch):
     """Same students after 12 updates, up to the rounding of sums whose order a GPU does not fix."""

@@ -392,6 +392,14 @@ def test_image_quality_ranks_real_images_above_noise(data, tmp_path):
     assert math.isnan(without.measure(x, c, teacher_x)["fd_real"]) and "fd_real" in without.not_measured
 
 
+def test_a_scipy_that_clean_fid_does_not_work_with_is_refused_at_once(data, monkeypatch):
+    model = Classifier(data.shape, 10, width=16)
+    ImageQuality(model, model)
+    monkeypatch.setattr("scipy.linalg.sqrtm", lambda A: A)  # as SciPy 1.18 has it
+    with pytest.raises(InputError, match="clean-fid cannot compute Frechet distances with SciPy .*below 1.18"):
+        ImageQuality(model, model)
+
+
 def test_several_sets_may_be_measured_side_by_side(data, monkeypatch):
     model = Classifier(data.shape, 10, width=16).eval().requires_grad_(False)
     x, c = data.images("train", 300)
