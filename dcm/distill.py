@@ -423,7 +423,7 @@ def distill(
     students : on the device to train on, members in the order of ``group.members``.
     f : the consistency function.
     optimizer, start, evaluations : from a checkpoint, to go on after update number `start`; the run then equals
-        one that was never interrupted.
+        one that was never interrupted, bit for bit, and with `slots` up to rounding: an ODE may be in another slot.
     team : the processes that share every batch; gradients are averaged over them.
 
     Raises :class:`InputError` for impossible settings and :class:`TrainingError` when a loss is not finite.
