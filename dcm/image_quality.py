@@ -119,13 +119,14 @@ class ImageQuality:
     Parameters
     ----------
     extractor : features that the primary metric rests on; see :mod:`dcm.features`.
-    classifier : judges whether samples show their class.
+    classifier : judges whether samples show their class, and is a second encoder where it is not the extractor.
     real : held-out real images (n, C, H, W) in [-1, 1]; None where there are none, and ``fd_real`` is then NaN.
     inception : :class:`~dcm.features.InceptionFeatures`, or None: FID and KID on Inception are then NaN.
     Raises :class:`InputError` for a SciPy that clean-fid does not work with.
 
     ``fd_teacher``, ``fd_real``: Frechet distance to the teacher's samples from the same noise, and to real images.
-    ``kid_teacher``: kernel distance to the teacher's samples. ``precision``, ``recall``: against the teacher's samples.
+    ``kid_teacher``: kernel distance to the teacher's samples. ``fd_classifier``, ``fd_classifier_real``,
+    ``kid_classifier``: the same three on the classifier's features. ``precision``, ``recall``: against the teacher's samples.
     ``agreement``: share of samples that the classifier assigns to their own class. ``sharpness``: see :func:`sharpness`.
     """
 
@@ -144,7 +145,16 @@ class ImageQuality:
             "agreement": Metric("share classified as their class", lower_is_better=False),
             "sharpness": Metric("high-frequency power [teacher = 1]", judged=False),
         }
+        self.views = [(extractor, ("fd_teacher", "fd_real", "kid_teacher"))]
+        if classifier is not extractor:
+            self.views.append((classifier, ("fd_classifier", "fd_classifier_real", "kid_classifier")))
+            self.metrics |= {
+                "fd_classifier": Metric("Frechet distance to teacher (classifier features)", ratio=True),
+                "fd_classifier_real": Metric("Frechet distance to held-out images (classifier features)", ratio=True),
+                "kid_classifier": Metric("kernel distance to teacher (classifier features)"),
+            }
         if inception is not None:
+            self.views.append((inception, ("fid_teacher", "fid_real", "kid_inception")))
             self.metrics |= {
                 "fid_teacher": Metric("FID to teacher (Inception, mode clean)", ratio=True),
                 "fid_real": Metric("FID to held-out images (Inception, mode clean)", ratio=True),
@@ -205,12 +215,7 @@ class ImageQuality:
         x, teacher_x = x.float().clamp(-1, 1), teacher_x.float().clamp(-1, 1)
         real = self.real if self.real is not None and len(self.real) else None
         out = {}
-        for extractor, names in (
-            (self.extractor, ("fd_teacher", "fd_real", "kid_teacher")),
-            (self.inception, ("fid_teacher", "fid_real", "kid_inception")),
-        ):
-            if extractor is None:
-                continue
+        for extractor, names in self.views:
             own, teacher = self._features(extractor, x), self._features(extractor, teacher_x, keep=True)
             out[names[0]] = self._frechet(own, teacher)
             out[names[1]] = NAN if real is None else self._frechet(own, self._features(extractor, real, keep=True))

@@ -8,6 +8,7 @@ from PIL import Image
 from dcm import image_study
 from dcm.distill import Group, draw_batches, horizon_target
 from dcm.errors import InputError
+from dcm.image_quality import frechet
 from dcm.parameters import DistillParameters, TeacherParameters, validate
 from dcm.schedule import Grid
 from dcm.solvers import solve
@@ -195,4 +196,10 @@ def test_cifar_path_on_an_image_folder(tmp_path, monkeypatch):
     x = solve(study.teacher, torch.randn(8, 3, 32, 32), 2, c, 1.0, "ddim", Grid(2)).x
     measured = study.quality.measure(x, c, x)
     assert measured["fd_teacher"] < 1e-3 and measured["fd_real"] > 1 and measured["precision"] == 1
+    assert measured["fd_classifier"] < 1e-3 < measured["fd_classifier_real"] and set(measured) == set(
+        study.quality.metrics
+    )
+    features = study.quality.classifier.features
+    real = study.data.images("held_out")[0]
+    assert measured["fd_classifier_real"] == pytest.approx(frechet(features(x.clamp(-1, 1)), features(real)))
     assert "Not measured: FID and KID on Inception" in study.quality.note
