@@ -65,21 +65,21 @@ def dry_run_block() -> str:
     return readable(json.loads(RESULT.read_text()))
 
 
-def regimes_block() -> str:
-    """What notebook 6 found, or that it has not run."""
-    path = ROOT / "results/regimes/summary.md"
-    return path.read_text().strip() if path.exists() else "*The regimes have not been run yet.*"
+def regimes_block(name: str) -> str:
+    """What notebook 6 found, by ``workflow/config/NAME.yaml``, or that it has not run."""
+    path = ROOT / f"results/{name}/summary.md"
+    return path.read_text().strip() if path.exists() else f"*Not run yet: `make study-{name}`.*"
 
 
 def filled(text: str) -> str:
     """`text` with every block, from its ``<!-- name -->`` up to ``<!-- end -->``, made anew.
 
-    Blocks: ``results:STUDY``, ``summary``, ``regimes`` and ``sdxl dry run``.
+    Blocks: ``results:STUDY``, ``summary``, ``regimes``, ``regimes_cifar10`` and ``sdxl dry run``.
     """
     blocks: list[tuple[str, Callable[[re.Match], str]]] = [
         (r"<!-- results:(\w+) -->", lambda m: block(m[2])),
         ("<!-- summary -->", lambda m: summary()),
-        ("<!-- regimes -->", lambda m: regimes_block()),
+        (r"<!-- (regimes\w*) -->", lambda m: regimes_block(m[2])),
         ("<!-- sdxl dry run -->", lambda m: dry_run_block()),
     ]
     for start, made in blocks:

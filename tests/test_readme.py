@@ -78,10 +78,14 @@ def test_committed_results_come_from_the_committed_configuration():
             )
 
 
-def test_the_regimes_are_the_committed_results():
+@pytest.mark.parametrize("regimes", ["regimes", "regimes_cifar10"])
+def test_the_regimes_are_the_committed_results(regimes):
     """Every figure of notebook 6, drawn from the tables beside it, from the committed configuration."""
-    folder = ROOT / "results/regimes"
-    config = validate(RegimesConfig, yaml.safe_load((ROOT / "workflow/config/regimes.yaml").read_text()))
+    folder = ROOT / "results" / regimes
+    assert TEXT.count(f"<!-- {regimes} -->") == 1
+    if regimes == "regimes_cifar10" and not folder.exists():
+        pytest.skip("these regimes have not run yet")
+    config = validate(RegimesConfig, yaml.safe_load((ROOT / f"workflow/config/{regimes}.yaml").read_text()))
     assert (folder / "summary.md").read_text().strip() in TEXT
     figures = sorted(folder.glob("*.p*"))
     assert len(figures) == 2 * 7 and [f for f in figures if provenance.stale(f)] == []
