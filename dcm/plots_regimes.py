@@ -65,9 +65,10 @@ def effects(claims: pd.DataFrame, runs: Sequence[Run]) -> Figure:
 
 def training(runs: Sequence[Run]) -> Figure:
     """ODE error, distance to the teacher's samples and to data against updates, of trainings at a constant rate."""
-    parts = [(r, p) for r in runs for _, p in r.rows[r.rows.curve].groupby("base")]
+    parts = [(r, base, p) for r in runs for base, p in r.rows[r.rows.curve].groupby("base")]
     figure, axes = plt.subplots(len(parts), 3, figsize=(9.6, 2.7 * len(parts)), squeeze=False)
-    for line, (run, part) in zip(axes, parts):
+    for line, (run, base, part) in zip(axes, parts):
+        lr = run.groups[base].about["parameters"]["lr"]
         columns = {"ode_error": "ODE error (mean squared)", run.primary: "", run.against_data: ""}
         for ax, (column, name) in zip(line, columns.items()):
             sns.lineplot(
@@ -77,7 +78,7 @@ def training(runs: Sequence[Run]) -> Figure:
             )  # fmt: skip
             ax.set(xscale="log", xlabel="updates", ylabel=_wrapped(name or run.metrics[column].label, 28))
             scale(ax, "y", part[column], log=True)
-            ax.set_title(run.name, fontsize=9)
+            ax.set_title(f"{run.name}, learning rate {lr:g}", fontsize=9)
     axes[0, 0].legend(title=None)
     return figure
 
