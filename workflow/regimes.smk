@@ -33,7 +33,7 @@ rule study:
     input:
         [f"notebooks/{name}.ipynb" for name in ("1_teacher", "2_distill", "3_ode_error", "4_sample_quality")],
     output:
-        touch(f"{RUN}/{{study}}/measured"),  # the files themselves are the other Snakefile's
+        touch(f"{RUN}/{{study}}/all_measured"),  # the files themselves are the other Snakefile's
     params:
         files=lambda wildcards: [f"{RUN}/{wildcards.study}/{name}" for name in MEASURED],
         values=lambda wildcards: regimes.study(wildcards.study),
@@ -44,7 +44,7 @@ rule study:
 
 rule when_it_fails:
     input:
-        expand(f"{RUN}/{{study}}/measured", study=regimes.studies),
+        expand(f"{RUN}/{{study}}/all_measured", study=regimes.studies),
         notebook="notebooks/6_when_it_fails.ipynb",
     output:
         f"{RESULTS}/metrics.csv",
