@@ -271,6 +271,7 @@ def test_the_regimes(gmm):
     done = subprocess.run([*map(str, run), "2"], cwd=folder, capture_output=True, text=True, env=ENVIRONMENT)
     out = done.stdout + done.stderr
     assert done.returncode == 0, out
+    assert "rule study" in out and (folder / "run/all_measured").is_file()
     assert "rule when_it_fails" in out and "rule distill" not in out and "rule ode_error" not in out
     again = subprocess.run([*map(str, run), "1", "-n"], cwd=folder, capture_output=True, text=True, env=ENVIRONMENT)
     assert "Nothing to be done" in again.stdout + again.stderr
