@@ -233,35 +233,36 @@ def measure_students(
                 if k <= g.group.intervals:
                     keys = [{"fingerprint": mark} | describe(name, g.group, m, update, k) for m in g.group.members]
                     work.append((g, mark, update, k, keys))
-    begun: deque[tuple[dict, Future]] = deque()
 
-    def finish(count: int) -> None:  # oldest first, until `count` are left
-        while len(begun) > count:
-            key, values = begun.popleft()
-            rows.add(key | values.result())
-
-    with ThreadPoolExecutor(workers) as pool:
+    def missing() -> Iterator[tuple]:  # sampled as they are asked for
         for g, mark, update, k, keys in tqdm(work[::-1] if last_first else work, desc="students measured", unit="set"):
             if not all(key in rows for key in keys):
                 x = _samples_of(evaluation, g, mark, update, k)
-                for x_m, key, member in zip(x, keys, g.group.members):
-                    if key not in rows and workers == 1:
-                        rows.add(key | measure(x_m, g.group, member))
-                    elif key not in rows:
-                        begun.append((key, pool.submit(measure, x_m, g.group, member)))
-                        finish(2 * workers)
-        finish(0)
+                yield from (
+                    (key, (x_m, g.group, member))
+                    for x_m, key, member in zip(x, keys, g.group.members)
+                    if key not in rows
+                )
+
+    for key, values in in_threads(lambda job: (job[0], measure(*job[1])), missing(), workers):
+        rows.add(key | values)
     for *_, keys in work:
         for key in keys:
             yield {name: value for name, value in rows[key].items() if name != "fingerprint"}
 
 
-def in_threads(function: Callable, items: Iterable, workers: int) -> list:
-    """``[function(item) for item in items]``, by `workers` threads where that is more than one."""
+def in_threads(function: Callable, items: Iterable, workers: int) -> Iterator:
+    """``map(function, items)``, by `workers` threads where that is more than one; few items are taken ahead."""
     if workers == 1:
-        return [function(item) for item in items]
+        yield from map(function, items)
+        return
+    begun: deque[Future] = deque()
     with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(function, items))
+        for item in items:
+            begun.append(pool.submit(function, item))
+            if len(begun) > 2 * workers:
+                yield begun.popleft().result()
+        yield from (future.result() for future in begun)
 
 
 def _ends(group: Group) -> list[int]:

@@ -113,6 +113,18 @@ def sharpness(x: Tensor, teacher_x: Tensor) -> float:
     return float((radial_power(x)[top:] / radial_power(teacher_x)[top:]).mean())
 
 
+def _distances(
+    names: tuple[str, str, str], features: str, frechet: str = "Frechet distance", kernel: str = "kernel distance"
+) -> dict[str, Metric]:
+    """The three distances on one encoder's `features`, by name: to the teacher, to held-out images, by kernel."""
+    to_teacher, to_real, by_kernel = names
+    return {
+        to_teacher: Metric(f"{frechet} to teacher ({features})", ratio=True),
+        to_real: Metric(f"{frechet} to held-out images ({features})", ratio=True),
+        by_kernel: Metric(f"{kernel} to teacher ({features})"),
+    }
+
+
 class ImageQuality:
     """Quality metrics of image samples.
 
@@ -135,31 +147,19 @@ class ImageQuality:
     def __init__(self, extractor, classifier: Classifier, real: Tensor | None = None, inception=None):
         check_scipy()
         self.extractor, self.classifier, self.real, self.inception = extractor, classifier, real, inception
-        name = extractor.name
-        self.metrics = {
-            "fd_teacher": Metric(f"Frechet distance to teacher ({name} features)", ratio=True),
-            "fd_real": Metric(f"Frechet distance to held-out images ({name} features)", ratio=True),
-            "kid_teacher": Metric(f"kernel distance to teacher ({name} features)"),
+        self.views = [(extractor, ("fd_teacher", "fd_real", "kid_teacher"))]
+        self.metrics = _distances(self.views[-1][1], f"{extractor.name} features") | {
             "precision": Metric("precision against teacher", lower_is_better=False),
             "recall": Metric("recall against teacher", lower_is_better=False),
             "agreement": Metric("share classified as their class", lower_is_better=False),
             "sharpness": Metric("high-frequency power [teacher = 1]", judged=False),
         }
-        self.views = [(extractor, ("fd_teacher", "fd_real", "kid_teacher"))]
         if classifier is not extractor:
             self.views.append((classifier, ("fd_classifier", "fd_classifier_real", "kid_classifier")))
-            self.metrics |= {
-                "fd_classifier": Metric("Frechet distance to teacher (classifier features)", ratio=True),
-                "fd_classifier_real": Metric("Frechet distance to held-out images (classifier features)", ratio=True),
-                "kid_classifier": Metric("kernel distance to teacher (classifier features)"),
-            }
+            self.metrics |= _distances(self.views[-1][1], "classifier features")
         if inception is not None:
             self.views.append((inception, ("fid_teacher", "fid_real", "kid_inception")))
-            self.metrics |= {
-                "fid_teacher": Metric("FID to teacher (Inception, mode clean)", ratio=True),
-                "fid_real": Metric("FID to held-out images (Inception, mode clean)", ratio=True),
-                "kid_inception": Metric("KID to teacher (Inception, mode clean)"),
-            }
+            self.metrics |= _distances(self.views[-1][1], "Inception, mode clean", "FID", "KID")
         self._kept: dict[tuple[str, str], np.ndarray] = {}
         self._keeping = Lock()
         self._kept_by: dict[tuple[str, str], Lock] = {}

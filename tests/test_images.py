@@ -411,7 +411,7 @@ def test_several_sets_may_be_measured_side_by_side(data, monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     together = ImageQuality(model, model, data.images("held_out")[0])
     assert together.workers == 2
-    assert in_threads(lambda part: together.measure(part, c[:100], x[:100]), sets, 2) == one_by_one
+    assert list(in_threads(lambda part: together.measure(part, c[:100], x[:100]), sets, 2)) == one_by_one
     assert together._processes._max_workers == 2 and together._processes._processes  # Frechet distances came from there
 
 
