@@ -15,7 +15,7 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 # Every notebook is a process that imports torch: seconds more, each time, where Python may not keep what it compiles.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: study study-regimes study-regimes_cifar10 test unit smoke faults nbval lowest lint notebooks lab browser clean
+.PHONY: study study-regimes study-regimes_cifar10 regimes-all test unit smoke faults nbval lowest lint notebooks lab browser clean
 
 study: $(BIN)/.ready
 	@for study in $(STUDIES); do $(MAKE) --no-print-directory study-$$study || exit 1; done
@@ -25,9 +25,13 @@ study: $(BIN)/.ready
 study-%: $(BIN)/.ready
 	$(BIN)/snakemake -s workflow/Snakefile --configfile workflow/config/$*.yaml -j $(JOBS) --rerun-incomplete --nolock
 
-# The regimes of notebook 6, on CPU or (not run yet) a GPU; what is finished is not run again.
+# The regimes of notebook 6, on CPU or a GPU; what is finished is not run again.
 study-regimes study-regimes_cifar10: study-%: $(BIN)/.ready
 	$(BIN)/snakemake -s workflow/regimes.smk --configfile workflow/config/$*.yaml -j $(JOBS) --rerun-incomplete --nolock
+
+# Notebook 6 over the results of both: a minute, without students or a GPU.
+regimes-all: $(BIN)/.ready
+	$(BIN)/snakemake -s workflow/regimes_all.smk -j 1 --rerun-incomplete --nolock
 
 # All of lint, unit, smoke and nbval, the tests in JOBS processes (tests/conftest.py says which stay together).
 test: lint

@@ -15,11 +15,13 @@ from matplotlib.ticker import NullFormatter
 from dcm.analysis import SETTING
 from dcm.plots import COLOURS, MARKERS, METHODS
 from dcm.plots import scale as scaled
-from dcm.regimes import Prediction, Run, Slopes
+from dcm.regimes import REGIME, Prediction, Run, Slopes, curves
 
 VERDICTS = {
     "supported": ("#D55E00", "^"), "inconclusive": ("#888888", "o"), "contradicted": ("#0072B2", "v"),
 }  # fmt: skip
+PALE = {"supported": "#F4BE98", "inconclusive": "#E4E4E4", "contradicted": "#9CCBE8"}  # under black text
+SIGNS = {"supported": "▲", "inconclusive": "•", "contradicted": "▼"}
 FAMILIES = {"gmm": ("#009E73", "o"), "digits": ("#CC79A7", "s"), "cifar10": ("#E69F00", "D"), "sdxl": ("#56B4E9", "P")}
 
 
@@ -68,7 +70,7 @@ def training(runs: Sequence[Run]) -> Figure:
     parts = [(r, base, p) for r in runs for base, p in r.rows[r.rows.curve].groupby("base")]
     figure, axes = plt.subplots(len(parts), 3, figsize=(9.6, 2.7 * len(parts)), squeeze=False)
     for line, (run, base, part) in zip(axes, parts):
-        lr = run.groups[base].about["parameters"]["lr"]
+        lr = run.groups[base].parameters["lr"]
         columns = {"ode_error": "ODE error (mean squared)", run.primary: "", run.against_data: ""}
         for ax, (column, name) in zip(line, columns.items()):
             sns.lineplot(
@@ -80,6 +82,87 @@ def training(runs: Sequence[Run]) -> Figure:
             scale(ax, "y", part[column], log=True)
             ax.set_title(f"{run.name}, learning rate {lr:g}", fontsize=9)
     axes[0, 0].legend(title=None)
+    return figure
+
+
+def measures(claims: pd.DataFrame, runs: Sequence[Run], family: str) -> Figure:
+    """The verdicts of one study as a grid: a row a regime, a column a measure, in each cell the effect.
+
+    Effects are ratios Direct CM / CM, of measures that have no ratio differences (with a sign).
+    """
+    own = claims[claims.family == family]
+    metrics = next(r.metrics for r in runs if r.family == family)
+    labels = {"ode_error": "ODE error (C1)"} | {k: m.label for k, m in metrics.items()}
+    columns = [k for k in labels if k in set(own.metric)]
+    rows = own[[*REGIME, "regime"]].drop_duplicates().reset_index(drop=True)
+    place = {tuple(row): i for i, row in enumerate(rows[REGIME].itertuples(index=False))}
+    figure, ax = plt.subplots(figsize=(2.8 + 0.72 * len(columns), 2.1 + 0.19 * len(rows)))
+    for r in own.itertuples():
+        x, y = columns.index(r.metric), place[tuple(getattr(r, k) for k in REGIME)]
+        ax.add_patch(plt.Rectangle((x, y), 1, 1, facecolor=PALE[r.verdict], edgecolor="white"))
+        value = f"{r.value:.3g}" if r.effect == "ratio" else f"{r.value:+.{2 if abs(r.value) < 100 else 3}g}"
+        ax.text(x + 0.5, y + 0.52, f"{SIGNS[r.verdict]} {value}", fontsize=6.5, ha="center", va="center")
+    ax.axvline(1, color="black", lw=1)
+    for i in range(1, len(rows)):
+        if rows.run[i] != rows.run[i - 1]:
+            ax.axhline(i, color="black", lw=0.8)
+    ax.set(xlim=(0, len(columns)), ylim=(len(rows), 0))
+    ax.set_yticks(np.arange(len(rows)) + 0.5, [f"{r.run}: {r.regime}" for r in rows.itertuples()], fontsize=7)
+    ax.set_xticks(np.arange(len(columns)) + 0.5, [_wrapped(labels[k], 30) for k in columns], fontsize=7)
+    ax.tick_params(length=0, labeltop=True, labelbottom=False)
+    plt.setp(ax.get_xticklabels(), rotation=90, ha="center", va="bottom")
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+    faces = [plt.Rectangle((0, 0), 1, 1, facecolor=PALE[v], label=f"{SIGNS[v]} {v}") for v in PALE]
+    figure.legend(handles=faces, loc="outside lower center", ncols=3, fontsize=8)
+    return figure
+
+
+def onset(claims: pd.DataFrame, runs: Sequence[Run]) -> Figure:
+    """Ratios Direct CM / CM against updates, of trainings at a constant rate: where C1 begins, and where C2 does.
+
+    Lines: ODE error, distances to the teacher's samples and to data, dashed by a second encoder; bands: intervals;
+    filled points: the claim is supported.
+    """
+    parts = [(r, base, p) for r in runs for base, p in curves(r, claims).groupby("base")]
+    columns = min(3, len(parts))
+    lines = -(-len(parts) // columns)
+    size = (max(6.6, 3.3 * columns), 2.6 * lines + 0.8)  # wide enough for the legend
+    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False)
+    for ax in axes.flat[len(parts) :]:
+        ax.set_visible(False)
+    teacher, data = "#009E73", "#CC79A7"
+    for ax, (run, base, part) in zip(axes.flat, parts):
+        looks = {
+            "ode_error": ("ODE error", "black", "-", "D"),
+            run.primary: ("distance to the teacher's samples", teacher, "-", "o"),
+            run.against_data: ("distance to data", data, "-", "s"),
+            "fd_classifier": ("to the teacher's samples, second encoder", teacher, "--", "o"),
+            "fd_classifier_real": ("to data, second encoder", data, "--", "s"),
+        }
+        for metric, (text, colour, style, marker) in looks.items():
+            own = part[part.metric == metric]
+            if not len(own):
+                continue
+            ax.plot(own.moment, own.value, style, color=colour, lw=1.5, label=text)
+            ax.fill_between(own.moment, own.low, own.high, color=colour, alpha=0.15, lw=0)
+            face = [colour if v == "supported" else "white" for v in own.verdict]
+            ax.scatter(own.moment, own.value, s=24, marker=marker, c=face, edgecolors=colour, zorder=3)
+        ax.axhline(1, color="#555555", lw=0.8)
+        ax.set(xscale="log", xlabel="updates", ylabel="Direct CM / CM")
+        scale(ax, "y", part.value[part.metric.isin(looks)], log=True)
+        low, high = ax.get_ylim()
+        ticks = np.r_[0.1:1:0.1, 1:2:0.2, 2:6] if high < 3 * low else np.array([0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10])
+        ax.set_yticks(ticks[(ticks >= low) & (ticks <= high)])
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.minorticks_off()
+        ax.set_title(f"{run.name}, learning rate {run.groups[base].parameters['lr']:g}", fontsize=9)
+    handles = {text: h for ax in axes.flat for h, text in zip(*ax.get_legend_handles_labels())}
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=2 + (columns > 2), fontsize=8,
+        title="above 1 the Direct CM is worse; filled: the claim is supported (C1: ODE error, C2: distances)",
+        title_fontsize=8,
+    )  # fmt: skip
     return figure
 
 
@@ -118,6 +201,11 @@ def simpson(parts: dict[str, tuple[pd.DataFrame, str, Slopes]], labels: dict[str
     return figure
 
 
+def _key(ax) -> None:
+    """A legend in a frame, lest its markers be taken for points."""
+    ax.legend(fontsize=7.5, title="filled: C2 supported", title_fontsize=7, frameon=True, edgecolor="#999999")
+
+
 def _drive(
     ax, table: pd.DataFrame, column: str, x_label: str, made: dict[str, Sequence[Prediction]], statement: str
 ) -> None:
@@ -146,7 +234,7 @@ def _drive(
         xlabel=_wrapped(x_label, 34), ylabel="C2: log ratio Direct CM / CM of\nthe distance to the teacher's samples"
     )
     ax.set_title(title, fontsize=8)
-    ax.legend(fontsize=7.5, title="filled: C2 supported", title_fontsize=7)
+    _key(ax)
 
 
 def averaging(maps: dict[str, pd.DataFrame], table: pd.DataFrame, made: dict, statement: str) -> Figure:
@@ -270,6 +358,6 @@ def discretising(table: pd.DataFrame, made: dict, statement: str) -> Figure:
     ax.set(
         xlabel="error to the N-step solution, Direct CM / CM", ylabel="error to the reference solution,\nDirect CM / CM"
     )
-    ax.legend(title="filled: C2 supported", fontsize=7.5, title_fontsize=7)
+    _key(ax)
     _drive(axes[1], table, "solver_share", "log of the solver's error over the CM's", made, statement)
     return figure

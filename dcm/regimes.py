@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,17 +18,70 @@ import pandas as pd
 from dcm import analysis
 from dcm.analysis import SETTING, Effect
 from dcm.artifacts import project_path, read_json
+from dcm.distill import Group
 from dcm.errors import InputError
 from dcm.evaluation import DistilledGroup, load_group
 from dcm.metrics import Metric
-from dcm.parameters import DistillParameters
+from dcm.parameters import DistillParameters, validate
 from dcm.plots import SOLVER_NAMES
 from dcm.studies import Study, load_study
+from dcm.training import snapshot_updates
 
 REGIME = ["run", *SETTING]
 ROW_KEY = [*SETTING, "horizon", "method", "seed", "update", "steps"]
 DATA_METRIC = {"swd_teacher": "swd_data", "fd_teacher": "fd_real"}  # the primary metric's sibling: against data
+VERDICTS = ("supported", "contradicted", "inconclusive")
 OUTCOMES = {"supported": "as predicted", "contradicted": "against it", "inconclusive": "undecided"}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What tables and figures need to know of a study, without its teacher.
+
+    Attributes
+    ----------
+    study : name. shape : of a sample. modes : of each class, where the teacher is a mixture. primary, metrics : as the
+    study's quality has them.
+    """
+
+    study: str
+    shape: tuple[int, ...]
+    modes: int | None
+    primary: str
+    metrics: dict[str, Metric]
+
+    @classmethod
+    def of(cls, study: Study) -> Facts:
+        """Those of a loaded study."""
+        t = study.teacher
+        modes = len(t.labels) // t.num_classes if study.exact else None
+        return cls(study.name, tuple(t.shape), modes, study.quality.primary, study.quality.metrics)
+
+    @classmethod
+    def read(cls, values: dict) -> Facts:
+        """From what :func:`dataclasses.asdict` made of one."""
+        metrics = {name: Metric(**metric) for name, metric in values["metrics"].items()}
+        return cls(**values | {"shape": tuple(values["shape"]), "metrics": metrics})
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A group of students without their weights; `parameters` are notebook 2's, `updates` those of its snapshots."""
+
+    group: Group
+    updates: list[int]
+    parameters: dict[str, Any]
+
+    @classmethod
+    def of(cls, distilled: DistilledGroup) -> Trained:
+        """What `distilled` says of itself."""
+        return cls(distilled.group, distilled.updates, distilled.about["parameters"])
+
+    @classmethod
+    def read(cls, parameters: dict) -> Trained:
+        """By notebook 2's parameters."""
+        p = validate(DistillParameters, parameters)
+        return cls(p.group(), snapshot_updates(p.updates, p.snapshots), p.model_dump())
 
 
 @dataclass
@@ -36,20 +90,25 @@ class Run:
 
     Attributes
     ----------
-    name : of the folder. family : name of the study. rows : every measured student, as :func:`as_regimes` labels it.
-    groups : the distilled groups by name.
+    name : of the folder. facts : of its study. rows : every measured student, as :func:`as_regimes` labels it.
+    groups : what was distilled, by name. records : what the notebooks noted of themselves.
+    study : the study, where the students are at hand. maps : tables of :func:`dcm.flow_maps.measure_maps`, where they
+    were measured before.
     """
 
     name: str
     folder: Path
-    study: Study
+    facts: Facts
     rows: pd.DataFrame
-    groups: dict[str, DistilledGroup]
+    groups: dict[str, Trained]
+    records: dict[str, dict]
+    study: Study | None = None
+    maps: tuple[pd.DataFrame, pd.DataFrame] | None = None
 
     @property
     def family(self) -> str:
         """The study's name."""
-        return self.study.name
+        return self.facts.study
 
     @property
     def main(self) -> str:
@@ -59,12 +118,12 @@ class Run:
     @property
     def metrics(self) -> dict[str, Metric]:
         """Quality metrics of the study."""
-        return self.study.quality.metrics
+        return self.facts.metrics
 
     @property
     def primary(self) -> str:
         """The metric, a distance to the teacher's samples, that the effect of C2 is about."""
-        return self.study.quality.primary
+        return self.facts.primary
 
     @property
     def against_data(self) -> str:
@@ -72,9 +131,20 @@ class Run:
         return DATA_METRIC[self.primary]
 
 
-def load_run(folder: str, device) -> Run:
-    """A run of notebooks 1 to 4; raises :class:`InputError` for one that is missing, unfinished or has no such distance."""
+MAPS = ("maps_by_time", "maps_from_noise")  # tables in a results folder of notebook 6
+
+
+def load_runs(folder: str, device) -> list[Run]:
+    """The runs of a folder: one that notebooks 1 to 4 left, or those behind the results of an earlier notebook 6.
+
+    Results need no students, so what was measured on a GPU can be analysed anew without one.
+    Raises :class:`InputError` for what is missing, unfinished or has no distance both to teacher and data.
+    """
     path = project_path(folder)
+    return _of_results(path) if (path / "studies.json").exists() else [_of_students(folder, path, device)]
+
+
+def _of_students(folder: str, path: Path, device) -> Run:
     for name in ("provenance/1_teacher.json", "ode_error.csv", "quality.csv"):
         if not (path / name).exists():
             raise InputError(f"{folder}/{name} does not exist; run notebooks 1 to 4 with run_dir = {folder!r} first.")
@@ -85,18 +155,38 @@ def load_run(folder: str, device) -> Run:
         )
     ode, quality = (pd.read_csv(path / f"{name}.csv") for name in ("ode_error", "quality"))
     rows = ode.merge(quality, on=ROW_KEY, validate="one_to_one")
-    groups = {name: load_group(path, name) for name in sorted(rows.group.unique())}
-    return Run(path.name, path, study, as_regimes(rows, groups, path.name), groups)
+    groups = {name: Trained.of(load_group(path, name)) for name in sorted(rows.group.unique())}
+    notes = {p.stem: read_json(p) for p in sorted((path / "provenance").glob("*.json"))}
+    # Not notebook 5's, nor a group's that is no longer among them.
+    records = {k: r for k, r in notes.items() if k[0] in "134" or k.removeprefix("2_distill-") in groups}
+    return Run(path.name, path, Facts.of(study), as_regimes(rows, groups, path.name), groups, records, study)
 
 
-def as_regimes(rows: pd.DataFrame, groups: dict[str, DistilledGroup], run: str) -> pd.DataFrame:
+def _of_results(path: Path) -> list[Run]:
+    for name in ("metrics.csv", "provenance.json", *(f"{table}.csv" for table in MAPS)):
+        if not (path / name).exists():
+            raise InputError(f"{path} is no whole results folder of notebook 6: {name} is missing.")
+    rows, *maps = (pd.read_csv(path / f"{name}.csv") for name in ("metrics", *MAPS))
+    records, runs = read_json(path / "provenance.json")["notebooks"], []
+    for run, facts in read_json(path / "studies.json").items():
+        own = {k.removeprefix(f"{run}/"): r for k, r in records.items() if k.startswith(f"{run}/")}
+        groups = {
+            k.removeprefix("2_distill-"): Trained.read(r["parameters"]) for k, r in own.items() if k.startswith("2_")
+        }
+        part, *tables = (t[t.run == run].dropna(axis="columns", how="all") for t in (rows, *maps))
+        by_time, starts = (t.drop(columns="run") for t in tables)
+        runs.append(Run(run, path, Facts.read(facts), part.drop(columns="family"), groups, own, maps=(by_time, starts)))
+    return runs
+
+
+def as_regimes(rows: pd.DataFrame, groups: dict[str, Trained], run: str) -> pd.DataFrame:
     """Measured rows with a column ``run``, and ``group`` naming the regime: the group, its update or its steps.
 
     Kept are the ends of trainings; the ends sampled in several steps, without an ODE error, since fresh noise leads them
     off the solution they would be compared with; and snapshots of trainings whose learning rate is constant.
     """
     last = rows.groupby("group")["update"].transform("max")
-    constant = rows.group.map({name: g.about["parameters"]["lr_decay"] == "constant" for name, g in groups.items()})
+    constant = rows.group.map({name: g.parameters["lr_decay"] == "constant" for name, g in groups.items()})
     snapshots = (rows.steps == 1) & constant & (rows.groupby("group")["update"].transform("nunique") > 1)
     rows = rows[(rows["update"] == last) | snapshots].copy()
     base, several = rows.group.copy(), rows.steps > 1
@@ -127,7 +217,7 @@ def label(row, run: Run) -> str:
     """What a regime differs in from the run's main group, in words; `row` has the columns of :data:`REGIME`."""
     base, moment, steps = parts_of(row.group)
     later = {k: DistillParameters.model_fields[k].default for k in NAMES}  # what older runs did not name
-    own, usual = (later | run.groups[name].about["parameters"] for name in (base, run.main))
+    own, usual = (later | run.groups[name].parameters for name in (base, run.main))
     values = own | {"guidance": row.guidance}
     differ = [
         text(values[k]) for k, text in NAMES.items()
@@ -167,10 +257,24 @@ def readable(claims: pd.DataFrame, runs: Sequence[Run]) -> dict[str, pd.DataFram
     return out
 
 
-def counts(claims: pd.DataFrame) -> pd.DataFrame:
-    """How many regimes support, contradict or leave open each claim, by family and metric."""
-    table = claims.groupby(["family", "claim", "metric"], sort=False).verdict.value_counts().unstack(fill_value=0)
-    return table.reindex(columns=["supported", "contradicted", "inconclusive"], fill_value=0).reset_index()
+def counts(claims: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
+    """By study and measure, in how many regimes the claim is supported, contradicted or open, and both claims hold."""
+    keys = pd.MultiIndex.from_frame(claims[REGIME])
+    solved = keys.isin(keys[(claims.claim == "C1") & (claims.verdict == "supported")])
+    held = claims.verdict == "supported"
+    table = claims.assign(both=held & solved, **{v: claims.verdict == v for v in VERDICTS})
+    table = table.groupby(["family", "claim", "metric"], sort=False)[[*VERDICTS, "both"]].sum().reset_index()
+    labels = {r.family: {"ode_error": "ODE error"} | {k: m.label for k, m in r.metrics.items()} for r in runs}
+    table["metric"] = [labels[row.family][row.metric] for row in table.itertuples()]
+    table["both"] = table.both.where(table.claim == "C2", "").astype(str)  # of C1 alone it says nothing
+    return table.rename(columns={"family": "study", "metric": "measure", "both": "C1 and C2 both supported"})
+
+
+def curves(run: Run, claims: pd.DataFrame) -> pd.DataFrame:
+    """Claims of a run on the points of its trainings at constant learning rate, with ``base`` and ``moment`` (updates)."""
+    points = run.rows[run.rows.curve].groupby("group").agg(moment=("update", "first"), base=("base", "first"))
+    own = claims[claims.run == run.name].merge(points.reset_index(), on="group")
+    return own.sort_values(["base", "moment"], kind="stable")
 
 
 def log_ratios(rows: pd.DataFrame, column: str, by: Sequence[str] = tuple(REGIME)) -> pd.Series:

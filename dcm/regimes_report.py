@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property
 
 import numpy as np
@@ -11,15 +12,14 @@ from matplotlib.figure import Figure
 
 from dcm import flow_maps, plots, provenance, regimes
 from dcm.analysis import Effect
-from dcm.artifacts import fingerprint, project_path, read_json, write_csv, write_json, write_text
+from dcm.artifacts import fingerprint, project_path, write_csv, write_json, write_text
 from dcm.errors import InputError
-from dcm.evaluation import EvaluationSet
+from dcm.evaluation import EvaluationSet, load_group
 from dcm.notebook import Session
 from dcm.plots import METHODS
-from dcm.regimes import REGIME, Prediction, Run, Slopes
+from dcm.regimes import REGIME, VERDICTS, Prediction, Run, Slopes
 
 EXACT_POINTS = 16  # how many times as many points the exact teacher takes
-VERDICTS = ("supported", "contradicted", "inconclusive")
 Maps = dict[str, tuple[pd.DataFrame, pd.DataFrame]]  # by run: rows by time, and rows from noise
 
 
@@ -46,7 +46,7 @@ class RegimesReport:
     def __init__(self, session: Session):
         p = session.p
         self.session, self.folder = session, project_path(p.results_dir)
-        self.runs = [regimes.load_run(folder, session.device) for folder in p.runs]
+        self.runs = [run for folder in p.runs for run in regimes.load_runs(folder, session.device)]
         if len({r.name for r in self.runs}) < len(self.runs):
             raise InputError("two of the runs have folders of one name; give each its own.")
         self.claims = pd.concat(
@@ -67,12 +67,7 @@ class RegimesReport:
     @cached_property
     def records(self) -> dict[str, dict]:
         """What the notebooks behind these results noted of themselves, this one included."""
-        out = {}
-        for run in self.runs:
-            for path in sorted((run.folder / "provenance").glob("*.json")):
-                name = path.stem.removeprefix("2_distill-")
-                if name in run.groups or name[0] in "134":
-                    out[f"{run.name}/{path.stem}"] = read_json(path)
+        out = {f"{run.name}/{name}": record for run in self.runs for name, record in run.records.items()}
         return out | {self.session.notebook: self.session.provenance.record}
 
     @property
@@ -132,10 +127,8 @@ class RegimesReport:
             students = (
                 ends.groupby("base")[["guidance", "horizon", "seed"]].apply(lambda g: len(g.drop_duplicates())).sum()
             )
-            shape = " x ".join(map(str, r.study.teacher.shape))
-            modes = (
-                f", {len(r.study.teacher.labels) // r.study.teacher.num_classes} modes a class" if r.study.exact else ""
-            )
+            shape = " x ".join(map(str, r.facts.shape))
+            modes = f", {r.facts.modes} modes a class" if r.facts.modes else ""
             n = self.claims[self.claims.run == r.name][REGIME].drop_duplicates()
             parts.append(
                 f"**{r.name}** ({r.family}, samples of shape {shape}{modes}): {students} students, {len(n)} regimes"
@@ -209,6 +202,10 @@ class RegimesReport:
             )
         return "\n\n".join(lines)
 
+    def counts(self) -> pd.DataFrame:
+        """:func:`dcm.regimes.counts`: one line a study and measure."""
+        return regimes.counts(self.claims, self.runs)
+
     @property
     def has_trainings(self) -> bool:
         """Whether a training at a constant learning rate kept snapshots."""
@@ -220,12 +217,10 @@ class RegimesReport:
             return "No training of these runs has a constant learning rate and snapshots, so there is no curve to show."
         lines, claims = [], self._primary("teacher")
         for run in self.runs:
-            curves = run.rows[run.rows.curve]
-            moments = curves.groupby("group").agg(moment=("update", "first"), base=("base", "first")).reset_index()
-            own = claims[claims.run == run.name].merge(moments, on="group")
-            for base, part in own.sort_values("moment").groupby("base"):
+            rows = run.rows[run.rows.curve]
+            for base, part in regimes.curves(run, claims).groupby("base"):
                 each = "; ".join(f"{r.moment}: {r.value:.3g} ({r.verdict})" for r in part.itertuples())
-                cm = curves[(curves.base == base) & (curves.method == "CM")]
+                cm = rows[(rows.base == base) & (rows.method == "CM")]
                 last, before = (
                     cm[cm["update"] == u][run.primary].mean() for u in sorted(cm["update"].unique())[:-3:-1]
                 )
@@ -298,24 +293,24 @@ class RegimesReport:
 
     def measure_maps(self) -> Maps:
         """Maps of every student of every run; see :func:`dcm.flow_maps.measure_maps`."""
-        p, out = self.session.p, {}
-        for run in self.runs:
-            settings = self.records[f"{run.name}/3_ode_error"]["parameters"]
-            evaluation = EvaluationSet(
-                run.study, run.folder, settings["samples"], settings["seed"], self.session.device
-            )
-            exact = run.study.exact  # cheap, so every direction and more points
-            points = p.map_samples * (EXACT_POINTS if exact else 1)
-            probes = int(np.prod(run.study.teacher.shape)) if exact else p.probes
-            store = self.session.run_dir / "maps" / run.name
-            made = flow_maps.measure_maps(
-                run.study, evaluation, list(run.groups.values()), min(points, settings["samples"]), probes, store
-            )
-            out[run.name] = (pd.DataFrame(made[0]), pd.DataFrame(made[1]))
-        for i, name in enumerate(("maps_by_time", "maps_from_noise")):
+        out = {run.name: run.maps or self._measured(run) for run in self.runs}
+        for i, name in enumerate(regimes.MAPS):
             table = pd.concat([tables[i].assign(run=run) for run, tables in out.items()])
             self._write_table(name, table)
         return out
+
+    def _measured(self, run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
+        p, study = self.session.p, run.study
+        assert study is not None  # else there are maps
+        settings = run.records["3_ode_error"]["parameters"]
+        evaluation = EvaluationSet(study, run.folder, settings["samples"], settings["seed"], self.session.device)
+        # The exact teacher is cheap, so every direction and more points.
+        points = min(p.map_samples * (EXACT_POINTS if study.exact else 1), settings["samples"])
+        probes = int(np.prod(run.facts.shape)) if study.exact else p.probes
+        groups = [load_group(run.folder, name) for name in run.groups]
+        store = self.session.run_dir / "maps" / run.name
+        by_time, starts = flow_maps.measure_maps(study, evaluation, groups, points, probes, store)
+        return pd.DataFrame(by_time), pd.DataFrame(starts)
 
     def mechanisms(self, maps: Maps) -> pd.DataFrame:
         """:func:`dcm.regimes.mechanisms` of all runs."""
@@ -461,7 +456,8 @@ class RegimesReport:
             f"- {line}"
             for line in [*lines, *self.at_equal_error.values(), *self.conclusion(predictions).split("\n\n"), spent]
         ]
-        return "\n".join([*bullets, "", self.prediction_table(predictions).to_markdown(index=False), ""])
+        tables = [self.counts(), self.prediction_table(predictions)]
+        return "\n".join([*bullets, "", *(f"{table.to_markdown(index=False)}\n" for table in tables)])
 
     def write(self, maps: Maps, mechanisms: pd.DataFrame, predictions: dict[str, list[Prediction]]) -> None:
         """Write tables, summary.md, provenance.json and README.md of the results folder."""
@@ -469,6 +465,7 @@ class RegimesReport:
         write_csv(self.folder / "predictions.csv", table)
         write_text(self.folder / "predictions.md", table.to_markdown(index=False) + "\n")
         write_text(self.folder / "summary.md", self.summary(predictions))
+        write_json(self.folder / "studies.json", {run.name: asdict(run.facts) for run in self.runs})
         records = self.records
         parameters = {notebook: record["parameters"] for notebook, record in records.items()}
         write_json(

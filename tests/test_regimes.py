@@ -1,5 +1,8 @@
 """Notebook 6's analysis on cases whose answers are known."""
 
+import json
+from dataclasses import asdict
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +14,7 @@ import yaml
 
 from dcm import regimes
 from dcm.analysis import Effect
+from dcm.artifacts import csv_text
 from dcm.consistency import ConsistencyFunction
 from dcm.distill import Group
 from dcm.errors import InputError
@@ -211,10 +215,11 @@ def run_of(rows: pd.DataFrame, **parameters) -> regimes.Run:
     study = SimpleNamespace(name="gmm", quality=MixtureQuality(teacher), teacher=teacher, exact=True)
     usual = dict(solver="ddim", intervals=10, lr=0.1, lr_decay="linear", updates=80, loss="l2", lora_rank=0, width=64)
     groups = {
-        name: DistilledGroup(name, Group("ddim", 10, (2.0,), (1, 10), (0,)), [80], {"parameters": usual | parameters.get(name, {})}, Path("x"), {})
+        name: regimes.Trained(Group("ddim", 10, (2.0,), (1, 10), (0,)), [80], usual | parameters.get(name, {}))
         for name in rows.group.unique()
-    }  # fmt: skip
-    return regimes.Run("one", Path("x"), study, regimes.as_regimes(rows, groups, "one"), groups)
+    }
+    facts = regimes.Facts.of(study)
+    return regimes.Run("one", Path("x"), facts, regimes.as_regimes(rows, groups, "one"), groups, {}, study)
 
 
 def test_regimes_are_named_and_judged():
@@ -283,4 +288,43 @@ def test_an_impossible_configuration_is_refused(change, message):
 
 def test_a_run_that_is_not_there_is_named(tmp_path):
     with pytest.raises(InputError, match="provenance/1_teacher.json does not exist; run notebooks 1 to 4"):
-        regimes.load_run(str(tmp_path), torch.device("cpu"))
+        regimes.load_runs(str(tmp_path), torch.device("cpu"))
+
+
+def test_a_results_folder_that_is_not_whole_is_named(tmp_path):
+    (tmp_path / "studies.json").write_text("{}")
+    with pytest.raises(InputError, match="is no whole results folder of notebook 6: metrics.csv is missing"):
+        regimes.load_runs(str(tmp_path), torch.device("cpu"))
+
+
+def test_facts_survive_the_file():
+    facts = run_of(rows_of(("main", 80, 1))).facts
+    assert regimes.Facts.read(json.loads(json.dumps(asdict(facts)))) == facts
+    assert (facts.study, facts.shape, facts.modes, facts.primary) == ("gmm", (2,), 3, "swd_teacher")
+
+
+def test_where_both_claims_hold_is_counted():
+    rows = rows_of(("main", 80, 1), ("main", 80, 2), ("heun", 80, 1))
+    rows.loc[(rows.group == "heun") & (rows.method == "Direct CM"), "ode_error"] = 0.9  # there C1 is contradicted
+    run = run_of(rows, heun=dict(solver="heun"))
+    table = regimes.counts(regimes.verdict_table(run, 200, 0.95), [run]).set_index("measure")
+    both = "C1 and C2 both supported"
+    assert list(table.loc["ODE error", ["supported", "contradicted", both]]) == [1, 1, ""]
+    assert list(table.loc["sliced Wasserstein distance to teacher", ["supported", both]]) == [3, "1"]
+
+
+def test_the_points_of_a_training_are_in_order():
+    rows = rows_of(("main", 80, 1), ("long", 320, 1), ("long", 20, 1), ("long", 100, 1))
+    run = run_of(rows, long=dict(lr_decay="constant", updates=320))
+    points = regimes.curves(run, regimes.verdict_table(run, 200, 0.95))
+    assert set(points.base) == {"long"} and list(points[points.claim == "C1"].moment) == [20, 100, 320]
+
+
+def test_the_committed_verdicts_follow_from_the_committed_rows():
+    """What a GPU measured, judged anew without one; every digit but the last, which processors round differently."""
+    folder = ROOT / "results/regimes_cifar10"
+    [run] = regimes.load_runs(str(folder), torch.device("cpu"))
+    committed = pd.read_csv(folder / "verdicts.csv")
+    assert run.study is None and set(run.groups) == set(run.rows.base)
+    made = pd.read_csv(StringIO(csv_text(regimes.verdict_table(run, 10000, 0.95))))
+    pd.testing.assert_frame_equal(made, committed, rtol=1e-4)

@@ -13,9 +13,12 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
+import torch
 import yaml
 
+from dcm.artifacts import csv_text
 from dcm.provenance import stale
+from dcm.regimes import load_runs
 
 ROOT = Path(__file__).parents[1]
 FIGURES = [f"fig{i}" for i in range(1, 11)]
@@ -276,7 +279,8 @@ def test_the_regimes(gmm):
     again = subprocess.run([*map(str, run), "1", "-n"], cwd=folder, capture_output=True, text=True, env=ENVIRONMENT)
     assert "Nothing to be done" in again.stdout + again.stderr
     results = folder / "regimes"
-    for name in ("effects", "training", "simpson", "averaging", "smoothing", "wandering", "discretising"):
+    figures = "effects measures_gmm onset training simpson averaging smoothing wandering discretising"
+    for name in figures.split():
         for kind in ("png", "pdf"):
             assert (results / f"{name}.{kind}").stat().st_size > 5000 and stale(results / f"{name}.{kind}") == []
     claims = pd.read_csv(results / "verdicts.csv")
@@ -285,6 +289,11 @@ def test_the_regimes(gmm):
     assert "samples of shape 2, 3 modes a class" in page and "3 seeds" in page and "nan" not in page
     assert {"explanation", "prediction"} < set(pd.read_csv(results / "predictions.csv"))
     assert len(pd.read_csv(results / "maps_from_noise.csv")) == 3 * 3 + 3 * 2 * 3  # as many students as in metrics.csv
+    [measured], [kept] = (load_runs(str(path), torch.device("cpu")) for path in (folder / "run", results))
+    assert (
+        kept.facts == measured.facts and kept.groups == measured.groups and set(kept.records) == set(measured.records)
+    )
+    assert csv_text(kept.rows) == csv_text(measured.rows) and kept.study is None and len(kept.maps[1]) == 27
 
 
 @pytest.mark.parametrize(
