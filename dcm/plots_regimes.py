@@ -32,6 +32,15 @@ def scale(ax, which: str, values: pd.Series, log: bool) -> None:
         (ax.xaxis if which == "x" else ax.yaxis).set_minor_formatter(NullFormatter())
 
 
+def _grid(panels: int, width: float, height: float) -> tuple[Figure, list]:
+    """A figure of so many panels, three a row at most, each `width` x `height` inches; and its axes in order."""
+    columns, lines = min(3, panels), -(-panels // 3)
+    figure, axes = plt.subplots(lines, columns, figsize=(width * columns, height * lines), squeeze=False)
+    for ax in axes.flat[panels:]:
+        ax.set_visible(False)
+    return figure, list(axes.flat[:panels])
+
+
 def _wrapped(text: str, width: int = 34) -> str:
     return "\n".join(textwrap.wrap(text, width))
 
@@ -125,14 +134,10 @@ def onset(claims: pd.DataFrame, runs: Sequence[Run]) -> Figure:
     filled points: the claim is supported.
     """
     parts = [(r, base, p) for r in runs for base, p in curves(r, claims).groupby("base")]
-    columns = min(3, len(parts))
-    lines = -(-len(parts) // columns)
-    size = (max(6.6, 3.3 * columns), 2.6 * lines + 0.8)  # wide enough for the legend
-    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False)
-    for ax in axes.flat[len(parts) :]:
-        ax.set_visible(False)
+    few = len(parts) < 3
+    figure, axes = _grid(len(parts), 6.6 / len(parts) if few else 3.3, 3.0)  # wide enough for the legend
     teacher, data = "#009E73", "#CC79A7"
-    for ax, (run, base, part) in zip(axes.flat, parts):
+    for ax, (run, base, part) in zip(axes, parts):
         looks = {
             "ode_error": ("ODE error", "black", "-", "D"),
             run.primary: ("distance to the teacher's samples", teacher, "-", "o"),
@@ -157,9 +162,9 @@ def onset(claims: pd.DataFrame, runs: Sequence[Run]) -> Figure:
         ax.yaxis.set_major_formatter("{x:g}")
         ax.minorticks_off()
         ax.set_title(f"{run.name}, learning rate {run.groups[base].parameters['lr']:g}", fontsize=9)
-    handles = {text: h for ax in axes.flat for h, text in zip(*ax.get_legend_handles_labels())}
+    handles = {text: h for ax in axes for h, text in zip(*ax.get_legend_handles_labels())}
     figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=2 + (columns > 2), fontsize=8,
+        handles.values(), handles.keys(), loc="outside lower center", ncols=2 if few else 3, fontsize=8,
         title="above 1 the Direct CM is worse; filled: the claim is supported (C1: ODE error, C2: distances)",
         title_fontsize=8,
     )  # fmt: skip
@@ -242,7 +247,7 @@ def averaging(maps: dict[str, pd.DataFrame], table: pd.DataFrame, made: dict, st
 
     `maps` are rows of :meth:`dcm.flow_maps.Maps.by_time` by name of what is shown.
     """
-    figure, axes = plt.subplots(1, len(maps) + 2, figsize=(3.3 * (len(maps) + 2), 3.4))
+    figure, axes = _grid(len(maps) + 2, 3.5, 3.4)
     for ax, (name, rows) in zip(axes, maps.items()):
         rows = rows[rows.t == rows.t.max()]
         parts = sorted(c for c in rows if c.startswith("error_"))
@@ -282,7 +287,7 @@ def averaging(maps: dict[str, pd.DataFrame], table: pd.DataFrame, made: dict, st
 
 def smoothing(maps: dict[str, pd.DataFrame], table: pd.DataFrame, made: dict, statement: str) -> Figure:
     """Explanation 2: how steep teacher, targets and students are, by time; whether a smoother CM goes with C2."""
-    figure, axes = plt.subplots(1, len(maps) + 1, figsize=(3.6 * (len(maps) + 1), 3.4))
+    figure, axes = _grid(len(maps) + 1, 3.7, 3.4)
     for ax, (name, rows) in zip(axes, maps.items()):
         lines = [
             ("ODE map, the Direct CM's target", rows, "gain_teacher", COLOURS["teacher"], "D--"),
