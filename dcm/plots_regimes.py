@@ -130,7 +130,7 @@ def measures(claims: pd.DataFrame, runs: Sequence[Run], family: str) -> Figure:
 def onset(claims: pd.DataFrame, runs: Sequence[Run]) -> Figure:
     """Ratios Direct CM / CM against updates, of trainings at a constant rate: where C1 begins, and where C2 does.
 
-    Lines: ODE error, distances to the teacher's samples and to data, dashed by a second encoder; bands: intervals;
+    Lines: ODE error, distances to the teacher's samples and to data, dashed by a further encoder; bands: intervals;
     filled points: the claim is supported.
     """
     parts = [(r, base, p) for r in runs for base, p in curves(r, claims).groupby("base")]
@@ -142,8 +142,8 @@ def onset(claims: pd.DataFrame, runs: Sequence[Run]) -> Figure:
             "ode_error": ("ODE error", "black", "-", "D"),
             run.primary: ("distance to the teacher's samples", teacher, "-", "o"),
             run.against_data: ("distance to data", data, "-", "s"),
-            "fd_classifier": ("to the teacher's samples, second encoder", teacher, "--", "o"),
-            "fd_classifier_real": ("to data, second encoder", data, "--", "s"),
+            "fd_classifier": ("to the teacher's samples, further encoder", teacher, "--", "o"),
+            "fd_classifier_real": ("to data, further encoder", data, "--", "s"),
         }
         for metric, (text, colour, style, marker) in looks.items():
             own = part[part.metric == metric]

@@ -146,7 +146,7 @@ class RegimesReport:
         lines = []
         for family in self.families:
             c1, teacher, data = (self._primary(k, family) for k in ("ode", "teacher", "data"))
-            count = lambda t: ", ".join(f"{v} in {int((t.verdict == v).sum())}" for v in VERDICTS)
+            count = self._counted
             lines += [
                 f"**{family}.** Of its {len(teacher)} regimes, C1 is {count(c1)} (where it is defined); C2 is {count(teacher)} "
                 f"by the distance to the teacher's samples, and {count(data)} by the distance to data.",
@@ -200,7 +200,33 @@ class RegimesReport:
                 f"Of the {len(held)} regimes of {family} that support C2 by the distance to the teacher's samples, "
                 f"{clash} are contradicted by at least one other measure ({'; '.join(each)})."
             )
-        return "\n\n".join(lines)
+        return "\n\n".join([*lines, *self.further_encoders()])
+
+    def further_encoders(self) -> list[str]:
+        """What the Frechet distances on further encoders say, of studies that have them."""
+        lines = []
+        for family in self.families:
+            own, labels = self.claims[self.claims.family == family], self.of(family)[0].metrics
+            for teacher, data in regimes.SECOND.items():
+                parts = [own[own.metric == name] for name in ("ode_error", teacher, data)]
+                if not len(parts[1]):
+                    continue
+                held = [set(map(tuple, t[t.verdict == "supported"][REGIME].values)) for t in parts]
+                all_three = [r for r in parts[1].itertuples() if tuple(getattr(r, k) for k in REGIME) in set.intersection(*held)]  # fmt: skip
+                best = regimes.strongest(parts[1], [teacher])
+                lines.append(
+                    f"**{family}, by a further encoder** ({labels[teacher].label}). C2 is {self._counted(parts[1])} by the distance to "
+                    f"the teacher's samples, and {self._counted(parts[2])} by the distance to data. C1 and C2 by both distances are "
+                    f"supported in {len(all_three)} regimes: {listed([r.regime for r in all_three])}. Strongest for C2: "
+                    f"{best['for'].regime}: ratio {interval(best['for'])} ({best['for'].verdict}); against it: "
+                    f"{best['against'].regime}: ratio {interval(best['against'])} ({best['against'].verdict})."
+                )
+        return lines
+
+    @staticmethod
+    def _counted(table: pd.DataFrame) -> str:
+        """How many regimes have each verdict."""
+        return ", ".join(f"{v} in {int((table.verdict == v).sum())}" for v in VERDICTS)
 
     def counts(self) -> pd.DataFrame:
         """:func:`dcm.regimes.counts`: one line a study and measure."""
@@ -454,7 +480,13 @@ class RegimesReport:
         spent = f"Wall time of all notebooks behind it, one after the other: {minutes:.0f} minutes."
         bullets = [
             f"- {line}"
-            for line in [*lines, *self.at_equal_error.values(), *self.conclusion(predictions).split("\n\n"), spent]
+            for line in [
+                *lines,
+                *self.further_encoders(),
+                *self.at_equal_error.values(),
+                *self.conclusion(predictions).split("\n\n"),
+                spent,
+            ]
         ]
         tables = [self.counts(), self.prediction_table(predictions)]
         return "\n".join([*bullets, "", *(f"{table.to_markdown(index=False)}\n" for table in tables)])
