@@ -118,6 +118,16 @@ def train_classifier(
     return model
 
 
+class PixelFeatures:
+    """Images as they are: no network, so nothing that one was trained to overlook."""
+
+    name = "pixel"
+
+    def features(self, x: Tensor) -> np.ndarray:
+        """The pixels, float64 (B, C H W)."""
+        return x.flatten(1).double().cpu().numpy()
+
+
 def _resized(x: Tensor, size: int, resize) -> Tensor:
     """Images (B, C, H, W) in [-1, 1] through 8 bits and clean-fid's resizer: float32 (B, 3, size, size) in [0, 255]."""
     pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).expand(-1, 3, -1, -1)

@@ -12,6 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import cached_property
 from multiprocessing import get_context
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -20,7 +21,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from dcm.errors import InputError
-from dcm.features import Classifier
+from dcm.features import Classifier, PixelFeatures
 from dcm.metrics import Metric
 
 NAN = float("nan")
@@ -138,7 +139,8 @@ class ImageQuality:
 
     ``fd_teacher``, ``fd_real``: Frechet distance to the teacher's samples from the same noise, and to real images.
     ``kid_teacher``: kernel distance to the teacher's samples. ``fd_classifier``, ``fd_classifier_real``,
-    ``kid_classifier``: the same three on the classifier's features. ``precision``, ``recall``: against the teacher's samples.
+    ``kid_classifier``: the same three on the classifier's features; where those are the extractor's, ``fd_pixels``, ``fd_pixels_real``,
+    ``kid_pixels`` on the pixels. ``precision``, ``recall``: against the teacher's samples.
     ``agreement``: share of samples that the classifier assigns to their own class. ``sharpness``: see :func:`sharpness`.
     """
 
@@ -147,14 +149,18 @@ class ImageQuality:
     def __init__(self, extractor, classifier: Classifier, real: Tensor | None = None, inception=None):
         check_scipy()
         self.extractor, self.classifier, self.real, self.inception = extractor, classifier, real, inception
-        self.views = [(extractor, ("fd_teacher", "fd_real", "kid_teacher"))]
+        self.views: list[tuple[Any, tuple[str, str, str]]] = [(extractor, ("fd_teacher", "fd_real", "kid_teacher"))]
         self.metrics = _distances(self.views[-1][1], f"{extractor.name} features") | {
             "precision": Metric("precision against teacher", lower_is_better=False),
             "recall": Metric("recall against teacher", lower_is_better=False),
             "agreement": Metric("share classified as their class", lower_is_better=False),
             "sharpness": Metric("high-frequency power [teacher = 1]", judged=False),
         }
-        if classifier is not extractor:
+        # A verdict must not hang on one network: beside a classifier's features, small images' pixels.
+        if classifier is extractor:
+            self.views.append((PixelFeatures(), ("fd_pixels", "fd_pixels_real", "kid_pixels")))
+            self.metrics |= _distances(self.views[-1][1], "pixels")
+        else:
             self.views.append((classifier, ("fd_classifier", "fd_classifier_real", "kid_classifier")))
             self.metrics |= _distances(self.views[-1][1], "classifier features")
         if inception is not None:

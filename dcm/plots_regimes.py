@@ -15,7 +15,7 @@ from matplotlib.ticker import NullFormatter
 from dcm.analysis import SETTING
 from dcm.plots import COLOURS, MARKERS, METHODS
 from dcm.plots import scale as scaled
-from dcm.regimes import REGIME, Prediction, Run, Slopes, curves
+from dcm.regimes import FURTHER, REGIME, Prediction, Run, Slopes, curves
 
 VERDICTS = {
     "supported": ("#D55E00", "^"), "inconclusive": ("#888888", "o"), "contradicted": ("#0072B2", "v"),
@@ -142,9 +142,12 @@ def onset(claims: pd.DataFrame, runs: Sequence[Run]) -> Figure:
             "ode_error": ("ODE error", "black", "-", "D"),
             run.primary: ("distance to the teacher's samples", teacher, "-", "o"),
             run.against_data: ("distance to data", data, "-", "s"),
-            "fd_classifier": ("to the teacher's samples, further encoder", teacher, "--", "o"),
-            "fd_classifier_real": ("to data, further encoder", data, "--", "s"),
         }
+        further = next(((a, b) for a, b in FURTHER.items() if a in set(part.metric)), ())
+        for metric, text, colour, marker in zip(
+            further, ("to the teacher's samples", "to data"), (teacher, data), "os"
+        ):
+            looks[metric] = (f"{text}, further encoder", colour, "--", marker)
         for metric, (text, colour, style, marker) in looks.items():
             own = part[part.metric == metric]
             if not len(own):

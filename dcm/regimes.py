@@ -30,7 +30,8 @@ from dcm.training import snapshot_updates
 REGIME = ["run", *SETTING]
 ROW_KEY = [*SETTING, "horizon", "method", "seed", "update", "steps"]
 DATA_METRIC = {"swd_teacher": "swd_data", "fd_teacher": "fd_real"}  # the primary metric's sibling: against data
-SECOND = {"fd_classifier": "fd_classifier_real", "fid_teacher": "fid_real"}  # the same two, by further encoders
+# The same two, by further encoders.
+FURTHER = {"fd_classifier": "fd_classifier_real", "fd_pixels": "fd_pixels_real", "fid_teacher": "fid_real"}
 VERDICTS = ("supported", "contradicted", "inconclusive")
 OUTCOMES = {"supported": "as predicted", "contradicted": "against it", "inconclusive": "undecided"}
 

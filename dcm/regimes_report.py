@@ -207,7 +207,7 @@ class RegimesReport:
         lines = []
         for family in self.families:
             own, labels = self.claims[self.claims.family == family], self.of(family)[0].metrics
-            for teacher, data in regimes.SECOND.items():
+            for teacher, data in regimes.FURTHER.items():
                 parts = [own[own.metric == name] for name in ("ode_error", teacher, data)]
                 if not len(parts[1]):
                     continue
