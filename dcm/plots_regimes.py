@@ -15,7 +15,7 @@ from matplotlib.ticker import NullFormatter
 from dcm.analysis import SETTING
 from dcm.plots import COLOURS, MARKERS, METHODS
 from dcm.plots import scale as scaled
-from dcm.regimes import FURTHER, REGIME, Prediction, Run, Slopes, curves
+from dcm.regimes import FURTHER, REGIME, Prediction, Run, Slopes, curves, differences
 
 VERDICTS = {
     "supported": ("#D55E00", "^"), "inconclusive": ("#888888", "o"), "contradicted": ("#0072B2", "v"),
@@ -97,12 +97,14 @@ def training(runs: Sequence[Run]) -> Figure:
 def measures(claims: pd.DataFrame, runs: Sequence[Run], family: str) -> Figure:
     """The verdicts of one study as a grid: a row a regime, a column a measure, in each cell the effect.
 
-    Effects are ratios Direct CM / CM, of measures that have no ratio differences (with a sign).
+    Effects are ratios Direct CM / CM, of measures that have no ratio differences (with a sign). Measures of which neither
+    direction is better have no verdict and come last, white.
     """
-    own = claims[claims.family == family]
-    metrics = next(r.metrics for r in runs if r.family == family)
+    own, those = claims[claims.family == family], [r for r in runs if r.family == family]
+    metrics = those[0].metrics
     labels = {"ode_error": "ODE error (C1)"} | {k: m.label for k, m in metrics.items()}
-    columns = [k for k in labels if k in set(own.metric)]
+    unjudged = [k for k, m in metrics.items() if not m.judged]
+    columns = [k for k in labels if k in set(own.metric)] + unjudged
     rows = own[[*REGIME, "regime"]].drop_duplicates().reset_index(drop=True)
     place = {tuple(row): i for i, row in enumerate(rows[REGIME].itertuples(index=False))}
     figure, ax = plt.subplots(figsize=(2.8 + 0.72 * len(columns), 2.1 + 0.19 * len(rows)))
@@ -111,6 +113,10 @@ def measures(claims: pd.DataFrame, runs: Sequence[Run], family: str) -> Figure:
         ax.add_patch(plt.Rectangle((x, y), 1, 1, facecolor=PALE[r.verdict], edgecolor="white"))
         value = f"{r.value:.3g}" if r.effect == "ratio" else f"{r.value:+.{2 if abs(r.value) < 100 else 3}g}"
         ax.text(x + 0.5, y + 0.52, f"{SIGNS[r.verdict]} {value}", fontsize=6.5, ha="center", va="center")
+    for k in unjudged:
+        for setting, value in pd.concat([differences(r.rows, k) for r in those]).items():
+            if setting in place:
+                ax.text(columns.index(k) + 0.5, place[setting] + 0.52, f"{value:+.2g}", fontsize=6.5, ha="center", va="center")  # fmt: skip
     ax.axvline(1, color="black", lw=1)
     for i in range(1, len(rows)):
         if rows.run[i] != rows.run[i - 1]:

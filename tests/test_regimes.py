@@ -1,7 +1,7 @@
 """Notebook 6's analysis on cases whose answers are known."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +20,7 @@ from dcm.distill import Group
 from dcm.errors import InputError
 from dcm.evaluation import DistilledGroup
 from dcm.flow_maps import Maps, Steepness, averaging_index, derivatives, probe_directions
+from dcm.metrics import Metric
 from dcm.parameters import RegimesConfig, validate
 from dcm.regimes import REGIME, Prediction, predictions, slopes, survival
 from dcm.regimes_report import RegimesReport
@@ -311,6 +312,26 @@ def test_where_both_claims_hold_is_counted():
     both = "C1 and C2 both supported"
     assert list(table.loc["ODE error", ["supported", "contradicted", both]]) == [1, 1, ""]
     assert list(table.loc["sliced Wasserstein distance to teacher", ["supported", both]]) == [3, "1"]
+
+
+def test_a_further_encoder_is_asked():
+    """By pixels both distances say that the Direct CM is worse in one regime, and in the other one of them does."""
+    rows = rows_of(("main", 80, 1), ("heun", 80, 1)).rename(
+        columns={"swd_teacher": "fd_teacher", "swd_data": "fd_real"}
+    )
+    direct = rows.method == "Direct CM"
+    rows = rows.assign(
+        fd_pixels=1 + 2.0 * direct, fd_pixels_real=np.where(direct & (rows.group == "heun"), 0.5, 1 + direct)
+    )
+    metrics = {k: Metric(k, ratio=True) for k in ("fd_teacher", "fd_real", "fd_pixels", "fd_pixels_real")}
+    run = run_of(rows, heun=dict(solver="heun"))
+    run = replace(run, facts=regimes.Facts("digits", (1, 8, 8), None, "fd_teacher", metrics))
+    report = object.__new__(RegimesReport)
+    report.runs, report.claims = [run], regimes.verdict_table(run, 200, 0.95)
+    [line] = report.further_encoders()
+    assert line.startswith("**digits, by a further encoder** (fd_pixels). C2 is supported in 2, contradicted in 0")
+    assert "contradicted in 1, inconclusive in 0 by the distance to data. C1 and C2 by both distances are supported in 1 regimes: main." in line  # fmt: skip
+    assert "Strongest for C2: " in line and "ratio 3 [3, 3] (supported)" in line
 
 
 def test_the_points_of_a_training_are_in_order():
