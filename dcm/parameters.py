@@ -416,7 +416,12 @@ NOTEBOOKS: dict[str, type[Parameters]] = {
 class RegimeParameters(Parameters):
     """Notebook 6, which joins several studies' runs."""
 
-    runs: Annotated[list[Folder], Field(min_length=1, description="a list of run folders of notebooks 1 to 4")]
+    runs: Annotated[
+        list[Folder],
+        Field(
+            min_length=1, description="a list of run folders of notebooks 1 to 4, or of results folders of notebook 6"
+        ),
+    ]
     run_dir: NewFolder
     results_dir: NewFolder
     map_samples: Samples = 64

@@ -216,9 +216,9 @@ class RegimesReport:
                 best = regimes.strongest(parts[1], [teacher])
                 lines.append(
                     f"**{family}, by a further encoder** ({labels[teacher].label}). C2 is {self._counted(parts[1])} by the distance to "
-                    f"the teacher's samples, and {self._counted(parts[2])} by the distance to data. C1 and C2 by both distances are "
-                    f"supported in {len(all_three)} regimes: {listed([r.regime for r in all_three])}. Strongest for C2: "
-                    f"{best['for'].regime}: ratio {interval(best['for'])} ({best['for'].verdict}); against it: "
+                    f"the teacher's samples, and {self._counted(parts[2])} by the distance to data. Regimes that support C1, and C2 by "
+                    f"both distances: {listed([f'{r.run}, {r.regime}' for r in all_three])}. Strongest for C2: {best['for'].run}, "
+                    f"{best['for'].regime}: ratio {interval(best['for'])} ({best['for'].verdict}); against it: {best['against'].run}, "
                     f"{best['against'].regime}: ratio {interval(best['against'])} ({best['against'].verdict})."
                 )
         return lines
@@ -468,7 +468,8 @@ class RegimesReport:
             "noise, so a small ODE error alone keeps the distance to the teacher's samples small: that distance leans towards "
             "the Direct CM, the distance to data does not. Which regimes "
             "count as supporting C2 for the explanations (by either distance, contradicted by neither) was settled after the "
-            "first verdicts on digits had been seen. A "
+            "first verdicts on digits had been seen. A study's verdict rests on its first encoder, chosen before; further encoders "
+            "stand beside it. A "
             "correlation over regimes does not show a cause: what an explanation names may go with what causes it. Teachers "
             f"here are of the studies {', '.join(self.families)}; nothing above was measured on SDXL."
         )

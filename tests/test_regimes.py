@@ -330,7 +330,8 @@ def test_a_further_encoder_is_asked():
     report.runs, report.claims = [run], regimes.verdict_table(run, 200, 0.95)
     [line] = report.further_encoders()
     assert line.startswith("**digits, by a further encoder** (fd_pixels). C2 is supported in 2, contradicted in 0")
-    assert "contradicted in 1, inconclusive in 0 by the distance to data. C1 and C2 by both distances are supported in 1 regimes: main." in line  # fmt: skip
+    assert "contradicted in 1, inconclusive in 0 by the distance to data." in line
+    assert "Regimes that support C1, and C2 by both distances: one, main. Strongest" in line
     assert "Strongest for C2: " in line and "ratio 3 [3, 3] (supported)" in line
 
 
