@@ -66,8 +66,10 @@ def dry_run_block() -> str:
 
 
 def regimes_block(name: str) -> str:
-    """What notebook 6 found."""
-    return (ROOT / f"results/{name}/summary.md").read_text().strip()
+    """What notebook 6 found, folded away."""
+    text = (ROOT / f"results/{name}/summary.md").read_text().strip()
+    title = "In numbers: verdicts, the strongest regimes for and against C2, what became of each explanation"
+    return "\n".join(["<details>", f"<summary>{title}</summary>", "", text, "", "</details>"])
 
 
 def filled(text: str) -> str:
