@@ -227,7 +227,10 @@ def label(row, run: Run) -> str:
         and not (moment and k == "updates")
     ]  # fmt: skip
     differ += [f"{moment} updates"] * bool(moment) + [f"{steps}"] * bool(steps)
-    return ", ".join(differ) or "main"
+    main = run.groups[run.main]
+    # The end of a curve is called as its other points are.
+    curve = len(main.updates) > 1 and main.parameters["lr_decay"] == "constant"
+    return ", ".join(differ) or (f"{main.updates[-1]} updates" if curve else "main")
 
 
 def _place(group: str) -> tuple:

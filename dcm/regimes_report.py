@@ -371,13 +371,18 @@ class RegimesReport:
         claims, out = self._primary("teacher"), {}
         for family in self.families:
             first = self.of(family)[0]
-            part = claims[(claims.family == family) & (claims.regime == "main")].sort_values("value")
+            part = self._main(claims[claims.family == family]).sort_values("value")
             for name in dict.fromkeys([first.name, *part.run[-1:]]):
                 run = next(r for r in self.runs if r.name == name)
                 rows = maps[name][0]
                 group = run.groups[run.main].group
                 out[name] = rows[(rows.group == run.main) & (rows.guidance == group.guidance[0])]
         return out
+
+    def _main(self, claims: pd.DataFrame) -> pd.DataFrame:
+        """Those on the runs' main settings."""
+        mains = {(r.name, r.main, r.groups[r.main].group.guidance[0]) for r in self.runs}
+        return claims[[key in mains for key in zip(claims.run, claims.group, claims.guidance)]]
 
     def starts(self, maps: Maps) -> pd.DataFrame:
         """Rows from noise of all runs."""
@@ -435,7 +440,7 @@ class RegimesReport:
         return [
             f"{r.run}, main: {claim} {r.verdict}"
             for which, claim in (("ode", "C1"), ("teacher", "C2 (against the teacher's samples)"), ("data", "C2 (against data)"))
-            for r in self._primary(which).itertuples() if r.regime == "main"
+            for r in self._main(self._primary(which)).itertuples()
         ]  # fmt: skip
 
     def conclusion(self, predictions: dict[str, list[Prediction]]) -> str:

@@ -215,10 +215,9 @@ def run_of(rows: pd.DataFrame, **parameters) -> regimes.Run:
     teacher = GaussianMixtureTeacher.of()
     study = SimpleNamespace(name="gmm", quality=MixtureQuality(teacher), teacher=teacher, exact=True)
     usual = dict(solver="ddim", intervals=10, lr=0.1, lr_decay="linear", updates=80, loss="l2", lora_rank=0, width=64)
-    groups = {
-        name: regimes.Trained(Group("ddim", 10, (2.0,), (1, 10), (0,)), [80], usual | parameters.get(name, {}))
-        for name in rows.group.unique()
-    }
+    updates = {name: [int(u) for u in sorted(set(part))] for name, part in rows.groupby("group", sort=False)["update"]}
+    group = Group("ddim", 10, (2.0,), (1, 10), (0,))
+    groups = {name: regimes.Trained(group, u, usual | parameters.get(name, {})) for name, u in updates.items()}
     facts = regimes.Facts.of(study)
     return regimes.Run("one", Path("x"), facts, regimes.as_regimes(rows, groups, "one"), groups, {}, study)
 
@@ -340,6 +339,16 @@ def test_the_points_of_a_training_are_in_order():
     run = run_of(rows, long=dict(lr_decay="constant", updates=320))
     points = regimes.curves(run, regimes.verdict_table(run, 200, 0.95))
     assert set(points.base) == {"long"} and list(points[points.claim == "C1"].moment) == [20, 100, 320]
+
+
+def test_a_main_setting_that_is_a_curve_is_called_by_its_updates():
+    rows = rows_of(("main", 20, 1), ("main", 100, 1), ("main", 100, 2))
+    run = run_of(rows, main=dict(lr_decay="constant", updates=100, snapshots=1))
+    claims = regimes.verdict_table(run, 200, 0.95)
+    assert list(claims.regime[claims.metric == run.primary]) == ["20 updates", "100 updates", "2 steps"]
+    report = object.__new__(RegimesReport)
+    report.runs, report.claims = [run], claims
+    assert report.main_verdicts()[0] == "one, main: C1 supported"
 
 
 def test_the_committed_verdicts_follow_from_the_committed_rows():
