@@ -44,13 +44,19 @@ def bootstrap(
     """
     data = (np.asarray(x, float),) if paired is None else (np.asarray(x, float), np.asarray(paired, float))
     value = float(statistic(*data))
+
+    def rounded(*resampled, axis=-1):
+        # Few seeds are often drawn once each, in any order: sums that differ in the last bits alone. BCa counts how many
+        # resamples lie below the estimate, so these must equal it, on every processor.
+        return np.asarray(statistic(*resampled, axis=axis), np.float32).astype(float)
+
     if len(data[0]) < 2:
         return Effect(value, np.nan, np.nan, len(data[0]))
     for method in ("BCa", "percentile"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # degenerate resamples: handled by the second method
             result = stats.bootstrap(
-                data, statistic, n_resamples=resamples, confidence_level=confidence, method=method,
+                data, rounded, n_resamples=resamples, confidence_level=confidence, method=method,
                 paired=paired is not None, rng=np.random.default_rng(0),
             ).confidence_interval  # fmt: skip
         if np.isfinite([result.low, result.high]).all():
