@@ -166,7 +166,7 @@ def onset(claims: pd.DataFrame, runs: Sequence[Run]) -> Figure:
         ax.set(xscale="log", xlabel="updates", ylabel="Direct CM / CM")
         scale(ax, "y", part.value[part.metric.isin(looks)], log=True)
         low, high = ax.get_ylim()
-        ticks = np.r_[0.1:1:0.1, 1:2:0.2, 2:6] if high < 3 * low else np.array([0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10])
+        ticks = np.r_[0.1:1:0.1, 1:2:0.2, 2:6] if high < 4 * low else np.array([0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10])
         ax.set_yticks(ticks[(ticks >= low) & (ticks <= high)])
         ax.yaxis.set_major_formatter("{x:g}")
         ax.minorticks_off()

@@ -8,16 +8,17 @@ metric, a distance: above 0 the Direct CM's samples are worse.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from dcm import analysis
 from dcm.analysis import SETTING, Effect
-from dcm.artifacts import project_path, read_json
+from dcm.artifacts import project_path, read_json, read_tensors
 from dcm.distill import Group
 from dcm.errors import InputError
 from dcm.evaluation import DistilledGroup, load_group
@@ -95,7 +96,7 @@ class Run:
     name : of the folder. facts : of its study. rows : every measured student, as :func:`as_regimes` labels it.
     groups : what was distilled, by name. records : what the notebooks noted of themselves.
     study : the study, where the students are at hand. maps : tables of :func:`dcm.flow_maps.measure_maps`, where they
-    were measured before.
+    were measured before. shown : of images, samples (B, C, H, W) of teacher and main group from the same noise, by label.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Run:
     records: dict[str, dict]
     study: Study | None = None
     maps: tuple[pd.DataFrame, pd.DataFrame] | None = None
+    shown: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def family(self) -> str:
@@ -134,6 +136,12 @@ class Run:
 
 
 MAPS = ("maps_by_time", "maps_from_noise")  # tables in a results folder of notebook 6
+SHOWN = 16  # samples of each kind that its figures show
+
+
+def samples_file(run: str) -> str:
+    """Where a results folder keeps the samples that it shows of a run."""
+    return f"samples_{run}.safetensors"
 
 
 def load_runs(folder: str, device) -> list[Run]:
@@ -161,7 +169,16 @@ def _of_students(folder: str, path: Path, device) -> Run:
     notes = {p.stem: read_json(p) for p in sorted((path / "provenance").glob("*.json"))}
     # Not notebook 5's, nor a group's that is no longer among them.
     records = {k: r for k, r in notes.items() if k[0] in "134" or k.removeprefix("2_distill-") in groups}
-    return Run(path.name, path, Facts.of(study), as_regimes(rows, groups, path.name), groups, records, study)
+    facts, shown = Facts.of(study), _shown(path / "samples_shown.safetensors") if study.is_image else {}
+    return Run(path.name, path, facts, as_regimes(rows, groups, path.name), groups, records, study, shown=shown)
+
+
+def _shown(path: Path) -> dict[str, Tensor]:
+    """The first samples that notebook 4 kept to be looked at: the teacher's, then CM and Direct CM by steps."""
+    kept = read_tensors(path)[0] if path.exists() else {}
+    names = [name for name in kept if ", " in name]
+    order = sorted(names, key=lambda name: (int(name.split(", ")[1].split()[0]), name))
+    return {name: kept[name][:SHOWN] for name in ["teacher", *order] if name in kept}
 
 
 def _of_results(path: Path) -> list[Run]:
@@ -177,7 +194,8 @@ def _of_results(path: Path) -> list[Run]:
         }
         part, *tables = (t[t.run == run].dropna(axis="columns", how="all") for t in (rows, *maps))
         by_time, starts = (t.drop(columns="run") for t in tables)
-        runs.append(Run(run, path, Facts.read(facts), part.drop(columns="family"), groups, own, maps=(by_time, starts)))
+        rows_of_run, shown = part.drop(columns="family"), _shown(path / samples_file(run))
+        runs.append(Run(run, path, Facts.read(facts), rows_of_run, groups, own, maps=(by_time, starts), shown=shown))
     return runs
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from dcm import flow_maps, plots, provenance, regimes
+from dcm import flow_maps, plots, plots_samples, provenance, regimes
 from dcm.analysis import Effect
-from dcm.artifacts import fingerprint, project_path, write_csv, write_json, write_text
+from dcm.artifacts import fingerprint, project_path, write_csv, write_json, write_tensors, write_text
 from dcm.errors import InputError
 from dcm.evaluation import EvaluationSet, load_group
 from dcm.notebook import Session
@@ -100,9 +101,9 @@ class RegimesReport:
             self.said.append(text)
             display(Markdown(text))
 
-    def add(self, name: str, figure: Figure, caption: str) -> None:
-        """Save a figure as png and pdf and keep its caption; it is drawn from the tables written so far."""
-        files = [self.folder / f"{name}.csv" for name in self.tables]
+    def add(self, name: str, figure: Figure, caption: str, drawn_from: Sequence[Path] = ()) -> None:
+        """Save a figure as png and pdf and keep its caption; it is drawn from the tables written so far, or from files."""
+        files = drawn_from or [self.folder / f"{name}.csv" for name in self.tables]
         parameters = {notebook: record["parameters"] for notebook, record in self.records.items()}
         record = {
             "study": "regimes", "figure": name, "caption": caption, "commit": self.session.provenance.record["commit"],
@@ -111,6 +112,18 @@ class RegimesReport:
         }  # fmt: skip
         plots.save(figure, self.folder, record)
         self.items.append((name, caption, f"![{name}]({name}.png)"))
+
+    def add_samples(self, run: Run) -> None:
+        """Show a run's samples, and keep them, so that they can be shown again without its students."""
+        path = self.folder / regimes.samples_file(run.name)
+        write_tensors(path, run.shown)
+        group = run.groups[run.main]
+        caption = (
+            f"Samples of {run.name} from the same noise: teacher, and seed {group.group.seeds[0]} of CM and Direct CM after "
+            f"{group.updates[-1]} updates, w = {group.group.guidance[0]:g}."
+        )
+        figure = plots_samples.image_rows(run.shown, regimes.SHOWN)
+        self.add(f"samples_{run.name}", figure, caption, [path])
 
     def _write_table(self, name: str, table: pd.DataFrame) -> None:
         """Write a table that the figures after it are drawn from."""

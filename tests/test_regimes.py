@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from dcm import regimes
+from dcm import provenance, regimes
 from dcm.analysis import Effect
 from dcm.artifacts import csv_text
 from dcm.consistency import ConsistencyFunction
@@ -351,11 +351,35 @@ def test_a_main_setting_that_is_a_curve_is_called_by_its_updates():
     assert report.main_verdicts()[0] == "one, main: C1 supported"
 
 
+def test_samples_are_kept_to_be_shown_again(tmp_path):
+    """In a results folder as in a run's: the teacher's first, CM beside Direct CM, and the figure knows its file."""
+    from dcm.artifacts import write_tensors
+
+    x = torch.linspace(-1, 1, 20 * 64).reshape(20, 1, 8, 8)
+    names = ["CM, 1 step", "CM, 2 steps", "Direct CM, 1 step", "Direct CM, 2 steps", "teacher"]
+    kept = {name: x + i for i, name in enumerate(names)}
+    write_tensors(tmp_path / "samples_shown.safetensors", kept | {"condition": torch.arange(20)})
+    shown = regimes._shown(tmp_path / "samples_shown.safetensors")
+    assert list(shown) == ["teacher", "CM, 1 step", "Direct CM, 1 step", "CM, 2 steps", "Direct CM, 2 steps"]
+    assert all(torch.equal(v, kept[k][:16]) for k, v in shown.items())
+    report = object.__new__(RegimesReport)
+    report.folder, report.items, report.runs = tmp_path, [], []
+    report.session = SimpleNamespace(notebook="6", provenance=SimpleNamespace(record={"commit": "c", "parameters": {}}))
+    run = replace(run_of(rows_of(("main", 80, 1))), shown=shown)
+    report.add_samples(run)
+    again = regimes._shown(tmp_path / regimes.samples_file("one"))
+    assert list(again) == list(shown) and all(torch.equal(again[k], v) for k, v in shown.items())
+    assert "80 updates" in report.items[0][1] and regimes._shown(tmp_path / "none") == {}
+    record = provenance.read(tmp_path / "samples_one.png")
+    assert [Path(f["file"]).name for f in record["drawn_from"]] == ["samples_one.safetensors"]
+
+
 def test_the_committed_verdicts_follow_from_the_committed_rows():
     """What a GPU measured, judged anew without one; every digit but the last, which processors round differently."""
     folder = ROOT / "results/regimes_cifar10"
-    [run] = regimes.load_runs(str(folder), torch.device("cpu"))
+    runs = regimes.load_runs(str(folder), torch.device("cpu"))
     committed = pd.read_csv(folder / "verdicts.csv")
-    assert run.study is None and set(run.groups) == set(run.rows.base)
-    made = pd.read_csv(StringIO(csv_text(regimes.verdict_table(run, 10000, 0.95))))
-    pd.testing.assert_frame_equal(made, committed, rtol=1e-4)
+    assert [run.name for run in runs] == ["cifar10", "cifar10_long"]
+    assert all(run.study is None and set(run.groups) == set(run.rows.base) for run in runs)
+    tables = pd.concat([regimes.verdict_table(run, 10000, 0.95) for run in runs], ignore_index=True)
+    pd.testing.assert_frame_equal(pd.read_csv(StringIO(csv_text(tables))), committed, rtol=1e-4)
