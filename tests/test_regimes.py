@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from dcm import provenance, regimes
+from dcm import plots, provenance, regimes
 from dcm.analysis import Effect
 from dcm.artifacts import csv_text
 from dcm.consistency import ConsistencyFunction
@@ -366,6 +366,7 @@ def test_samples_are_kept_to_be_shown_again(tmp_path):
     report.folder, report.items, report.runs = tmp_path, [], []
     report.session = SimpleNamespace(notebook="6", provenance=SimpleNamespace(record={"commit": "c", "parameters": {}}))
     run = replace(run_of(rows_of(("main", 80, 1))), shown=shown)
+    plots.use_style()
     report.add_samples(run)
     again = regimes._shown(tmp_path / regimes.samples_file("one"))
     assert list(again) == list(shown) and all(torch.equal(again[k], v) for k, v in shown.items())
