@@ -82,7 +82,8 @@ def assert_drawn(folder: Path) -> None:
     """All of notebook 6's figures are there and not stale, those of measures once a study, and the page that ran."""
     figures = sorted(folder.glob("*.p*"))
     studies = set(pd.read_csv(folder / "verdicts.csv").family)
-    assert len(figures) == 2 * (8 + len(studies)) and [f for f in figures if provenance.stale(f)] == []
+    shown = list(folder.glob("samples_*.safetensors"))
+    assert len(figures) == 2 * (8 + len(studies) + len(shown)) and [f for f in figures if provenance.stale(f)] == []
     assert (folder / "notebooks/6_when_it_fails.html").exists()
 
 

@@ -284,7 +284,11 @@ def test_the_regimes(gmm):
         for kind in ("png", "pdf"):
             assert (results / f"{name}.{kind}").stat().st_size > 5000 and stale(results / f"{name}.{kind}") == []
     claims = pd.read_csv(results / "verdicts.csv")
-    assert set(claims.regime) >= {"main", "2 steps", "4 steps", "N = 5", "Heun", "w = 1"} and (claims.seeds == 3).all()
+    assert (
+        set(claims.regime)
+        >= {f"{config['training']['updates']} updates", "2 steps", "4 steps", "N = 5", "Heun", "w = 1"}
+        and (claims.seeds == 3).all()
+    )
     page = (results / "README.md").read_text()
     assert "samples of shape 2, 3 modes a class" in page and "3 seeds" in page and "nan" not in page
     assert {"explanation", "prediction"} < set(pd.read_csv(results / "predictions.csv"))
