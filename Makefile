@@ -52,22 +52,22 @@ lowest:
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python $(INSTALL) uv
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[test]'
-	$(LOWEST)/bin/python -m pytest --ignore tests/test_smoke.py
+	$(LOWEST)/bin/python -m pytest --ignore tests/workflow/test_smoke.py
 
 lint: $(BIN)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 unit: $(BIN)/.ready
-	$(BIN)/python -m pytest --ignore tests/test_smoke.py
+	$(BIN)/python -m pytest --ignore tests/workflow/test_smoke.py
 
 # Every notebook through papermill and Snakemake, at a size that takes minutes.
 smoke: $(BIN)/.ready
-	$(BIN)/python -m pytest tests/test_smoke.py
+	$(BIN)/python -m pytest tests/workflow/test_smoke.py
 
 # The smoke study killed (SIGKILL) at 20 random moments and resumed: the same metrics.csv. About half an hour.
 faults: $(BIN)/.ready
-	DCM_KILLS=20 $(BIN)/python -m pytest -s tests/test_smoke.py -k killed
+	DCM_KILLS=20 $(BIN)/python -m pytest -s tests/workflow/test_smoke.py -k killed
 
 # The notebooks as they stand, against their stored outputs (cells tagged nbval-check-output).
 nbval: $(BIN)/.ready

@@ -19,9 +19,12 @@ from torch import Tensor
 from updates import make_students
 
 from dcm.consistency import ConsistencyFunction
-from dcm.distill import Batch, Group, Settings, Update, draw_batches, make_optimizer
-from dcm.students import ModuleStudents
-from dcm.studies import find_device, ready_device
+from dcm.horizon import Batch, Group
+from dcm.pairs import Pairs
+from dcm.students.lockstep import ModuleStudents
+from dcm.support.device import find_device, ready_device
+from dcm.training.settings import Settings, make_optimizer
+from dcm.training.update import Update
 
 INTERVALS = 10
 WAYS = (("one after the other", False, False), ("side by side", True, False), ("one after the other, compiled", False, True),
@@ -39,7 +42,7 @@ class InTurn(ModuleStudents):
 def batch_of(teacher, data, students: int, batch: int, device: torch.device) -> Batch:
     """One update's draws, the same for every CM and for every Direct CM."""
     group = Group("ddim", INTERVALS, (2.0,), (1, INTERVALS), (0,))
-    [drawn] = draw_batches(teacher, data, group, batch, [1], device)
+    [drawn] = Pairs(teacher, data, group, batch, device).solved([1])
     of = [0] * (students // 2) + [1] * (students - students // 2)
     return Batch(*(v[of] if isinstance(v, Tensor) else v for v in (getattr(drawn, f.name) for f in fields(Batch))))
 
@@ -60,7 +63,7 @@ def main() -> None:
     report = Report(device, given.out, study=given.study, students=M, batch=B, N=INTERVALS, w=2, solver="ddim")
     teacher, data = make_teacher(given.study, device)
     batch, f = batch_of(teacher, data, M, B, device), ConsistencyFunction(teacher.schedule)
-    settings = Settings(updates=1, batch=B, lr=1e-6)
+    settings = Settings(updates=1, lr=1e-6)
     for name, side_by_side, compiled in WAYS:
         with report.way(name):
             students = make_students(teacher, M)

@@ -12,17 +12,21 @@ import time
 import torch
 from report import Report
 
-from dcm.distill import Group, Settings, distill
-from dcm.studies import load_study
+from dcm.horizon import Group
+from dcm.pairs import Pairs
+from dcm.studies.registry import load_study
+from dcm.training.loop import distill
+from dcm.training.settings import Settings
 
-UPDATES = 24
+UPDATES, BATCH, TOGETHER = 24, 128, 8
 
 
-def seconds(study, group: Group, settings: Settings) -> float:
+def seconds(study, group: Group) -> float:
     """Wall time of `UPDATES` updates after a warm-up of one batch of solves."""
     students = study.make_students([m.seed for m in group.members], width=64)
-    steps = distill(study.teacher, study.data, students, group, settings, study.f)
-    for _ in range(settings.together):
+    pairs = Pairs(study.teacher, study.data, group, BATCH, updates_per_solve=TOGETHER)
+    steps = distill(pairs, students, Settings(updates=10**6, lr=2e-3), study.f)
+    for _ in range(TOGETHER):
         next(steps)
     began = time.perf_counter()
     for _ in range(UPDATES):
@@ -37,17 +41,16 @@ def main() -> None:
     given = arguments.parse_args()
     torch.set_num_threads(1)
     study = load_study("gmm", "unused", torch.device("cpu"))
-    settings = Settings(updates=10**6, batch=128, lr=2e-3, together=8)
     group = Group("ddim", 50, (2.0,), (1, 2, 5, 10, 25, 50), tuple(range(8)))
     students, updates = len(group.members), len(group.members) * UPDATES
     report = Report(
-        torch.device("cpu"), given.out, study="gmm", students=students, batch=settings.batch, N=50, solver="ddim"
+        torch.device("cpu"), given.out, study="gmm", students=students, batch=BATCH, N=50, solver="ddim"
     )
     alone = 0.0
     for horizon in group.horizons:  # one seed stands for the others: they cost the same
-        alone += len(group.seeds) * seconds(study, Group("ddim", 50, (2.0,), (horizon,), (0,)), settings)
+        alone += len(group.seeds) * seconds(study, Group("ddim", 50, (2.0,), (horizon,), (0,)))
     report.add({"way": "one by one", "student updates a second": updates / alone})
-    report.add({"way": "lockstep", "student updates a second": updates / seconds(study, group, settings)})
+    report.add({"way": "lockstep", "student updates a second": updates / seconds(study, group)})
     report.print()
 
 

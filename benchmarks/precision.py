@@ -13,11 +13,11 @@ import torch
 from report import Report, timed
 from targets import difference
 
-from dcm.image_study import SHIPPED
-from dcm.random import sample_noise
 from dcm.schedule import Grid
 from dcm.solvers import solve
-from dcm.studies import find_device, ready_device
+from dcm.studies.images.prepare import SHIPPED
+from dcm.support.device import find_device, ready_device
+from dcm.support.seeds import sample_noise
 from dcm.teachers.unet import UNetTeacher
 
 

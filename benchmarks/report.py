@@ -17,8 +17,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from dcm.artifacts import ROOT, write_json, write_text
-from dcm.parameters import load_config
+from dcm.parameters.study import load_config
+from dcm.support.files import ROOT, write_json, write_text
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- written by report.py: begin -->", "<!-- written by report.py: end -->"
@@ -163,7 +163,7 @@ def reuse_and_claims(results: Path = ROOT / "results") -> list[dict]:
         for group in (config.main_group, "reuse"):
             part = claims[claims.group == group].merge(reuse[setting].drop_duplicates())
             row = {"study": path.parent.name, "group": group, "seeds": int(part.seeds.min())}
-            row["pairs a trajectory"] = config.notebook("2_distill", group)["reuse"]
+            row["pairs a trajectory"] = config.notebook("2_distill", group)["pairs_per_trajectory"]
             for claim in ("C1", "C2"):
                 at = part[part.claim == claim].iloc[0]  # the study's primary metric comes first
                 row[f"{at.metric if claim == 'C2' else 'ODE error'}, Direct CM / CM"] = (

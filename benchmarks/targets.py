@@ -14,12 +14,13 @@ import torch
 from report import Report, matrix_rate, wait
 from torch import Tensor
 
-from dcm.data import ImageSet
-from dcm.distill import Group, Settings, batches, draw_starts
-from dcm.image_study import DIGITS_NETWORK, SHIPPED
+from dcm.data.images import ImageSet
+from dcm.horizon import Group
+from dcm.pairs import Pairs
 from dcm.schedule import Grid
 from dcm.solvers import get_solver
-from dcm.studies import find_device, ready_device
+from dcm.studies.images.prepare import DIGITS_NETWORK, SHIPPED
+from dcm.support.device import find_device, ready_device
 from dcm.teachers.mixture import GaussianMixtureTeacher
 from dcm.teachers.unet import UNetConfig, UNetTeacher
 
@@ -65,9 +66,9 @@ def scheduled_evaluations(solver: str, N: int, w: float, batch: int, slots: int)
     """Evaluations over the minimum that :func:`solve_in_flight` spends on a whole run: a matter of n alone."""
     teacher, group = GaussianMixtureTeacher.interleaved_ring(), Group(solver, N, (w,), (N,), (0,))
     updates = -(-SOLVES * slots // batch)
-    settings = Settings(updates=updates, batch=batch, slots=slots)
-    spent = sum(b.evaluations for _, b in batches(teacher, teacher, group, settings, "cpu"))
-    n = sum(int(draw_starts(teacher, teacher, group, batch, u, "cpu").n.sum()) for u in range(1, updates + 1))
+    pairs = Pairs(teacher, teacher, group, batch, solves_in_flight=slots)
+    spent = sum(b.evaluations for _, b in pairs.between(0, updates))
+    n = sum(int(pairs.starts(u).n.sum()) for u in range(1, updates + 1))
     return spent / (n * get_solver(solver).evaluations * (1 if w == 1 else 2))
 
 
@@ -195,18 +196,18 @@ def small(report: Report, given) -> None:
         update = 0
         while True:
             update += 1
-            s = draw_starts(teacher, data, group, batch, update, device)
+            s = Pairs(teacher, data, group, batch, device).starts(update)
             yield paper_loop(teacher, s.x, s.n, s.condition, w, given.solver, grid)[1]
 
     def ours(**settings):
-        for _, batch in batches(teacher, data, group, Settings(updates=10**6, batch=B, **settings), device):
+        for _, batch in Pairs(teacher, data, group, B, device, **settings).between(0, 10**6):
             yield batch.evaluations
 
     # The same starting points must lead to the same targets, by either way.
     with report.way("targets compared"):
-        settings = Settings(updates=4, batch=B, slots=given.slots[0], together=4)
-        flying = [batch for _, batch in batches(teacher, data, group, settings, device)]
-        plain = [batch for _, batch in batches(teacher, data, group, replace(settings, slots=0), device)]
+        flight = Pairs(teacher, data, group, B, device, updates_per_solve=4, solves_in_flight=given.slots[0])
+        flying = [batch for _, batch in flight.between(0, 4)]
+        plain = [batch for _, batch in replace(flight, solves_in_flight=0).between(0, 4)]
         report.note(**{"targets in flight against together": difference(
             torch.cat([a.x_hat for a in flying]), torch.cat([b.x_hat for b in plain]))})  # fmt: skip
 
@@ -216,15 +217,16 @@ def small(report: Report, given) -> None:
         if device.type == "cpu":
             with report.way(f"solved together, {slots // B} updates at a time"):
                 name = f"solved together, {slots // B} updates at a time"
-                meter.measure(name, ours(together=slots // B), slots // B, at=minimum)
+                meter.measure(name, ours(updates_per_solve=slots // B), slots // B, at=minimum)
         with report.way(f"in flight, {slots} slots"):
             over = scheduled_evaluations(given.solver, N, w, B, slots)
             # Until slots are in a steady state and, on a GPU, compiled and captured.
-            meter.measure(f"in flight, {slots} slots", ours(slots=slots), 1 + 3 * slots // B, at=over * minimum)
+            meter.measure(f"in flight, {slots} slots", ours(solves_in_flight=slots), 1 + 3 * slots // B, at=over * minimum)
     together = given.slots[0] * given.reuse // B
     name = f"reused trajectories, {given.reuse} pairs each"
     with report.way(name):
-        meter.measure(name, ours(reuse=given.reuse, together=together), together, at=halves * stages * N / given.reuse)
+        pairs = ours(pairs_per_trajectory=given.reuse, updates_per_solve=together)
+        meter.measure(name, pairs, together, at=halves * stages * N / given.reuse)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import torch
 from report import Report, matrix_rate
+from sdxl_dry_run import RandomLatents, random_prompts, random_unet
 from targets import Meter, difference, longest_of, paper_loop, scheduled_evaluations
 
-from dcm.distill import Group, Settings, batches, draw_starts
+from dcm.horizon import Group
+from dcm.pairs import Pairs
 from dcm.schedule import Grid, NoiseSchedule
-from dcm.sdxl_dry_run import RandomLatents, random_prompts, random_unet
 from dcm.solvers import get_solver
 from dcm.teachers import frozen
 from dcm.teachers.sdxl import SDXL_UNET, PromptedUNet, Prompts, SDXLTeacher
@@ -112,13 +113,13 @@ def measure(report: Report, given) -> None:
         update = 0
         while True:
             update += 1
-            s = draw_starts(teacher, data, group, B, update, device)
+            s = Pairs(teacher, data, group, B, device).starts(update)
             x, evaluations = paper_loop(teacher, s.x, s.n, s.condition, w, solver, grid)
             first.setdefault("paper", x)
             yield evaluations
 
     def ours(name: str, **settings):
-        for _, batch in batches(teacher, data, group, Settings(updates=10**6, batch=B, **settings), device):
+        for _, batch in Pairs(teacher, data, group, B, device, **settings).between(0, 10**6):
             first.setdefault(name, batch.x_hat[0])
             yield batch.evaluations
 
@@ -135,7 +136,7 @@ def measure(report: Report, given) -> None:
             torch._dynamo.reset()  # what was compiled holds on to its kind of attention
             teacher.freeze("fp8" if kind == "fp8" else "auto")
             teacher.compile_for(slots * (1 if w == 1 else 2), compile if device.type == "cuda" else "no", attention)
-            pairs = ours(kind, slots=slots)
+            pairs = ours(kind, solves_in_flight=slots)
             meter.measure(name, pairs, 1 + 4 * slots // B, at=over * minimum)
             pairs.close()
             compare(kind, "paper")
@@ -154,12 +155,13 @@ def measure(report: Report, given) -> None:
         name = f"reused trajectories, {reuse} pairs each" + ", FP8" * (teacher.precision == "fp8")
         together = max(1, slots * reuse // B)
         with report.way(name):
-            meter.measure(name, ours("reused", reuse=reuse, together=together), together, at=calls * N / reuse)
+            pairs = ours("reused", pairs_per_trajectory=reuse, updates_per_solve=together)
+            meter.measure(name, pairs, together, at=calls * N / reuse)
 
     @torch.no_grad()
     def profiled() -> None:
         with report.way("profile"):
-            s = draw_starts(teacher, data, group, slots, 1, device)
+            s = Pairs(teacher, data, group, slots, device).starts(1)
             t = grid.time(s.n).to(device)
             profile(report, lambda: teacher.guided_noise(s.x, t, s.condition, w), teacher.precision)
 

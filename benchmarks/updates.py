@@ -21,13 +21,16 @@ from targets import make_teacher
 from torch import Tensor
 
 from dcm.consistency import ConsistencyFunction
-from dcm.distill import Group, Settings, distance, distill, draw_starts, horizon_target, to_batch
-from dcm.image_study import VelocityNetwork
-from dcm.in_flight import Stepper
+from dcm.horizon import Group, distance, horizon_target
+from dcm.pairs import Pairs
 from dcm.schedule import Grid
 from dcm.solvers import solve
-from dcm.students import ModuleStudents
-from dcm.studies import find_device, ready_device
+from dcm.solvers_in_flight import Stepper
+from dcm.students.lockstep import ModuleStudents
+from dcm.students.networks import VelocityNetwork
+from dcm.support.device import find_device, ready_device
+from dcm.training.loop import distill
+from dcm.training.settings import Settings
 
 
 def extract_into_tensor(a: Tensor, t: Tensor, shape) -> Tensor:
@@ -204,7 +207,8 @@ def main() -> None:
     gpu = device.type == "cuda"
     grid, group, f = Grid(N), Group("ddim", N, (w,), (1,), (0,)), ConsistencyFunction(teacher.schedule)
     # On a GPU a CM's solves, one step each, fill `batch` slots at once: one compiled shape, one graph.
-    settings = Settings(updates=10**6, batch=B, lr=1e-6, slots=B if gpu else 0)
+    settings = Settings(updates=10**6, lr=1e-6)
+    pairs = Pairs(teacher, data, group, B, device, solves_in_flight=B if gpu else 0)
 
     def rate(name: str, do, warm_up: int, whole: bool = True) -> tuple[float, float] | None:
         """Seconds of one call, a whole update or a part of one, and their spread."""
@@ -230,15 +234,15 @@ def main() -> None:
     rate("diffusers' example, target: an average", example(True), 3)
 
     students = make_students(teacher).to(device)
-    states = distill(teacher, data, students, group, settings, f)
+    states = distill(pairs, students, settings, f)
     update = rate("ours", lambda: next(states), 8)
 
     # The passes alone, on one update's draws.
     students = make_students(teacher).to(device)
-    starts = draw_starts(teacher, data, group, B, 1, device)
+    starts = pairs.starts(1)
     stepper = Stepper(teacher, starts, "ddim", grid, B)
     solved = solve(teacher, starts.x, starts.n, starts.condition, w, "ddim", grid, 1, (1,))
-    batch = to_batch(group, grid, starts.x, starts.n, starts.condition, solved.at, solved.evaluations)
+    batch = pairs.batch_of(starts, solved.at, solved.evaluations)
 
     @torch.no_grad()
     def solving() -> None:

@@ -6,7 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from dcm.errors import InputError
+from dcm.report import provenance
+from dcm.support.errors import InputError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,11 +20,11 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         if chosen.command == "readme":
-            from dcm.readme import write
+            from dcm.report.readme import write
 
             write()
             return 0
-        from dcm import provenance
+        pass
 
         fresh = True
         for name in map(Path, chosen.files):

@@ -9,9 +9,15 @@ from typing import Any
 
 import torch
 
-from dcm.artifacts import Provenance, project_path
-from dcm.parameters import EVERY_NOTEBOOK, check
-from dcm.studies import Study, find_device, load_study, ready_device
+from dcm.figures.style import use_style
+from dcm.parameters.cell import check
+from dcm.parameters.regimes import EVERY_NOTEBOOK
+from dcm.report import page, provenance
+from dcm.studies.base import Study
+from dcm.studies.registry import load_study
+from dcm.support.device import find_device, ready_device
+from dcm.support.files import project_path
+from dcm.support.record import Record
 
 
 @dataclass
@@ -21,7 +27,7 @@ class Session:
     notebook: str
     p: Any  # of the notebook's model in dcm.parameters
     device: torch.device
-    provenance: Provenance
+    provenance: Record
 
     @property
     def run_dir(self) -> Path:
@@ -35,8 +41,6 @@ class Session:
 
     def save_figure(self, figure, name: str, caption: str, *drawn_from: Path) -> None:
         """Save a figure into ``run_dir/figures``; `drawn_from` are the files that have the numbers behind it."""
-        from dcm import plots, provenance
-
         folder, own = self.run_dir / "figures", self.run_dir / "provenance" / f"{self.notebook}.json"
         now = self.provenance.record
         record = {
@@ -44,7 +48,7 @@ class Session:
             "parameters": provenance.of_parameters({self.notebook: now["parameters"]}, own, folder),
             "drawn_from": [provenance.of_file(path, folder) for path in drawn_from],
         }  # fmt: skip
-        plots.save(figure, folder, record)
+        page.save(figure, folder, record)
 
     def finish(self, name: str | None = None, **more) -> None:
         """Write the provenance record, with anything in `more` (teacher evaluations, say)."""
@@ -54,12 +58,10 @@ class Session:
 def start(notebook: str, namespace: dict) -> Session:
     """Check the notebook's parameters (its ``globals()``) before anything else happens.
 
-    Raises :class:`dcm.errors.InputError`, one sentence, for a parameter that is unknown, of a wrong type or impossible.
+    Raises :class:`dcm.support.errors.InputError`, one sentence, for a parameter that is unknown, of a wrong type or impossible.
     """
     p: Any = check(EVERY_NOTEBOOK[notebook], namespace)
     device = find_device(p.device)
     ready_device(device, p.threads)
-    from dcm.plots import use_style
-
     use_style()
-    return Session(notebook, p, device, Provenance(notebook, p, device))
+    return Session(notebook, p, device, Record(notebook, p, device))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcm.errors import InputError
+from dcm.support.errors import InputError
 
 
 def expand_to(value: Tensor, x: Tensor) -> Tensor:

@@ -7,15 +7,16 @@ from dcm.teachers.mixture import GaussianMixtureTeacher
 # Parts of the tests that each stay in one process (`pytest -n`), longest first, so that the processes end together.
 # All else is parted by file: its tests share fixtures. The notebooks need each other's results, in their order.
 PARTS = [
-    "tests/test_smoke.py", "notebooks", "tests/test_sdxl.py", "test_the_image_path", "tests/test_notebooks.py",
-    "tests/test_any_input.py", "test_a_bad_config_is_refused_before_anything_runs",
+    "tests/workflow/test_smoke.py", "notebooks", "tests/studies/sdxl", "test_the_image_path",
+    "tests/workflow/test_notebooks.py", "tests/parameters/test_any_input.py", "test_a_bad_config_is_refused_before_anything_runs",
 ]  # fmt: skip
 
 
 def part(nodeid: str) -> str:
     file, _, test = nodeid.partition("::")
     name = test.partition("[")[0]
-    return "notebooks" if file.endswith(".ipynb") else name if name in PARTS else file
+    folder = file.rpartition("/")[0]
+    return "notebooks" if file.endswith(".ipynb") else next((p for p in (name, folder) if p in PARTS), file)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -4,13 +4,13 @@ from contextlib import contextmanager
 
 import pytest
 
-from dcm import training
+from dcm.training import run
 
 
 @contextmanager
 def interrupted_at(update: int):
     """``train_group`` in this block is interrupted when `update` is done, before anything of it is kept."""
-    real = training.distill
+    real = run.distill
 
     def dies(*a, **k):
         for state in real(*a, **k):
@@ -19,5 +19,5 @@ def interrupted_at(update: int):
             yield state
 
     with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(training, "distill", dies)
+        patched.setattr(run, "distill", dies)
         yield

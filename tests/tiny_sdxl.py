@@ -115,7 +115,7 @@ def write_all(folder: Path) -> dict:
     """The whole of it; returns notebook 1's parameters for it."""
     from safetensors.torch import save_file
 
-    from dcm.sdxl_quality import AestheticHead
+    from dcm.metrics.encoders import AestheticHead
 
     with torch.random.fork_rng():
         torch.manual_seed(3)

@@ -14,12 +14,13 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from dcm.data import image_folder
-from dcm.image_study import CIFAR_NETWORK, HELD_OUT
-from dcm.progress import tqdm
-from dcm.teacher_training import TeacherTraining, train_teacher
+from dcm.data.images import image_folder
+from dcm.studies.images.prepare import CIFAR_NETWORK
+from dcm.studies.images.study import HELD_OUT
+from dcm.support.processes import Processes
+from dcm.support.progress import tqdm
 from dcm.teachers.unet import UNetConfig, UNetTeacher
-from dcm.team import Team
+from dcm.teachers.unet_training import TeacherTraining, train_teacher
 
 
 def main() -> None:
@@ -35,7 +36,7 @@ def main() -> None:
     given = arguments.parse_args()
 
     here = Accelerator()
-    team = Team(here)
+    processes = Processes(here)
     with here.main_process_first():  # the first decodes the images, the others read its cache
         data = image_folder(given.images, (3, 32, 32), held_out=given.held_out, flip=True)
     data = data.to(here.device)
@@ -47,18 +48,18 @@ def main() -> None:
         teacher.accelerate()
 
     def settings(updates: int) -> TeacherTraining:
-        share = given.batch // team.size
+        share = given.batch // processes.size
         return TeacherTraining(updates, batch=share, learning_rate=given.lr, warmup=min(500, updates // 10), ema=0.9995)
 
     updates = given.updates
     if given.minutes:
-        for state in train_teacher(teacher, data, settings(150), team=team):
+        for state in train_teacher(teacher, data, settings(150), processes=processes):
             if state.step == 50:  # compiled by now; .item() waits for the device
                 state.loss.item()
                 began = time.monotonic()
         state.loss.item()
         rate = torch.tensor(100 / (time.monotonic() - began), device=here.device)
-        if team.size > 1:
+        if processes.size > 1:
             torch.distributed.broadcast(rate, 0)
         updates = int(rate.item() * 60 * given.minutes)
         teacher.load_state_dict(fresh)
@@ -67,28 +68,28 @@ def main() -> None:
     def save(state, finished: bool) -> None:
         about = {
             "updates": state.step, "batch": given.batch, "learning rate": given.lr, "seconds": round(state.elapsed, 1),
-            "images per second": round(state.step * given.batch / state.elapsed), "processes": team.size,
+            "images per second": round(state.step * given.batch / state.elapsed), "processes": processes.size,
             "device": torch.cuda.get_device_name() if here.device.type == "cuda" else "cpu", "torch": torch.__version__,
             "finished": finished, "training images": len(data.train),
         }  # fmt: skip
         state.ema.save(given.out, about, torch.float16)
 
     bar, last, losses = (
-        tqdm(total=updates, desc="train the teacher", unit="update", disable=not team.first),
+        tqdm(total=updates, desc="train the teacher", unit="update", disable=not processes.first),
         time.monotonic(),
         [],
     )
-    for state in train_teacher(teacher, data, settings(updates), team=team):
+    for state in train_teacher(teacher, data, settings(updates), processes=processes):
         bar.update()
         losses.append(state.loss)
-        if team.first and state.step % 500 == 0:
+        if processes.first and state.step % 500 == 0:
             line = {"update": state.step, "seconds": round(state.elapsed, 1), "loss": torch.stack(losses).mean().item()}
             bar.write(json.dumps(line))
             losses = []
-        if team.first and time.monotonic() - last > 30:
+        if processes.first and time.monotonic() - last > 30:
             save(state, False)
             last = time.monotonic()
-    if team.first:
+    if processes.first:
         save(state, True)
 
 

@@ -8,8 +8,9 @@ ROOT = Path(workflow.basedir).parent
 sys.path.insert(0, str(ROOT))
 workdir: ROOT
 
-from dcm.errors import InputError
-from dcm.parameters import RegimesConfig, validate
+from dcm.support.errors import InputError
+from dcm.parameters.regimes import RegimesConfig
+from dcm.parameters.check import validate
 
 try:
     regimes = validate(RegimesConfig, dict(config))

@@ -9,7 +9,8 @@ ROOT = Path(workflow.basedir).parent
 sys.path.insert(0, str(ROOT))
 workdir: ROOT
 
-from dcm.parameters import RegimeParameters, validate
+from dcm.parameters.regimes import RegimeParameters
+from dcm.parameters.check import validate
 
 MEASURED = ["results/regimes", "results/regimes_cifar10"]
 RESULTS = "results/regimes_all"

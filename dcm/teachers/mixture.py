@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcm.errors import InputError
 from dcm.schedule import ContinuousSchedule
+from dcm.support.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class GaussianMixtureTeacher:
         return self.guided_noise(x, t, condition, 1)
 
     def guided_noise(self, x: Tensor, t: Tensor, condition: Tensor, guidance: float | Tensor) -> Tensor:
-        """eps_w as :func:`dcm.teachers.base.guided_noise` has it, at the price of one evaluation."""
+        """eps_w as :func:`dcm.teacher.guided_noise` has it, at the price of one evaluation."""
         alpha, sigma = self.schedule.alpha(t, x), self.schedule.sigma(t, x)
         return -sigma * self._score(x, alpha, sigma, condition, guidance)
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from dcm.schedule import NoiseSchedule
+from dcm.teacher import both_halves, guide
 from dcm.teachers import frozen
-from dcm.teachers.base import both_halves, guide
 
 # The UNet of SDXL base 1.0 as published: unet/config.json of stabilityai/stable-diffusion-xl-base-1.0, less what
 # equals the defaults of diffusers' UNet2DConditionModel. It has 2,567,463,684 parameters.
@@ -143,7 +143,7 @@ class PromptedUNet:
 
 
 class SDXLTeacher:
-    """A :class:`~dcm.teachers.base.Teacher`: the UNet with no adapter in use.
+    """A :class:`~dcm.teacher.Teacher`: the UNet with no adapter in use.
 
     Parameters
     ----------
@@ -223,7 +223,7 @@ class SDXLTeacher:
 
     @torch.no_grad()
     def guided_noise(self, x: Tensor, t: Tensor, condition: Tensor, guidance: float | Tensor) -> Tensor:
-        """As :func:`dcm.teachers.base.guided_noise`; the null half skips attention to its empty prompt."""
+        """As :func:`dcm.teacher.guided_noise`; the null half skips attention to its empty prompt."""
         if isinstance(guidance, (int, float)) and guidance == 1:
             return self.predict_noise(x, t, condition)
         both = both_halves(self, x, t, condition)

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dcm.artifacts import read_tensors, sha256, write_json, write_tensors
-from dcm.errors import InputError
 from dcm.schedule import NoiseSchedule
+from dcm.support.errors import InputError
+from dcm.support.files import read_tensors, sha256, write_json, write_tensors
 from dcm.teachers import frozen
 
 
@@ -90,7 +90,7 @@ def build_unet(config: UNetConfig) -> nn.Module:
 
 
 class UNetTeacher(nn.Module):
-    """A :class:`~dcm.teachers.base.Teacher` whose network predicts the velocity ``v = alpha_t eps - sigma_t x_0``.
+    """A :class:`~dcm.teacher.Teacher` whose network predicts the velocity ``v = alpha_t eps - sigma_t x_0``.
 
     Source: Salimans & Ho 2022, appendix D: ``eps = sigma_t x_t + alpha_t v``, ``x_0 = alpha_t x_t - sigma_t v``.
     """

@@ -1,0 +1,320 @@
+"""What training SDXL costs on the present device, before anything is downloaded: ``python benchmarks/sdxl_dry_run.py``.
+
+Builds the UNet from its published configuration with random weights and times updates of CM and Direct CM by the code
+that trains them. The CM is timed as it is; of the Direct CM, whose update takes minutes, the student's part and the
+time of a teacher evaluation are measured on a coarser grid, and the evaluations of the real one are added up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dcm.consistency import ConsistencyFunction
+from dcm.horizon import Group
+from dcm.pairs import Pairs
+from dcm.schedule import Grid, NoiseSchedule
+from dcm.solvers import get_solver
+from dcm.studies.sdxl import memory
+from dcm.studies.sdxl.pipeline import PRECISIONS
+from dcm.support.device import find_device, ready_device
+from dcm.support.errors import InputError
+from dcm.support.files import ROOT, write_json, write_text
+from dcm.support.pretrained import check_packages
+from dcm.support.progress import tqdm
+from dcm.support.record import git_commit
+from dcm.teachers.sdxl import SDXL_UNET, PromptedUNet, Prompts, SDXLTeacher
+from dcm.training.loop import distill
+from dcm.training.settings import Settings
+
+RESULT = ROOT / "results" / "sdxl" / "dry_run.json"
+
+
+UPDATES, EVALUATION_SAMPLES, SEED = 250, 10274, 24  # of the paper
+
+
+STUDENT_STEPS = 2 * 2 * (1 + 2 + 4 + 3)  # of sdxl.yaml: notebooks 3 and 4, two students, steps 1, 2, 4, three snapshots
+
+
+GIB = 2**30
+
+
+def random_unet(config: dict, device: torch.device, dtype: torch.dtype):
+    """The UNet of `config` with fresh weights, made on `device` in `dtype`."""
+    from diffusers import UNet2DConditionModel
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device), torch.random.fork_rng():
+            torch.manual_seed(0)
+            return UNet2DConditionModel(**config)
+    finally:
+        torch.set_default_dtype(before)
+
+
+class RandomLatents:
+    """Normal latents with random prompts, in place of data."""
+
+    def __init__(self, shape: tuple[int, ...], prompts: int):
+        self.shape, self.prompts = shape, prompts
+
+    def draw(self, generator: torch.Generator, batch: int) -> tuple[Tensor, Tensor]:
+        """As :meth:`dcm.data.captions.CachedLatents.draw`."""
+        options = dict(generator=generator, device=generator.device)
+        return torch.randn(batch, *self.shape, **options), torch.randint(self.prompts, (batch,), **options)
+
+
+def random_prompts(config: dict, count: int) -> Prompts:
+    """Normal embeddings of SDXL's lengths, and the size ids of a full image."""
+    g = torch.Generator().manual_seed(0)
+    pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+    side = 8 * config["sample_size"]
+    return Prompts(
+        torch.randn(count, 77, config["cross_attention_dim"], generator=g),
+        torch.randn(count, pooled, generator=g),
+        torch.tensor([[side, side, 0, 0, side, side]]).expand(count, 6),
+    )
+
+
+class Clock:
+    """Seconds and peak memory of what a device does."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.cuda = device, device.type == "cuda"
+
+    def now(self) -> float:
+        """Seconds, once everything that was asked for is done."""
+        if self.cuda:
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def reset_peak(self) -> None:
+        """Forget the peak so far."""
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def peak(self) -> float | None:
+        """GiB at most since then; None where it cannot be measured."""
+        return torch.cuda.max_memory_allocated(self.device) / GIB if self.cuda else None
+
+
+def dry_run(
+    device: torch.device,
+    latent: int = 128,
+    precision: str = "bf16",
+    batch: int = 16,
+    rank: int = 64,
+    intervals: int = 100,
+    guidance: float = 9.0,
+    solver: str = "ddim",
+    timed: int = 3,
+    coarse: int = 20,
+    gradient_checkpointing: bool = True,
+    microbatch: int = 0,
+    config: dict = SDXL_UNET,
+) -> dict:
+    """Time updates of CM and Direct CM with random weights; minutes on a GPU.
+
+    Parameters
+    ----------
+    latent : side of a latent, an eighth of the image's. timed : updates timed, after one that is not.
+    coarse : intervals on which the Direct CM is timed, in place of `intervals`. config : of the UNet.
+    The others as in :class:`dcm.parameters.notebooks.DistillParameters`.
+
+    Returns a record that JSON can hold. Raises :class:`InputError` when the GPU's memory does not suffice.
+    """
+    check_packages()
+    from types import SimpleNamespace
+
+    from diffusers import DDPMScheduler
+
+    from dcm.students.lora import LoRAStudents
+    from dcm.studies.sdxl.study import ready_network
+
+    Grid(intervals), Grid(coarse), get_solver(solver)
+    if device.type != "cuda" and config is SDXL_UNET:
+        raise InputError(
+            "the dry run at SDXL's size needs a GPU, and none is present; allowed here: --unet with a small one."
+        )
+    ready_device(device, torch.get_num_threads())
+    clock = Clock(device)
+    began = clock.now()
+    unet = random_unet(config, device, PRECISIONS[precision])
+    network = PromptedUNet(unet, random_prompts(config, batch), chunk=batch)
+    built = clock.now() - began
+    schedule = NoiseSchedule.from_betas(DDPMScheduler(1000, 0.00085, 0.012, beta_schedule="scaled_linear").betas)
+    shape = (config["in_channels"], latent, latent)
+    teacher, data = SDXLTeacher(network, schedule, shape), RandomLatents(shape, batch)
+    f = ConsistencyFunction(schedule, prediction="epsilon")
+    settings = Settings(updates=1 + timed)
+    wanted = SimpleNamespace(
+        gradient_checkpointing=gradient_checkpointing, microbatch=microbatch, optimizer="adamw", ema=0.0, width=rank
+    )
+    record: dict = {
+        "weights": "random", "unet_parameters": sum(p.numel() for p in unet.parameters()),
+        "weights_gib": sum(p.numel() * p.element_size() for p in unet.parameters()) / GIB,
+    }  # fmt: skip
+
+    def ready() -> LoRAStudents:
+        students = LoRAStudents(network, [SEED], rank)
+        ready_network(students, wanted)
+        return students
+
+    students = ready()
+    record["adapter_parameters"] = sum(p.numel() for p in students.parameters())
+    if clock.cuda:
+        need = memory.needed(students, shape, batch, wanted)
+        memory.check(need, memory.available(device), wanted)
+        record["estimated_gib"] = need.total / GIB
+        sizes = sorted({1, batch // 4 or 1, batch})
+        record["estimated_gib_by_microbatch"] = {str(m): replace(need, samples=m).total / GIB for m in sizes}
+    bar = tqdm(total=2 * (1 + timed) + timed, desc="dry run", unit="update")
+
+    def updates(grid: int, horizon: int) -> tuple[list[float], float | None]:
+        """Seconds of each timed update, and the peak in GiB."""
+        group, seconds = Group(solver, grid, (guidance,), (horizon,), (SEED,)), []
+        clock.reset_peak()
+        before = clock.now()
+        for _ in distill(Pairs(teacher, data, group, batch, device), students, settings, f):
+            now = clock.now()
+            seconds.append(now - before)
+            before = now
+            bar.update()
+        return seconds[1:], clock.peak()
+
+    for size in range(1, batch + 1):  # as samples finish, fewer are left: let cuDNN see every number of them first
+        x, condition = data.draw(torch.Generator(device).manual_seed(0), size)
+        teacher.predict_noise(x, torch.full((size,), 500, device=device), condition)
+    cm, cm_peak = updates(intervals, 1)
+    students = ready()
+    direct, direct_peak = updates(coarse, coarse)
+    group = Group(solver, coarse, (guidance,), (coarse,), (SEED,))
+    solving, evaluations = [], 0
+    for update in range(2, 2 + timed):  # the draws of the timed updates, their teacher's part alone
+        before = clock.now()
+        [drawn] = Pairs(teacher, data, group, batch, device).solved([update])
+        solving.append(clock.now() - before)
+        evaluations += drawn.evaluations
+        bar.update()
+    bar.close()
+
+    per_evaluation = sum(solving) / evaluations
+    student = max(0.0, (sum(direct) - sum(solving)) / timed)
+    halves = 1 if guidance == 1 else 2
+    per_sample_step = halves * get_solver(solver).evaluations
+    expected = batch * per_sample_step * (intervals + 1) / 2  # n is uniform on 1..N, and costs n steps
+    one_step = batch * per_sample_step
+    cm_seconds, direct_seconds = sum(cm) / timed, student + per_evaluation * expected
+    # Side by side the CM rides on the Direct CM's trajectory, and adds its own part and its weights, gradients, moments.
+    both = direct_seconds + max(0.0, cm_seconds - per_evaluation * one_step)
+    both_peak = direct_peak and max(cm_peak or 0.0, direct_peak) + 16 * record["adapter_parameters"] / GIB
+    record |= {
+        "device": torch.cuda.get_device_name(device) if clock.cuda else "cpu",
+        "memory_gib": torch.cuda.get_device_properties(device).total_memory / GIB if clock.cuda else None,
+        "versions": {name: metadata.version(name) for name in ("torch", "diffusers", "peft", "transformers")},
+        "commit": git_commit(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "settings": dict(
+            latent=latent, precision=precision, batch=batch, rank=rank, intervals=intervals, guidance=guidance,
+            solver=solver, timed=timed, coarse=coarse, gradient_checkpointing=gradient_checkpointing, microbatch=microbatch,
+        ),
+        "build_seconds": built,
+        "teacher_evaluations_per_second": 1 / per_evaluation,
+        "measured": {"cm_seconds": cm, "direct_seconds_coarse": direct, "solving_seconds_coarse": solving,
+                     "evaluations_coarse": evaluations, "student_seconds": student},
+        "rows": [
+            {"students": name, "seconds_an_update": seconds, "peak_gib": peak, "evaluations_an_update": evaluations,
+             "hours": UPDATES * seconds / 3600, "extrapolated": name != "CM", "peak_estimated": "both" in name}
+            for name, seconds, peak, evaluations in (
+                ("CM", cm_seconds, cm_peak, one_step),
+                ("Direct CM", direct_seconds, direct_peak, expected),
+                ("both, side by side", both, both_peak, expected),
+            )
+        ],
+        "sampling_hours": EVALUATION_SAMPLES * per_sample_step * intervals * per_evaluation / 3600,
+        "student_hours": EVALUATION_SAMPLES * STUDENT_STEPS * per_evaluation / 3600,
+    }  # fmt: skip
+    return record
+
+
+def readable(record: dict) -> str:
+    """The record as a few lines and a table in markdown."""
+    s, gib = record["settings"], lambda v: "not measured" if v is None else f"{v:.1f} GiB"
+    lines = [
+        f"Measured with **random weights** on {record['device']} ({record['date']}, commit {record['commit'][:7]}, torch "
+        f"{record['versions']['torch']}): UNet of {record['unet_parameters'] / 1e9:.3f} billion parameters "
+        f"({record['weights_gib']:.1f} GiB in {s['precision']}), adapter of rank {s['rank']} with "
+        f"{record['adapter_parameters'] / 1e6:.1f} million; latents of {s['latent']} x {s['latent']}, batch {s['batch']}, "
+        f"N = {s['intervals']}, w = {s['guidance']:g}, {s['solver']}, gradient checkpointing "
+        f"{'on' if s['gradient_checkpointing'] else 'off'}"
+        + (f", microbatch {s['microbatch']}" if s["microbatch"] else "")
+        + f"; {record['teacher_evaluations_per_second']:.1f} teacher evaluations a second.",
+        "",
+        f"| students | peak memory | teacher evaluations an update | seconds an update | hours for {UPDATES} updates |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for row in record["rows"]:
+        lines.append(
+            f"| {row['students']} | {gib(row['peak_gib'])}{' (estimated)' if row['peak_estimated'] and row['peak_gib'] else ''} | {row['evaluations_an_update']:,.0f} | "
+            f"{row['seconds_an_update']:.1f}{' (extrapolated)' if row['extrapolated'] else ''} | {row['hours']:.2f} |"
+        )
+    lines += [
+        "",
+        f"The CM's seconds and peak are measured over {s['timed']} updates. The Direct CM's are extrapolated: its updates were timed "
+        f"on {s['coarse']} intervals instead of {s['intervals']}, and the evaluations of the {s['intervals']} added at the "
+        "measured time of one; its peak is that of those updates. The last row is made of the other two.",
+        f"At that rate the teacher's {EVALUATION_SAMPLES:,} evaluation samples (N = {s['intervals']}) would take "
+        f"{record['sampling_hours']:.1f} hours, and the students' samples of sdxl.yaml {record['student_hours']:.1f} hours; "
+        "decoding and encoding images come on top and were not timed.",
+    ]
+    if "estimated_gib" in record:
+        each = ", ".join(f"{v:.1f} GiB at {m}" for m, v in record["estimated_gib_by_microbatch"].items())
+        lines.append(
+            f"The check before training estimated {record['estimated_gib']:.1f} GiB of {record['memory_gib']:.1f}; "
+            f"by microbatch: {each}."
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command; writes its record as JSON and prints it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--precision", default="bf16", choices=list(PRECISIONS))
+    parser.add_argument("--solver", default="ddim")
+    for name, default in (
+        ("latent", 128),
+        ("batch", 16),
+        ("rank", 64),
+        ("intervals", 100),
+        ("timed", 3),
+        ("coarse", 20),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--microbatch", type=int, default=0)
+    parser.add_argument("--guidance", type=float, default=9.0)
+    parser.add_argument("--no-gradient-checkpointing", dest="gradient_checkpointing", action="store_false")
+    parser.add_argument("--unet", type=Path, help="a UNet configuration (JSON) other than SDXL's")
+    parser.add_argument("--out", type=Path, default=RESULT, help="where the record goes")
+    options = vars(parser.parse_args(arguments))
+    out, device, unet = options.pop("out"), options.pop("device"), options.pop("unet")
+    try:
+        for name in ("latent", "batch", "rank", "timed"):
+            if options[name] < 1:
+                raise InputError(f"{name} = {options[name]} is not possible; allowed: a whole number, at least 1.")
+        config = json.loads(unet.read_text()) if unet else SDXL_UNET
+        record = dry_run(find_device(device), **options, config=config)
+    except InputError as error:
+        raise SystemExit(f"{error}") from None
+    write_json(out, record)
+    write_text(out.with_suffix(".md"), readable(record) + "\n")
+    print(readable(record))

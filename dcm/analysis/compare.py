@@ -1,0 +1,150 @@
+"""Paired comparisons and verdicts on the paper's two claims."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from dcm.metrics.metric import Metric
+from dcm.support.ranks import spearman
+
+SETTING = ["group", "solver", "intervals", "guidance"]
+
+
+CLAIMS = {
+    "C1": "Direct CM has the lower ODE-solving error than CM",
+    "C2": "yet the samples of Direct CM are worse than those of CM",
+}
+
+
+MIN_SEEDS = 3
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A comparison with its bootstrap interval.
+
+    Attributes
+    ----------
+    value, low, high : the effect and its interval. n : pairs behind it.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def bootstrap(
+    x: np.ndarray, statistic=np.mean, resamples: int = 10000, confidence: float = 0.95, paired=None
+) -> Effect:
+    """Bootstrap interval (BCa, percentile where BCa is not defined) of a statistic of `x` (n,), by SciPy.
+
+    `paired` is a second sample (n,) that is resampled together with `x` and handed to `statistic` as well.
+    """
+    data = (np.asarray(x, float),) if paired is None else (np.asarray(x, float), np.asarray(paired, float))
+    value = float(statistic(*data))
+
+    def rounded(*resampled, axis=-1):
+        # Few seeds are often drawn once each, in any order: sums that differ in the last bits alone. BCa counts how many
+        # resamples lie below the estimate, so these must equal it, on every processor.
+        return np.asarray(statistic(*resampled, axis=axis), np.float32).astype(float)
+
+    if len(data[0]) < 2:
+        return Effect(value, np.nan, np.nan, len(data[0]))
+    for method in ("BCa", "percentile"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # degenerate resamples: handled by the second method
+            result = stats.bootstrap(
+                data, rounded, n_resamples=resamples, confidence_level=confidence, method=method,
+                paired=paired is not None, rng=np.random.default_rng(0),
+            ).confidence_interval  # fmt: skip
+        if np.isfinite([result.low, result.high]).all():
+            return Effect(value, float(result.low), float(result.high), len(data[0]))
+    return Effect(value, np.nan, np.nan, len(data[0]))
+
+
+def compare(rows: pd.DataFrame, column: str, metric: Metric, resamples: int, confidence: float) -> Effect:
+    """Direct CM against CM in one setting, paired by seed: mean log-ratio (``metric.ratio``) or mean difference.
+
+    `rows` are those of one setting, one step, at the end of training.
+    """
+    wide = rows.pivot(index="seed", columns="method", values=column)
+    if not {"CM", "Direct CM"} <= set(wide):
+        return Effect(np.nan, np.nan, np.nan, 0)
+    wide = wide.dropna(subset=["CM", "Direct CM"])
+    change = np.log(wide["Direct CM"] / wide["CM"]) if metric.ratio else wide["Direct CM"] - wide["CM"]
+    return bootstrap(change.to_numpy(), np.mean, resamples, confidence)
+
+
+def stated(row) -> str:
+    """A row of :func:`verdicts` in words: ``ratio 0.5 [0.4, 0.6]``, without an interval where there is none."""
+    interval = f" [{row.low:.3g}, {row.high:.3g}]" if pd.notna(row.low) else ""
+    return f"{row.effect} {row.value:.3g}{interval}"
+
+
+def verdict(effect: Effect, expected_sign: int) -> str:
+    """``supported`` when the whole interval has the expected sign, ``contradicted`` when it has the other one."""
+    if effect.n < MIN_SEEDS or not np.isfinite([effect.low, effect.high]).all():
+        return "inconclusive"
+    if effect.low * expected_sign > 0 and effect.high * expected_sign > 0:
+        return "supported"
+    if effect.low * expected_sign < 0 and effect.high * expected_sign < 0:
+        return "contradicted"
+    return "inconclusive"
+
+
+def final_one_step(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows at the end of training, sampled in one step."""
+    return rows[(rows.steps == 1) & rows.final]
+
+
+def verdicts(rows: pd.DataFrame, metrics: dict[str, Metric], resamples: int, confidence: float) -> pd.DataFrame:
+    """Verdict on C1 (ODE error) and on C2 (every quality metric) in every setting that has both models.
+
+    C2 asks for worse samples: the sign depends on the metric's direction. Effects of ratio metrics are given as
+    ratios Direct CM / CM, of the others as differences Direct CM - CM.
+    """
+    out = []
+    ode = Metric("ODE error", ratio=True)
+    for setting, part in final_one_step(rows).groupby(SETTING, sort=True):
+        for claim, name, metric in [("C1", "ode_error", ode), *(("C2", k, m) for k, m in metrics.items() if m.judged)]:
+            if name not in part or part[name].isna().all():
+                continue
+            effect = compare(part, name, metric, resamples, confidence)
+            if effect.n == 0:
+                continue
+            sign = -1 if claim == "C1" else (1 if metric.lower_is_better else -1)
+            f = np.exp if metric.ratio else (lambda v: v)
+            out.append(
+                dict(zip(SETTING, setting))
+                | dict(
+                    claim=claim, metric=name, effect="ratio" if metric.ratio else "difference", value=f(effect.value),
+                    low=f(effect.low), high=f(effect.high), seeds=effect.n, verdict=verdict(effect, sign),
+                )
+            )  # fmt: skip
+    return pd.DataFrame(out)
+
+
+def rank_correlation(x: np.ndarray, y: np.ndarray, resamples: int, confidence: float) -> Effect:
+    """Spearman's rank correlation with its bootstrap interval over runs."""
+    keep = np.isfinite(x) & np.isfinite(y)
+    x, y = np.asarray(x)[keep], np.asarray(y)[keep]
+    if len(x) < 4:
+        return Effect(np.nan, np.nan, np.nan, len(x))
+    return bootstrap(x, spearman, resamples, confidence, paired=y)
+
+
+def correlations(rows: pd.DataFrame, column: str, resamples: int, confidence: float) -> pd.DataFrame:
+    """Rank correlation of ODE error and a quality metric: over all runs, and within each setting (Simpson)."""
+    last = final_one_step(rows)
+    parts = [("all settings", last)] + [(f"{s[0]}, w = {s[3]:g}", p) for s, p in last.groupby(SETTING, sort=True)]
+    out = []
+    for name, part in parts:
+        e = rank_correlation(part.ode_error.to_numpy(), part[column].to_numpy(), resamples, confidence)
+        out.append(dict(runs_from=name, metric=column, spearman=e.value, low=e.low, high=e.high, runs=e.n))
+    return pd.DataFrame(out)

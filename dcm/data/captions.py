@@ -1,0 +1,199 @@
+"""Images with captions, encoded once: latents and embeddings as safetensors, so that training touches the UNet only."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from dcm.support.errors import InputError
+from dcm.support.files import fingerprint, read_tensors, write_tensors
+from dcm.support.progress import tqdm
+from dcm.support.seeds import generator, sample_noise
+from dcm.teachers.sdxl import Prompts
+
+IMAGES = {".jpg", ".jpeg", ".png", ".webp"}
+
+
+SHARD = 64  # images a file: what an interrupted run may lose
+
+
+def captioned_images(folder: str | Path) -> list[tuple[Path, str]]:
+    """Images below `folder` with their captions, in the order of their paths.
+
+    A caption stands in a ``.txt`` file of the image's name beside it, or in ``metadata.jsonl`` or ``metadata.csv`` at
+    the top, with columns ``file_name`` and ``text`` (or ``caption``). Raises :class:`InputError` for a folder that has
+    no images, and for images that have no caption.
+    """
+    folder = Path(folder)
+    images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGES) if folder.is_dir() else []
+    if not images:
+        raise InputError(
+            f"{folder} holds no images; data_dir must be a folder with {', '.join(sorted(IMAGES))} files and their captions."
+        )
+    listed = _metadata(folder)
+    captions = [listed.get(p.relative_to(folder).as_posix()) or _beside(p) for p in images]
+    without = [p for p, caption in zip(images, captions) if not caption]
+    if without:
+        raise InputError(
+            f"{len(without)} of {len(images)} images in {folder} have no caption, {without[0].relative_to(folder)} the first; "
+            "put it in a .txt file of the same name beside it, or in metadata.jsonl or metadata.csv (file_name, text)."
+        )
+    return list(zip(images, captions))
+
+
+def _beside(image: Path) -> str:
+    path = image.with_suffix(".txt")
+    return path.read_text(encoding="utf-8").strip() if path.exists() else ""
+
+
+def _metadata(folder: Path) -> dict[str, str]:
+    rows: list[dict] = []
+    for name in ("metadata.jsonl", "metadata.csv"):
+        path = folder / name
+        if path.exists():
+            with path.open(encoding="utf-8", newline="") as file:
+                try:
+                    rows += (
+                        [json.loads(line) for line in file if line.strip()] if "jsonl" in name else csv.DictReader(file)
+                    )
+                except (ValueError, csv.Error) as error:
+                    raise InputError(f"{path} cannot be read ({error}); each line must be one image.") from None
+            if any("file_name" not in row for row in rows):
+                raise InputError(f"{path} must name each image in a column file_name, relative to {folder}.")
+    return {row["file_name"]: (row.get("text") or row.get("caption") or "").strip() for row in rows}
+
+
+def pixels(path: Path, resolution: int, g: torch.Generator, flip: bool) -> tuple[Tensor, tuple[int, ...]]:
+    """An image (3, R, R) in [-1, 1] and its size ids, as the paper's code makes them.
+
+    The shorter side is resized to R (bilinear), a square is cropped at random; ids are the original height and width,
+    top and left of the crop, R and R.
+    """
+    from PIL import Image
+    from torchvision.transforms import v2
+    from torchvision.transforms.functional import to_tensor
+
+    try:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read as an image ({error}); remove it or replace it, and run again."
+        ) from None
+    height, width = image.height, image.width
+    x = to_tensor(v2.functional.resize(image, [resolution], interpolation=v2.InterpolationMode.BILINEAR))
+    top, left = (int(torch.randint(n - resolution + 1, (), generator=g)) for n in x.shape[1:])
+    x = x[:, top : top + resolution, left : left + resolution]
+    if flip and bool(torch.rand((), generator=g) < 0.5):
+        x = x.flip(-1)
+    return 2 * x - 1, (height, width, top, left, resolution, resolution)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What encodes an image and a caption, and what the result depends on.
+
+    Attributes
+    ----------
+    text : captions -> (embeddings (n, L, E), pooled (n, F)). latent : images (n, 3, R, R) -> mean and standard
+    deviation (n, C, h, w) of the autoencoder's posterior, scaled. resolution, flip, seed : of the images.
+    identity : changes whenever the encoders do.
+    """
+
+    text: Callable[[list[str]], tuple[Tensor, Tensor]]
+    latent: Callable[[Tensor], tuple[Tensor, Tensor]]
+    resolution: int
+    flip: bool
+    seed: int
+    identity: object
+
+    def encode(self, rows: range, items: list[tuple[Path, str]]) -> dict[str, Tensor]:
+        """One shard. Item i depends on (seed, i) alone: its crop, its flip, its draw from the posterior."""
+        draw = [generator("cpu", self.seed, "encode", i) for i in rows]
+        made = [pixels(path, self.resolution, g, self.flip) for (path, _), g in zip(items, draw)]
+        mean, deviation = self.latent(torch.stack([x for x, _ in made]))
+        noise = sample_noise(self.seed, "encode", rows, mean.shape[1:])
+        embeddings, pooled = self.text([caption for _, caption in items])
+        return {
+            "latents": mean.float().cpu() + deviation.float().cpu() * noise,
+            "embeddings": embeddings,
+            "pooled": pooled,
+            "size_ids": torch.tensor([ids for _, ids in made], dtype=torch.int32),
+        }
+
+
+def shard_rows(count: int) -> list[range]:
+    """Which items lie in which file."""
+    return [range(i, min(i + SHARD, count)) for i in range(0, count, SHARD)]
+
+
+def cache(items: list[tuple[Path, str]], encoder: Callable[[], Encoder], identity: dict, folder: Path) -> None:
+    """Encode all `items` into ``folder``/00000.safetensors, ..; files that are there, whole and of the same, are kept.
+
+    Parameters
+    ----------
+    encoder : makes the encoder, only when something is left to encode. identity : all that the result depends on
+    but the images and captions themselves.
+    """
+    todo = []
+    for k, rows in enumerate(shard_rows(len(items))):
+        own = [items[i] for i in rows]
+        mark = fingerprint(identity, [(path.name, path.stat().st_size, caption) for path, caption in own], list(rows))
+        path = folder / f"{k:05d}.safetensors"
+        if _mark(path) != mark:
+            todo.append((path, rows, own, mark))
+    if todo:
+        made = encoder()
+        for path, rows, own, mark in tqdm(todo, desc="encode images and captions", unit="file"):
+            write_tensors(path, made.encode(rows, own), {"mark": mark})
+    for path in folder.glob("[0-9]*.safetensors"):  # of an earlier, longer list
+        if int(path.stem) >= len(shard_rows(len(items))):
+            path.unlink()
+
+
+def _mark(path: Path) -> str | None:
+    """What a whole cache file says it holds; nothing for a missing or damaged one."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads((file.metadata() or {}).get("about", "{}")).get("mark")
+    except Exception:  # missing, cut short, or no safetensors at all: it is made anew
+        return None
+
+
+@dataclass(frozen=True)
+class CachedLatents:
+    """Encoded images as training data.
+
+    Attributes
+    ----------
+    latents : (P, C, h, w) on the CPU. prompts : of the same P images.
+    """
+
+    latents: Tensor
+    prompts: Prompts
+
+    @property
+    def held_out(self) -> Tensor:
+        """No image is held out: the paper compares with the teacher's samples."""
+        return self.latents[:0]
+
+    def draw(self, generator: torch.Generator, batch: int) -> tuple[Tensor, Tensor]:
+        """Latents, with replacement: float32 (batch, C, h, w), and the indices of their prompts (batch,)."""
+        i = torch.randint(len(self.latents), (batch,), generator=generator, device=generator.device)
+        return self.latents[i.cpu()].float().to(generator.device), i
+
+    @classmethod
+    def load(cls, folder: Path, count: int) -> CachedLatents:
+        """What :func:`cache` left. Raises :class:`InputError` when a file is missing or damaged."""
+        parts = [read_tensors(folder / f"{k:05d}.safetensors")[0] for k in range(len(shard_rows(count)))]
+        whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        if len(whole["latents"]) != count:
+            raise InputError(f"{folder} holds {len(whole['latents'])} images, not {count}; run notebook 1 again.")
+        return cls(whole["latents"], Prompts(whole["embeddings"], whole["pooled"], whole["size_ids"]))

@@ -1,0 +1,220 @@
+"""Real images as training data: scikit-learn's digits, CIFAR-10, any image folder, or a teacher's own samples.
+
+Every source becomes one :class:`ImageSet`, held in memory as uint8.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from dcm.schedule import Grid
+from dcm.solvers import solve
+from dcm.support.errors import InputError
+from dcm.support.files import read_tensors, verify, write_tensors
+from dcm.support.progress import tqdm
+from dcm.support.seeds import sample_noise
+
+SPLITS = ("train", "held_out")
+
+
+CIFAR10_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"  # as keras publishes it
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Labelled images in two fixed parts, one to train on and one held out for metrics.
+
+    Attributes
+    ----------
+    train, held_out : (n, C, H, W) uint8, values 0..peak. labels : (n,) int64, in [0, len(classes)).
+    classes : names of the classes. peak : the value of white.
+    flip : whether :meth:`draw` mirrors half of the images left to right.
+    """
+
+    train: Tensor
+    train_labels: Tensor
+    held_out: Tensor
+    held_out_labels: Tensor
+    classes: tuple[str, ...]
+    peak: int = 255
+    flip: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W)."""
+        return tuple(self.train.shape[1:])
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    def to(self, device: torch.device | str) -> ImageSet:
+        """A copy on `device`; draws need their generator there too."""
+        names = ("train", "train_labels", "held_out", "held_out_labels")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+    def unit(self, images: Tensor) -> Tensor:
+        """uint8 (n, C, H, W) to float32 in [-1, 1]."""
+        return images.float() * (2 / self.peak) - 1
+
+    def draw(self, generator: torch.Generator, batch: int) -> tuple[Tensor, Tensor]:
+        """Training images, with replacement: float32 (batch, C, H, W) in [-1, 1] and int64 (batch,)."""
+        device = self.train.device
+        index = torch.randint(len(self.train), (batch,), generator=generator, device=device)
+        images = self.train[index]
+        if self.flip:
+            mirrored = torch.rand(batch, 1, 1, 1, generator=generator, device=device) < 0.5
+            images = torch.where(mirrored, images.flip(-1), images)
+        return self.unit(images), self.train_labels[index]
+
+    def images(self, split: str = "held_out", count: int | None = None) -> tuple[Tensor, Tensor]:
+        """The first `count` (or all) images of a part, float32 (n, C, H, W) in [-1, 1], and their labels (n,).
+
+        A part is in random order, so that its first images are a fair sample. Raises :class:`InputError` when
+        there are fewer than `count`.
+        """
+        if split not in SPLITS:
+            raise InputError(f"split = {split!r} is unknown; allowed: {', '.join(SPLITS)}.")
+        images, labels = getattr(self, split), getattr(self, f"{split}_labels")
+        if count is not None and count > len(images):
+            raise InputError(f"{count} {split} images were asked for, and there are {len(images)}.")
+        return self.unit(images[:count]), labels[:count]
+
+
+def split(images: Tensor, labels: Tensor, held_out: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Hold out `held_out` images, the same ones every time: train, labels, held out, labels.
+
+    The order is a fixed permutation, so files sorted by class do not end up in one part.
+    Raises :class:`InputError` when fewer than one image would be left to train on.
+    """
+    if not 0 <= held_out < len(images):
+        raise InputError(
+            f"held_out = {held_out} is out of range; allowed: 0 to {len(images) - 1}, of {len(images)} images."
+        )
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(images)))
+    held, kept = order[:held_out], order[held_out:]
+    return images[kept], labels[kept], images[held], labels[held]
+
+
+def digits(held_out: int = 500) -> ImageSet:
+    """scikit-learn's 1,797 handwritten digits, 8 x 8 and grey, 0..16; they come with the package."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images = torch.from_numpy(data.images.astype(np.uint8))[:, None]
+    parts = split(images, torch.from_numpy(data.target.astype(np.int64)), held_out)
+    return ImageSet(*parts, classes=tuple(str(name) for name in data.target_names), peak=16)
+
+
+def cifar10(folder: str | Path, download: bool = False) -> ImageSet:
+    """CIFAR-10 as torchvision keeps it in `folder`; held out is its test set of 10,000.
+
+    The archive is checked against its SHA-256 before anything in it is read, and torchvision checks each of its files.
+    Raises :class:`InputError` when it is not there and `download` is off, or cannot be fetched.
+    """
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import download_url
+
+    def part(train: bool) -> tuple[Tensor, Tensor, list[str]]:
+        data = CIFAR10(str(folder), train=train, download=download)
+        order = torch.from_numpy(np.random.default_rng(0).permutation(len(data.data)))
+        images = torch.from_numpy(data.data).permute(0, 3, 1, 2)
+        return images[order], torch.tensor(data.targets)[order], data.classes
+
+    archive = Path(folder) / CIFAR10.filename
+    try:
+        if download and not (Path(folder) / CIFAR10.base_folder).exists():
+            download_url(CIFAR10.url, str(folder), CIFAR10.filename, CIFAR10.tgz_md5)
+        if archive.exists():
+            verify(archive, CIFAR10_SHA256)
+        train, train_labels, classes = part(True)
+        held_out, held_out_labels, _ = part(False)
+    except (RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(
+            f"CIFAR-10 could not be read from {folder} ({reason}); set download to true, point to a folder that "
+            "has cifar-10-batches-py, or choose the data source 'folder' or 'teacher'."
+        ) from error
+    return ImageSet(train, train_labels, held_out, held_out_labels, tuple(classes), flip=True)
+
+
+def image_folder(
+    folder: str | Path, shape: tuple[int, int, int] = (3, 32, 32), held_out: int = 5000, flip: bool = False
+) -> ImageSet:
+    """Any image folder with one subfolder a class (torchvision's ``ImageFolder``); classes in alphabetical order.
+
+    Parameters
+    ----------
+    shape : (C, H, W) that every image must have; C is 1 (grey) or 3 (colour). held_out : images kept for metrics.
+
+    The decoded images are kept beside the folder's classes as one safetensors file, named after what was read,
+    so a second call is fast. Raises :class:`InputError` for an empty folder, an image of another size, an
+    unreadable file.
+    """
+    from torchvision.datasets import ImageFolder
+
+    folder = Path(folder)
+    try:
+        listing = ImageFolder(str(folder))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(
+            f"{folder} is no image folder; it must hold one subfolder a class, each with at least one image."
+        ) from error
+    files = [(Path(path), label) for path, label in listing.samples]
+    facts = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path, _ in files]
+    digest = hashlib.sha256(repr((facts, tuple(shape))).encode()).hexdigest()[:16]
+    cache = folder / f".decoded-{digest}.safetensors"
+    if cache.exists():
+        images = read_tensors(cache)[0]["images"]
+    else:
+        images = torch.stack([_read_image(path, shape) for path, _ in tqdm(files, desc="reading images", unit="image")])
+        try:
+            write_tensors(cache, {"images": images})
+        except (InputError, OSError, SafetensorError):
+            pass  # a read-only or full disk costs only the speed of the next call
+    parts = split(images, torch.tensor([label for _, label in files]), held_out)
+    return ImageSet(*parts, classes=tuple(listing.classes), flip=flip)
+
+
+def _read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
+    from PIL import Image
+
+    channels, height, width = shape
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read as an image ({error}); remove it or replace it.") from error
+    if pixels.shape[:2] != (height, width):
+        raise InputError(
+            f"{path} is {pixels.shape[1]} x {pixels.shape[0]} pixels, and the teacher needs {width} x {height}."
+        )
+    return torch.from_numpy(pixels.reshape(height, width, channels).copy()).permute(2, 0, 1)
+
+
+def teacher_samples(
+    teacher, count: int, held_out: int = 0, seed: int = 0, guidance: float = 1.0, intervals: int = 50, chunk: int = 500
+) -> ImageSet:
+    """Samples of an image teacher by DDIM, in place of data: for those who have its weights but no images.
+
+    The held-out part is then no real data; ask for none where a metric would take it for such.
+    Sample i has class i mod num_classes, and its noise depends on (seed, i) alone.
+    """
+    device = next(teacher.parameters()).device
+    condition, grid = torch.arange(count) % teacher.num_classes, Grid(intervals, teacher.schedule.T)
+    parts = []
+    for i in tqdm(range(0, count, chunk), desc="teacher samples", unit="batch"):
+        rows = range(i, min(i + chunk, count))
+        x = sample_noise(seed, "teacher", rows, teacher.shape).to(device)
+        parts.append(solve(teacher, x, intervals, condition[i : rows.stop].to(device), guidance, "ddim", grid).x.cpu())
+    images = ((torch.cat(parts).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    names = tuple(str(c) for c in range(teacher.num_classes))
+    return ImageSet(*split(images, condition, held_out), classes=names)

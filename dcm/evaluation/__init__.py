@@ -1,0 +1,1 @@
+"""Measuring students against the teacher from the same noise."""

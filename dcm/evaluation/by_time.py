@@ -1,0 +1,55 @@
+"""The ODE error by starting time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from dcm.evaluation.samples import EvaluationSet
+from dcm.evaluation.students import describe
+from dcm.metrics.metric import ode_error
+from dcm.schedule import Grid
+from dcm.solvers import solve
+from dcm.studies.base import Study
+from dcm.support.progress import tqdm
+from dcm.support.seeds import generator, sample_noise
+from dcm.training.saved import DistilledGroup
+
+
+def noised_data(study: Study, seed: int, count: int, n: int, grid: Grid, device) -> tuple[Tensor, Tensor]:
+    """Data noised to grid index n: x_{t_n} (B, *shape) and classes (B,); the same data and noise for every n."""
+    x_0, condition = study.data.draw(generator(device, seed, "reference", 1), count)
+    noise = sample_noise(seed, "reference", range(count), study.teacher.shape).to(device)
+    return study.teacher.schedule.add_noise(x_0, noise, torch.full((count,), grid.time(n), device=device)), condition
+
+
+@torch.no_grad()
+def error_by_starting_time(
+    study: Study, evaluation: EvaluationSet, distilled: DistilledGroup, start_times: int, start_samples: int
+) -> Iterator[dict]:
+    """One-step errors of CM and Direct CM from x_{t_n}, and the solver's own, for evenly spaced n (fig9).
+
+    Yields rows with t and mean squared errors: student_error (student against the teacher's solution), solver_error
+    (the teacher's solution against the reference) and total_error (student against the reference).
+    """
+    group, device = distilled.group, evaluation.device
+    grid, w = Grid(group.intervals, study.teacher.schedule.T), group.guidance[0]
+    students = distilled.students(study, distilled.updates[-1], device)
+    indices = sorted({max(1, round(group.intervals * k / start_times)) for k in range(1, start_times + 1)})
+    for n in tqdm(indices, desc="starting times", unit="time"):
+        x, c = noised_data(study, evaluation.seed, start_samples, n, grid, device)
+        solution = solve(study.teacher, x, n, c, w, group.solver, grid).x
+        reference = study.reference(x, n, c, w, grid)
+        t = torch.full(c.shape, grid.time(n), device=device)
+        every = [v.expand(students.size, *v.shape) for v in (x, t, c)]
+        answers = study.f(students, *every)
+        for i in group.ends:
+            member = group.members[i]
+            yield describe(distilled.name, group, member, distilled.updates[-1], 1) | {
+                "t": grid.time(n),
+                "student_error": ode_error(answers[i], solution),
+                "solver_error": ode_error(solution, reference),
+                "total_error": ode_error(answers[i], reference),
+            }

@@ -1,0 +1,1 @@
+"""Figures drawn from measured tables."""

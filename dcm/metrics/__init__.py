@@ -1,0 +1,1 @@
+"""Sample quality: what is measured, and by which features."""

@@ -1,0 +1,97 @@
+"""Quality of SDXL samples: FID and FD-DINOv2 against the teacher's samples, CLIP score, LAION aesthetic score."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import cached_property
+
+import numpy as np
+from torch import Tensor
+
+from dcm.metrics.distances import NAN, check_scipy, frechet, radial_power
+from dcm.metrics.encoders import Encoders
+from dcm.metrics.metric import Metric
+from dcm.support.progress import tqdm
+
+DECODED = 16  # images decoded at once
+
+
+class SDXLQuality:
+    """Quality metrics of latents, on their decoded images.
+
+    Parameters
+    ----------
+    pictures : latents (B, C, h, w) -> images (B, 3, H, W) in [-1, 1]. captions : of condition 0, 1, ..
+    find : gives the :class:`Encoders`, when they are first needed: training does not need them.
+
+    Frechet distances are to the teacher's samples from the same noise, solver, N and w, as in the paper; ``sharpness``
+    as in :mod:`dcm.metrics.images`.
+    """
+
+    workers = 1  # sets of samples worth measuring side by side
+
+    def __init__(self, pictures, captions: list[str], find: Callable[[], Encoders]):
+        check_scipy()
+        self.pictures, self.captions, self._find = pictures, captions, find
+        self.metrics = {
+            "fid_teacher": Metric("FID to teacher (Inception, mode clean)", ratio=True),
+            "fd_dino": Metric("FD-DINOv2 to teacher", ratio=True),
+            "clip_score": Metric("CLIP score (cosine)", lower_is_better=False),
+            "aesthetic": Metric("LAION aesthetic score", lower_is_better=False),
+            "fd_teacher": Metric("Frechet distance to teacher (EfficientNet-Lite0 features)", ratio=True),
+            "sharpness": Metric("high-frequency power [teacher = 1]", judged=False),
+        }
+        self._kept: dict[str, dict] = {}
+
+    @cached_property
+    def encoders(self) -> Encoders:
+        """What is on this machine."""
+        return self._find()
+
+    @property
+    def primary(self) -> str:
+        """What the verdict rests on: FID as in the paper, or the features whose weights are always here."""
+        return "fid_teacher" if "fid_teacher" in self.encoders.features else "fd_teacher"
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """CLIP score where it is measured, and sharpness."""
+        return ("clip_score", "sharpness") if self.encoders.clip else ("sharpness",)
+
+    @property
+    def note(self) -> str:
+        """One line on what is measured and what is not, and why."""
+        told = [f"{self.metrics[name].label} is not measured: {why}" for name, why in self.encoders.missing.items()]
+        return " ".join(["Quality is measured on decoded images, against the teacher's from the same noise.", *told])
+
+    def _looked_at(self, x: Tensor, condition: Tensor) -> dict[str, np.ndarray]:
+        """Features, scores and mean power spectrum of latents `x`; images are decoded a few at a time, once."""
+        made: dict[str, list] = {}
+        starts = range(0, len(x), DECODED)
+        for i in tqdm(starts, desc="decode and encode", unit="batch", disable=len(starts) < 4, leave=False):
+            images = self.pictures(x[i : i + DECODED])
+            part = {name: e.features(images) for name, e in self.encoders.features.items()}
+            if self.encoders.clip:
+                asked = [self.captions[c] for c in condition[i : i + DECODED].tolist()]
+                part |= self.encoders.clip.scores(images, asked)
+            part["power"] = np.repeat(radial_power(images).cpu().numpy()[None], len(images), 0)
+            for name, value in part.items():
+                made.setdefault(name, []).append(value)
+        return {name: np.concatenate(values) for name, values in made.items()}
+
+    def measure(self, x: Tensor, condition: Tensor, teacher_x: Tensor) -> dict[str, float]:
+        """All metrics of latents `x` (B, C, h, w) of prompts `condition` (B,), against `teacher_x`; NaN: not measured."""
+        if not x.isfinite().all():
+            return dict.fromkeys(self.metrics, NAN)
+        key = hashlib.sha256(teacher_x.float().cpu().contiguous().numpy()).hexdigest()
+        if key not in self._kept:
+            self._kept[key] = self._looked_at(teacher_x, condition)
+        teacher = self._kept[key]
+        own = teacher if x is teacher_x else self._looked_at(x, condition)
+        out = dict.fromkeys(self.metrics, NAN)
+        out |= {name: frechet(own[name], teacher[name]) for name in self.encoders.features}
+        out |= {name: float(own[name].mean()) for name in ("clip_score", "aesthetic") if name in own}
+        top = own["power"].shape[1] // 2
+        out["sharpness"] = float((own["power"].mean(0)[top:] / teacher["power"].mean(0)[top:]).mean())
+        return out

@@ -1,0 +1,170 @@
+"""Encoders of transformers: DINOv2, CLIP, and the aesthetic head; which of them are on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dcm.metrics.features import INCEPTION_FILE, EfficientNetFeatures, InceptionFeatures, resized
+from dcm.support.errors import InputError
+from dcm.support.files import project_path, read_tensors
+from dcm.support.pretrained import locate, readable_model
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+CLIP_NORM = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+
+class TransformerImages:
+    """What DINOv2 and CLIP share: images resized by clean-fid's bicubic resizer and normalised."""
+
+    def __init__(self, size: int, norm: tuple, device: torch.device | str):
+        from cleanfid.resize import make_resizer
+
+        self.size, self.device = size, device
+        self.resize = make_resizer("PIL", False, "bicubic", (size, size))
+        self.mean, self.deviation = (torch.tensor(v, device=device).reshape(3, 1, 1) for v in norm)
+
+    def prepared(self, x: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] as the encoder takes them: (B, 3, size, size)."""
+        return (resized(x, self.size, self.resize).to(self.device) / 255 - self.mean) / self.deviation
+
+
+class DinoFeatures(TransformerImages):
+    """DINOv2's class token after the last norm, of images of 224 pixels (Stein et al. 2023).
+
+    `folder` holds a ``transformers`` Dinov2Model (the paper's is ViT-L/14).
+    """
+
+    def __init__(self, folder: Path, device: torch.device | str = "cpu", size: int = 224):
+        from transformers import Dinov2Model
+
+        super().__init__(size, IMAGENET, device)
+        self.network = Dinov2Model.from_pretrained(folder, use_safetensors=True).eval()
+        self.network.to(device)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def features(self, x: Tensor) -> np.ndarray:
+        """float64 (B, F) of images (B, 3, H, W) in [-1, 1]."""
+        return self.network(self.prepared(x)).last_hidden_state[:, 0].double().cpu().numpy()
+
+
+class AestheticHead(nn.Module):
+    """LAION's aesthetic predictor: linear layers 768-1024-128-64-16-1 on a normalised CLIP ViT-L/14 embedding.
+
+    There is no nonlinearity between them (dropout in training only). `path` is a safetensors file of the published
+    ``sac+logos+ava1-l14-linearMSE`` weights, under their own names (``layers.0.weight``, ..).
+    """
+
+    def __init__(self, width: int = 768):
+        super().__init__()
+        sizes = [width, 1024, 128, 64, 16, 1]
+        # The published numbering counts the dropouts between: layers 0, 2, 4, 6, 7.
+        self.layers = nn.ModuleDict({str(k): nn.Linear(*s) for k, s in zip((0, 2, 4, 6, 7), zip(sizes, sizes[1:]))})
+
+    @classmethod
+    def load(cls, path: Path, width: int = 768) -> AestheticHead:
+        """Raises :class:`InputError` for a missing or foreign file."""
+        tensors, _ = read_tensors(path)
+        head = cls(width)
+        try:
+            head.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise InputError(f"{path} is no aesthetic predictor ({' '.join(str(error).split())[:120]}).") from None
+        return head.eval().requires_grad_(False)
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Score (B,) of normalised embeddings (B, width)."""
+        for layer in self.layers.values():
+            embedding = layer(embedding)
+        return embedding[:, 0]
+
+
+class ClipScores(TransformerImages):
+    """Cosine of a CLIP model's image and caption embeddings, and what the aesthetic head makes of the former.
+
+    `folder` holds a ``transformers`` CLIPModel with its tokenizer (the paper's is ViT-L/14).
+    """
+
+    def __init__(self, folder: Path, device: torch.device | str = "cpu", head: AestheticHead | None = None):
+        from transformers import CLIPModel, CLIPTokenizer
+
+        self.network = CLIPModel.from_pretrained(folder, use_safetensors=True).eval()
+        self.network.to(device)  # type: ignore[arg-type]
+        self.tokenizer, self.head = CLIPTokenizer.from_pretrained(folder), head and head.to(device)
+        super().__init__(self.network.config.vision_config.image_size, CLIP_NORM, device)
+
+    def _text(self, captions: list[str]) -> Tensor:
+        longest = self.network.config.text_config.max_position_embeddings
+        tokens = self.tokenizer(captions, padding=True, truncation=True, max_length=longest, return_tensors="pt")
+        hidden = self.network.text_model(**tokens.to(self.device)).pooler_output
+        return nn.functional.normalize(self.network.text_projection(hidden), dim=-1)
+
+    def _image(self, x: Tensor) -> Tensor:
+        hidden = self.network.vision_model(self.prepared(x)).pooler_output
+        return nn.functional.normalize(self.network.visual_projection(hidden), dim=-1)
+
+    @torch.no_grad()
+    def scores(self, x: Tensor, captions: list[str]) -> dict[str, np.ndarray]:
+        """``clip_score`` and, with a head, ``aesthetic``: float64 (B,) of images (B, 3, H, W) in [-1, 1]."""
+        image = self._image(x)
+        out = {"clip_score": (image * self._text(captions)).sum(-1)}
+        if self.head:
+            out["aesthetic"] = self.head(image)
+        return {name: v.double().cpu().numpy() for name, v in out.items()}
+
+
+@dataclass
+class Encoders:
+    """What images are compared by.
+
+    Attributes
+    ----------
+    features : by metric (``fd_teacher``, ``fid_teacher``, ``fd_dino``) what gives its features. clip : or None.
+    missing : by metric, one sentence that says why it is not measured.
+    """
+
+    features: dict[str, Any]
+    clip: ClipScores | None
+    missing: dict[str, str]
+
+
+def find_encoders(about: dict, device: torch.device) -> Encoders:
+    """The encoders that are on this machine, and for the others where they were looked for.
+
+    `about` is notebook 1's record: where to look, and whether the hub may be asked.
+    """
+    missing: dict[str, str] = {}
+    extractors: dict[str, object] = {"fd_teacher": EfficientNetFeatures(device)}
+
+    def attempt(metrics: tuple[str, ...], make: Callable):
+        try:
+            return make()
+        except InputError as why:
+            missing.update(dict.fromkeys(metrics, str(why)))
+
+    def local(name: str, kind):
+        folder = locate(about[name], name, about["download"])
+        with readable_model(folder):
+            return kind(folder)
+
+    if about["inception"] == "off":
+        missing["fid_teacher"] = f"inception is off; it needs {INCEPTION_FILE} and inception = 'local', or 'download'."
+    else:
+        extractors["fid_teacher"] = attempt(
+            ("fid_teacher",), lambda: InceptionFeatures(device, download=about["inception"] == "download")
+        )
+    extractors["fd_dino"] = attempt(("fd_dino",), lambda: local("dino", lambda f: DinoFeatures(f, device)))
+    clip = attempt(("clip_score", "aesthetic"), lambda: local("clip", lambda f: ClipScores(f, device)))
+    if clip:
+        width = clip.network.config.projection_dim
+        head = attempt(("aesthetic",), lambda: AestheticHead.load(project_path(about["aesthetic"]), width))
+        clip.head = head and head.to(device)
+    return Encoders({name: e for name, e in extractors.items() if e}, clip, missing)

@@ -1,0 +1,189 @@
+"""The pairs that students train on: draw n, noise data to x_{t_n}, let the teacher take min(h, n) steps.
+
+One object, :class:`Pairs`, is all that distillation iterates: update numbers with their :class:`~dcm.horizon.Batch`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dcm.horizon import Batch, Group, resolve_horizon
+from dcm.schedule import Grid
+from dcm.solvers import get_solver, solve
+from dcm.solvers_in_flight import Starts, solve_in_flight
+from dcm.support.errors import InputError
+from dcm.support.processes import ALONE, Processes
+from dcm.support.seeds import generator
+from dcm.teacher import Teacher
+
+
+class Data(Protocol):
+    """Where x_0 comes from."""
+
+    def draw(self, generator: torch.Generator, batch: int) -> tuple[Tensor, Tensor]:
+        """x_0 (batch, *shape) and condition (batch,), on the generator's device."""
+        ...
+
+
+def check_reuse(pairs_per_trajectory: int, batch: int, intervals: int, solves_in_flight: int = 0) -> None:
+    """Raise :class:`InputError` for a number of pairs that trajectories cannot give."""
+    allowed = [r for r in range(1, min(batch, intervals) + 1) if batch % r == 0]
+    if pairs_per_trajectory not in allowed:
+        raise InputError(
+            f"pairs_per_trajectory = {pairs_per_trajectory} is not possible; allowed: divisors of batch = {batch} up to "
+            f"intervals = {intervals}."
+        )
+    if pairs_per_trajectory > 1 and solves_in_flight:
+        raise InputError(
+            f"solves_in_flight = {solves_in_flight} is not possible; allowed: 0 with pairs_per_trajectory above 1, whose "
+            "solves all last equally long."
+        )
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Draws and teacher solutions of a group, update after update.
+
+    Attributes
+    ----------
+    teacher : follows :class:`~dcm.teacher.Teacher`.
+    data : follows :class:`Data`.
+    group : the students that share the draws.
+    batch : samples an update, for each guidance scale and seed.
+    device : where they are made.
+    updates_per_solve : updates that the teacher solves in one go: fewer, larger calls; changes speed, not results.
+    solves_in_flight : when above 0, that many ODEs at any time instead (:mod:`dcm.solvers_in_flight`); speed alone too.
+    pairs_per_trajectory : above 1, trajectories start at n = N and each gives pairs at as many of its N points: N solver
+        steps for all of them instead of (N + 1) / 2 a pair, at the price of batches with fewer independent images, whose
+        points lie on the teacher's path instead of on noised data.
+    processes : that share every batch; each takes its own rows.
+
+    Raises :class:`InputError` for an unknown solver, an impossible grid, horizon or number of pairs.
+    """
+
+    teacher: Teacher
+    data: Data
+    group: Group
+    batch: int
+    device: torch.device | str = "cpu"
+    updates_per_solve: int = 1
+    solves_in_flight: int = 0
+    pairs_per_trajectory: int = 1
+    processes: Processes = ALONE
+
+    def __post_init__(self) -> None:
+        get_solver(self.group.solver)
+        for h in self.group.horizons:
+            resolve_horizon(h, self.grid.intervals)
+        check_reuse(self.pairs_per_trajectory, self.batch, self.grid.intervals, self.solves_in_flight)
+
+    @property
+    def grid(self) -> Grid:
+        """The teacher's N intervals."""
+        return Grid(self.group.intervals, self.teacher.schedule.T)
+
+    def between(self, start: int, end: int) -> Iterator[tuple[int, Batch]]:
+        """Update numbers start + 1 .. end, each with its batch."""
+        if self.solves_in_flight:
+            yield from self._in_flight(start, end)
+            return
+        size = self.updates_per_solve
+        for first in range(start - start % size + 1, end + 1, size):
+            # A resumed run solves its first chunk whole: other shapes would change the last bits.
+            updates = range(first, min(first + size, end + 1))
+            yield from ((update, batch) for update, batch in zip(updates, self.solved(updates)) if update > start)
+
+    def starts(self, update: int) -> Starts:
+        """Starting points of one update for every guidance scale and seed: (W S B / pairs_per_trajectory), in that order.
+
+        What is drawn depends on (seed, update) alone.
+        """
+        group, grid, device, draws = self.group, self.grid, self.device, []
+        count = self.batch // self.pairs_per_trajectory
+        for seed in group.seeds:
+            x_0, condition = self.data.draw(generator(device, seed, "data", update), count)
+            noise = torch.randn(x_0.shape, generator=generator(device, seed, "noise", update), device=device)
+            n = torch.randint(1, grid.intervals + 1, (count,), generator=generator("cpu", seed, "index", update))
+            n = n if self.pairs_per_trajectory == 1 else torch.full_like(n, grid.intervals)
+            x = self.teacher.schedule.add_noise(x_0, noise, grid.time(n).to(device))
+            draws.append([v[self.processes.rows(count)] for v in (x, n, condition)])
+        # Every guidance scale solves from the same points.
+        W = len(group.guidance)
+        x, n, condition = (torch.cat(column * W) for column in zip(*draws))
+        w = group.guidance[0] if W == 1 else torch.tensor(group.guidance, device=device).repeat_interleave(len(x) // W)
+        return Starts(x, n, condition, w)
+
+    def solved(self, updates: Sequence[int]) -> list[Batch]:
+        """The batches of the given update numbers, solved together."""
+        starts = [self.starts(update) for update in updates]
+        return self._along(updates, starts) if self.pairs_per_trajectory > 1 else self._ends(starts)
+
+    def _ends(self, starts: list[Starts]) -> list[Batch]:
+        """One pair from each trajectory."""
+        group, every, size = self.group, Starts.joined(starts), len(starts[0].x)
+        longest = max(group.horizons)
+        solution = solve(
+            self.teacher, every.x, every.n, every.condition, every.guidance, group.solver, self.grid, longest,
+            tuple(group.horizons),
+        )  # fmt: skip
+        steps = [int(s.n.clamp(max=longest).sum()) for s in starts]
+        each = solution.evaluations / max(1, sum(steps))
+        return [
+            self.batch_of(s, {h: x[u * size : (u + 1) * size] for h, x in solution.at.items()}, round(each * steps[u]))
+            for u, s in enumerate(starts)
+        ]
+
+    def _along(self, updates: Sequence[int], starts: list[Starts]) -> list[Batch]:
+        """Several pairs from each trajectory."""
+        N, group, reuse, device = self.grid.intervals, self.group, self.pairs_per_trajectory, self.device
+        every, W, size = Starts.joined(starts), len(group.guidance), self.batch // reuse
+        solution = solve(
+            self.teacher, every.x, N, every.condition, every.guidance, group.solver, self.grid, trajectory=True
+        )
+        paths, out = solution.trajectory.unflatten(1, (len(updates), -1)), []
+        for u, update in enumerate(updates):
+            # Which points of a trajectory are used: uniform on 1..N, none twice.
+            drawn = [torch.rand(size, N, generator=generator("cpu", s, "index", update)) for s in group.seeds]
+            picks = [d.argsort(1)[self.processes.rows(size), :reuse] + 1 for d in drawn]
+            n = torch.cat(picks * W).flatten()
+            which = torch.arange(len(n), device=device) // reuse
+            point = lambda index: paths[(N - index).to(device), u, which]
+            x_hat = {h: point((n - h).clamp(min=0)) for h in group.horizons}
+            there = Starts(point(n), n, starts[u].condition[which], starts[u].guidance)
+            out.append(self.batch_of(there, x_hat, solution.evaluations // len(updates)))
+        return out
+
+    def _in_flight(self, start: int, end: int) -> Iterator[tuple[int, Batch]]:
+        """As :meth:`between`, drawn ahead of the update that needs them."""
+        drawn: deque[Starts] = deque()
+
+        def ahead() -> Iterator[Starts]:
+            for update in range(start + 1, end + 1):
+                drawn.append(self.starts(update))
+                yield drawn[-1]
+
+        solutions = solve_in_flight(
+            self.teacher, ahead(), self.group.solver, self.grid, self.solves_in_flight, tuple(self.group.horizons)
+        )
+        for update, solution in enumerate(solutions, start + 1):
+            yield update, self.batch_of(drawn.popleft(), solution.at, solution.evaluations)
+
+    def batch_of(self, starts: Starts, x_hat: dict[int, Tensor], evaluations: int) -> Batch:
+        """The members' batch, from starting points (W S B) and, by horizon, where the teacher brought them."""
+        group, grid, x, n = self.group, self.grid, starts.x, starts.n
+        horizons, device = sorted(group.horizons), x.device
+
+        def members(v: Tensor) -> Tensor:  # (W S B, ...) -> (W S, B, ...)
+            return v.unflatten(0, (len(group.guidance) * len(group.seeds), -1))
+
+        t_hat = torch.cat([members(grid.time((n - h).clamp(min=0)).to(device)) for h in horizons])
+        x, t, condition = (
+            members(v).repeat(len(horizons), *[1] * v.ndim) for v in (x, grid.time(n).to(device), starts.condition)
+        )
+        return Batch(x, t, condition, torch.cat([members(x_hat[h]) for h in horizons]), t_hat, evaluations)

@@ -1,0 +1,1 @@
+"""Parameters of notebooks and studies, checked before any work."""

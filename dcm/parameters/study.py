@@ -1,0 +1,99 @@
+"""The configuration of a whole study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from dcm.parameters.check import Name, NewFolder, Parameters, Part, StudyName, validate
+from dcm.parameters.notebooks import NOTEBOOKS, DistillParameters, check_apart, check_ends
+from dcm.solvers import SOLVERS
+from dcm.support.errors import InputError
+
+
+class StudyConfig(Parameters):
+    """A whole study, as ``workflow/config/*.yaml`` names it: parameters by notebook, and the groups to distil."""
+
+    study: StudyName
+    run_dir: NewFolder
+    results_dir: NewFolder
+    device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="one of auto, cpu, cuda")] = "auto"
+    threads: Annotated[int, Field(ge=1, le=256, description="a whole number from 1 to 256")] = 1
+    main_group: Name = "main"
+    teacher: Part
+    training: Part
+    groups: Annotated[dict[Name, Part], Field(min_length=1, description="names of groups with their parameters")]
+    evaluation: Part
+    ode_error: Part = {}
+    figures: Part = {}
+
+    @model_validator(mode="after")
+    def _parts(self):
+        if self.main_group not in self.groups:
+            raise InputError(f"main_group = {self.main_group!r} is not a group; allowed: {', '.join(self.groups)}.")
+        check_apart(self)
+        for notebook in NOTEBOOKS:
+            for name in self.groups if notebook == "2_distill" else [None]:
+                self.notebook(notebook, name)
+        check_ends(self.main_group, self.notebook("2_distill", self.main_group))
+        return self
+
+    @property
+    def costliest_last(self) -> list[str]:
+        """Names of the groups by what they cost to distil: network evaluations, passes of the students counted as four."""
+
+        def cost(name: str) -> float:
+            p = DistillParameters(**self.notebook("2_distill", name))
+            longest = max(p.group().horizons)
+            solved = (
+                [min(n, longest) for n in range(1, p.intervals + 1)]
+                if p.pairs_per_trajectory == 1
+                else [p.intervals / p.pairs_per_trajectory]
+            )
+            steps = sum(solved) / len(solved)
+            scales = len(p.guidance) * len(p.seeds)
+            solves = 2 * steps * SOLVERS[p.solver].evaluations  # both halves of the guidance
+            return p.updates * p.batch * scales * (solves + 4 * len(p.horizons))
+
+        return sorted(self.groups, key=cost)
+
+    def notebook(self, notebook: str, group: str | None = None) -> dict:
+        """All parameters of one notebook (of one group, for notebook 2), checked, as papermill takes them.
+
+        What the configuration does not name has the default of the notebook's model in this module; the defaults
+        in the notebook's own cell are for those who run it by hand.
+        """
+        common = dict(study=self.study, run_dir=self.run_dir, device=self.device, threads=self.threads)
+        groups = dict(groups=list(self.groups), main_group=self.main_group)
+        members = self.groups[group] if group else {}
+        results = dict(results_dir=self.results_dir, main_group=self.main_group)
+        parts: dict[str, tuple[dict, str, dict]] = {
+            "1_teacher": ({}, "teacher", self.teacher),
+            "2_distill": ({"group_name": group}, f"group {group}", self.training | members),
+            "3_ode_error": (groups, "evaluation and ode_error", self.evaluation | self.ode_error),
+            "4_sample_quality": (groups, "evaluation", self.evaluation),
+            "5_figures": (results, "figures", self.figures),
+        }
+        (own, where, named), model = parts[notebook], NOTEBOOKS[notebook]
+        taken = ({"study", "run_dir"} | set(own)) & set(named)  # named once, for the whole study
+        if taken:
+            allowed = ", ".join(n for n in model.model_fields if n not in {"study", "run_dir"} | set(own))
+            raise InputError(f"in {where}: {min(taken)} is not a parameter; allowed: {allowed}.")
+        try:
+            return validate(model, common | own | named).model_dump()
+        except InputError as error:
+            raise InputError(f"in {where}: {error}") from None
+
+
+def load_config(path: str | Path) -> StudyConfig:
+    """A study's configuration from a YAML file; raises :class:`InputError`."""
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"the configuration {path} cannot be read: {str(error).splitlines()[0]}.") from None
+    if not isinstance(values, dict):
+        raise InputError(f"the configuration {path} must be a mapping of names to values.")
+    return validate(StudyConfig, values)

@@ -1,0 +1,1 @@
+"""Pages of results: figures, tables and sentences, each with where it came from."""

@@ -1,0 +1,1 @@
+"""Students: many in lockstep, as networks or as adapters."""

@@ -1,0 +1,129 @@
+"""Student networks. A group of students trains in lockstep, as one module with a leading member axis M."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from dcm.support.seeds import generator
+
+
+class Students(nn.Module):
+    """M students of one architecture: ``forward(x (M, B, *shape), t (M, B), condition (M, B))`` -> x's shape.
+
+    ``members`` picks some of them (then x has as many rows). Members share nothing: the sum of their losses has
+    for each the gradient of its own.
+    """
+
+    size: int  # M
+    capturable = True  # whether an update may be one CUDA graph: the same kernels on the same tensors every time
+
+    @property
+    def parts(self) -> list[slice]:
+        """Members whose loss is computed and walked back together: all, unless they share a network."""
+        return [slice(None)]
+
+    def backward(self, loss: Tensor, part: slice) -> None:
+        """Add the gradients of `loss` (members of the part,) to the parameters."""
+        loss.sum().backward()
+
+    def clip_gradients(self, max_norm: float) -> None:
+        """Clip each member's gradient norm to `max_norm`, as if it trained alone."""
+        raise NotImplementedError
+
+    def member_state(self, m: int) -> dict[str, Tensor]:
+        """State of member m alone."""
+        raise NotImplementedError
+
+
+class MLPStudents(Students):
+    """M multilayer perceptrons for vectors of length D, evaluated as batched matrix products.
+
+    Inputs: x, Fourier features of t / T, a learned embedding of the class. Members with equal seed start equal.
+    """
+
+    def __init__(self, seeds: Sequence[int], dim: int, num_classes: int, T: int, width: int = 128, depth: int = 3):
+        super().__init__()
+        self.size, self.T, self.width, self.frequencies = len(seeds), T, width, 6
+        sizes = [dim + 2 * self.frequencies + num_classes] + depth * [width] + [dim]
+        # One member's weights depend on its seed alone, so runs that differ in one setting are paired.
+        layers = list(zip(sizes[:-1], sizes[1:]))
+        generators = [generator("cpu", seed, "student") for seed in seeds]
+        drawn = [[torch.rand(i, o, generator=g) * 2 - 1 for i, o in layers] for g in generators]
+        self.num_classes = num_classes
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for k, (fan_in, fan_out) in enumerate(layers):
+            gain = 0.0 if k == len(layers) - 1 else math.sqrt(6 / fan_in)  # He; the last layer starts at zero
+            self.weights.append(torch.stack([d[k] for d in drawn]) * gain)
+            self.biases.append(torch.zeros(self.size, 1, fan_out))
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor, members: slice = slice(None)) -> Tensor:
+        """Raw network output, (M, B, D)."""
+        octaves = 2.0 ** torch.arange(self.frequencies, device=x.device, dtype=x.dtype)
+        phase = (math.pi / 2 / self.T) * t.to(x.dtype)[..., None] * octaves
+        onehot = nn.functional.one_hot(condition, self.num_classes).to(x.dtype)
+        h = torch.cat([x, phase.sin(), phase.cos(), onehot], -1)
+        for k, (weight, bias) in enumerate(zip(self.weights, self.biases)):
+            h = torch.baddbmm(bias[members], h, weight[members])
+            if k < len(self.weights) - 1:
+                h = nn.functional.silu(h)
+        return h
+
+    def clip_gradients(self, max_norm: float) -> None:
+        """Clip per member."""
+        grads = [p.grad for p in self.parameters()]
+        norm = sum(g.square().flatten(1).sum(1) for g in grads).sqrt()
+        factor = (max_norm / (norm + 1e-6)).clamp(max=1)
+        for g in grads:
+            g.mul_(factor.reshape(-1, *(1,) * (g.ndim - 1)))
+
+    def member_state(self, m: int) -> dict[str, Tensor]:
+        """State of member m alone, as an ensemble of one."""
+        return {name: p[m : m + 1] for name, p in self.state_dict().items()}
+
+
+@cache
+def _streams(count: int) -> list[torch.cuda.Stream]:
+    """CUDA streams beside the current one."""
+    return [torch.cuda.Stream() for _ in range(count)]
+
+
+class ModuleStudents(Students):
+    """M copies of any network, evaluated one after the other, or side by side where a CUDA graph is captured.
+
+    Parameters
+    ----------
+    networks : modules called as ``network(x (B, *shape), t (B,), condition (B,))``.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module]):
+        super().__init__()
+        self.size, self.networks = len(networks), nn.ModuleList(networks)
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor, members: slice = slice(None)) -> Tensor:
+        """Raw network output, (M, B, *shape)."""
+        rows = list(zip(self.networks[members], x, t, condition))
+        if not (x.is_cuda and torch.cuda.is_current_stream_capturing()):
+            return torch.stack([network(*row) for network, *row in rows])
+        # In a CUDA graph each network is a branch of its own: one small batch alone does not fill the device.
+        home, out, streams = torch.cuda.current_stream(), [], _streams(len(rows))
+        for stream, (network, *row) in zip(streams, rows):
+            stream.wait_stream(home)
+            with torch.cuda.stream(stream):
+                out.append(network(*row))
+        for stream in streams:
+            home.wait_stream(stream)
+        return torch.stack(out)
+
+    def clip_gradients(self, max_norm: float) -> None:
+        """Clip per member."""
+        for net in self.networks:
+            nn.utils.clip_grad_norm_(net.parameters(), max_norm)
+
+    def member_state(self, m: int) -> dict[str, Tensor]:
+        """State of member m alone, as an ensemble of one."""
+        return {f"networks.0.{name}": p for name, p in self.networks[m].state_dict().items()}

@@ -1,0 +1,151 @@
+"""Students that are adapters of one frozen UNet: LoRA (Hu et al. 2021) through peft, on the layers of the paper's code."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dcm.students.lockstep import Students
+from dcm.support.files import atomic
+from dcm.support.seeds import generator
+from dcm.teachers.sdxl import PromptedUNet
+
+# Every attention, convolution, linear and time projection layer within the blocks (the paper's code).
+TARGETS = [
+    "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2",
+    "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj",
+]  # fmt: skip
+
+
+_numbers = itertools.count()
+
+
+def _drop(network: PromptedUNet, names: list[str]) -> None:
+    in_use = network.in_use
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that another adapter is the active one now
+        network.unet.delete_adapters(names)
+    network.adapters_changed()
+    network.use(None if in_use in names else in_use)
+
+
+class LoRAStudents(Students):
+    """M adapters of one network. Its parameters and state are the adapters' alone, in float32.
+
+    Parameters
+    ----------
+    network : held, not owned: the teacher is the same network with no adapter in use.
+    seeds : one a member; members of equal seed start equal, and all start as the teacher (B = 0).
+    rank : of the adapters, and their alpha: the scale alpha / rank is 1.
+
+    In float16 small gradients vanish, so each member's loss is scaled up, as torch.amp.GradScaler does it: the scale is
+    halved, and the member's update left out, when a gradient is not finite.
+
+    ``microbatch`` : samples whose activations are held at once in training, 0 for all; fewer cost one more evaluation.
+    """
+
+    scale: Tensor  # (M,)
+
+    capturable = False  # one network takes the adapters in turn, and the loss scale is read on the CPU
+
+    def __init__(self, network: PromptedUNet, seeds: Sequence[int], rank: int):
+        from peft import LoraConfig
+
+        super().__init__()
+        self.network, self.seeds, self.rank, self.size, self.microbatch = network, list(seeds), rank, len(seeds), 0
+        self.names = [f"student{next(_numbers)}" for _ in seeds]
+        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS, lora_dropout=0.0, init_lora_weights=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that there are several adapters
+            for name in self.names:
+                network.unet.add_adapter(config, adapter_name=name)
+        network.adapters_changed()
+        self.adapters = nn.ModuleList(
+            self._initialised(name, generator("cpu", seed, "student")) for name, seed in zip(self.names, seeds)
+        )
+        self.register_buffer("scale", torch.full((self.size,), 2.0**16 if network.dtype == torch.float16 else 1.0))
+        # Adapters go with the students that own them.
+        weakref.finalize(self, _drop, network, self.names).atexit = False
+
+    def _initialised(self, adapter: str, g: torch.Generator) -> nn.ParameterDict:
+        """The parameters of one adapter by name of layer: A drawn as peft draws it, B zero, in float32."""
+        own = {}
+        for path, layer in self.network.unet.named_modules():
+            for side in ("lora_A", "lora_B"):
+                if adapter in getattr(layer, side, ()):
+                    weight = getattr(layer, side)[adapter].weight
+                    start = torch.zeros(weight.shape)
+                    if side == "lora_A":
+                        nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=g)
+                    weight.data = start.to(weight.device)
+                    own[f"{path}/{side}".replace(".", "/")] = weight.requires_grad_(True)
+        return nn.ParameterDict(own)
+
+    def __deepcopy__(self, memo) -> LoRAStudents:
+        """Adapters of their own with the same weights, on the same network (for weight averaging)."""
+        copy = LoRAStudents(self.network, self.seeds, self.rank)
+        copy.load_state_dict(self.state_dict())
+        return copy
+
+    @property
+    def parts(self) -> list[slice]:
+        """One member at a time: a graph must be walked back while its own adapter is the one in use."""
+        return [slice(m, m + 1) for m in range(self.size)]
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor, members: slice = slice(None)) -> Tensor:
+        """Predicted noise (M, B, *shape)."""
+        return torch.stack([self._one(name, *row) for name, *row in zip(self.names[members], x, t, condition)])
+
+    def _one(self, name: str, *inputs: Tensor) -> Tensor:
+        self.network.use(name)
+        if not torch.is_grad_enabled():
+            return self.network.in_chunks(*inputs)
+        size = self.microbatch or len(inputs[0])
+        if size >= len(inputs[0]):
+            return self.network(*inputs)
+        rows = zip(*(v.split(size) for v in inputs))
+        return torch.cat([checkpoint(self.network, *row, use_reentrant=False) for row in rows])
+
+    def backward(self, loss: Tensor, part: slice) -> None:
+        """Add the gradients of `loss` (members of the part,), scaled, to the parameters."""
+        (loss * self.scale[part].to(loss.device)).sum().backward()
+
+    def clip_gradients(self, max_norm: float) -> None:
+        """Clip per member; take the scale out first."""
+        for m, adapter in enumerate(self.adapters):
+            scale = float(self.scale[m])
+            for p in adapter.parameters():
+                if scale != 1 and p.grad is not None:
+                    p.grad.div_(scale)
+            norm = nn.utils.clip_grad_norm_(adapter.parameters(), max_norm)
+            if scale > 1 and not norm.isfinite():
+                self.scale[m] /= 2
+                for p in adapter.parameters():
+                    p.grad = None  # the optimiser leaves out what has no gradient
+
+    def member_state(self, m: int) -> dict[str, Tensor]:
+        """State of member m alone, as an ensemble of one."""
+        return {f"adapters.0.{name}": p for name, p in self.adapters[m].state_dict().items()}
+
+    def save(self, m: int, folder: str | Path) -> Path:
+        """Write member m in diffusers' LoRA format, for ``pipe.load_lora_weights(folder)``; returns the file."""
+        from diffusers import StableDiffusionXLPipeline
+        from peft.utils import get_peft_model_state_dict
+
+        # Named as peft names them. (diffusers' convert_state_dict_to_diffusers renames the attention layers only, and
+        # load_lora_weights, which judges by the first name, then leaves those out without an error.)
+        state = get_peft_model_state_dict(self.network.unet, adapter_name=self.names[m])
+        path = Path(folder) / "pytorch_lora_weights.safetensors"
+        with atomic(path) as temporary:
+            StableDiffusionXLPipeline.save_lora_weights(
+                temporary.parent, unet_lora_layers=state, weight_name=temporary.name
+            )
+        return path

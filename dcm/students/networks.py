@@ -1,0 +1,51 @@
+"""Students of the teacher's architecture."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dcm.support.errors import InputError
+
+
+class VelocityNetwork(nn.Module):
+    """A student: the teacher's architecture, called as ``network(x, t, condition)``; predicts v.
+
+    With :meth:`adapt` it trains a LoRA adapter alone, as the paper's students do.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        from dcm.teachers.unet import build_unet
+
+        self.unet = build_unet(config)
+        self.autocast = False
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """v (B, C, H, W)."""
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast):
+            return self.unet(x, t, class_labels=condition, return_dict=False)[0].to(x.dtype)
+
+    def adapt(self, rank: int) -> None:
+        """Freeze the network under a LoRA adapter (Hu et al. 2021) of this rank and alpha, on the paper's layers.
+
+        The adapter starts at zero. Its first factor is drawn by peft from torch's global generator.
+        Raises :class:`InputError` where peft is not installed.
+        """
+        try:
+            from peft import LoraConfig, inject_adapter_in_model
+        except ImportError:
+            raise InputError(
+                f"lora_rank = {rank} needs the package peft, which is not installed; allowed here: 0."
+            ) from None
+        from dcm.students.lora import TARGETS
+
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS), self.unet)
+
+    def start_as(self, teacher: nn.Module) -> None:
+        """Take over the weights of the teacher's UNet; an adapter over them stays."""
+        own = {
+            name.replace(".base_layer.", "."): p for name, p in self.unet.state_dict().items() if "lora_" not in name
+        }
+        for name, value in teacher.state_dict().items():
+            own[name].copy_(value)

@@ -1,0 +1,1 @@
+"""The studies: which teacher, data, students and metrics belong together."""

@@ -1,0 +1,102 @@
+"""What notebooks know of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dcm.consistency import ConsistencyFunction
+from dcm.schedule import Grid
+from dcm.solvers import solve
+from dcm.students.lockstep import Students
+from dcm.support.errors import InputError
+
+
+@dataclass
+class Study:
+    """What notebooks know of a study.
+
+    Attributes
+    ----------
+    name : as in the parameters. teacher : follows :class:`dcm.teacher.Teacher`, with ``num_classes``.
+    data : has ``draw(generator, batch)``. quality : see :mod:`dcm.metrics.metric`. f : the students' consistency function.
+    chunk : samples evaluated at once. exact : whether the PF-ODE's true solution is known.
+    teacher_id : changes whenever the teacher does.
+    costly : whether hours of work lie in a checkpoint, so that one of other settings is refused and not replaced,
+        and whether the teacher's samples are kept chunk by chunk.
+    """
+
+    name: str
+    teacher: Any
+    data: Any
+    quality: Any
+    f: ConsistencyFunction
+    chunk: int
+    exact: bool
+    teacher_id: str
+    costly = False
+    precision = "auto"  # of the teacher's solves
+
+    def make_students(self, seeds: Sequence[int], width: int, lora_rank: int = 0) -> Students:
+        """Fresh students, one a seed, of a `width` that the study interprets; `lora_rank` see :mod:`dcm.studies.images.study`."""
+        raise NotImplementedError
+
+    def start_from_teacher(self, students: Students, seeds: Sequence[int], updates: int) -> None:
+        """Give fresh students the teacher's knowledge, as the paper's students have, which start as copies of it."""
+        raise NotImplementedError
+
+    def reference(self, x: Tensor, n: int, condition: Tensor, guidance: float, grid: Grid) -> Tensor:
+        """The best known solution of the PF-ODE from grid index n: exact, or a much finer grid."""
+        raise NotImplementedError
+
+    def before_training(self, students: Students, parameters, processes) -> None:
+        """Ready `students` for training by `parameters`; raises :class:`InputError` where they cannot."""
+
+    def use_precision(self, precision: str) -> None:
+        """Let the teacher solve in ``fp8``, or as it does by itself (``auto``); raises :class:`InputError`."""
+        if precision == self.precision:
+            return
+        if not hasattr(self.teacher, "freeze"):
+            raise InputError(
+                f"teacher_precision = {precision!r} is not possible for the study {self.name}, whose teacher is no network; "
+                "allowed: auto."
+            )
+        self.teacher.freeze(precision)
+        self.precision = precision
+
+    def to(self, device: torch.device) -> None:
+        """Move large networks to `device`, while others need the one they are on."""
+
+    def export(self, distilled, device: torch.device) -> None:
+        """Leave trained students in a form that others can use."""
+
+    def pictures(self, x: Tensor) -> Tensor:
+        """Samples (B, *shape) as images (B, C, H, W) in [-1, 1], for those studies that have them."""
+        return x
+
+    @property
+    def is_image(self) -> bool:
+        """Whether samples are images (C, H, W)."""
+        return len(self.teacher.shape) == 3
+
+
+def solve_in_chunks(study: Study, x: Tensor, condition: Tensor, guidance: float, solver: str, grid: Grid) -> Tensor:
+    """The teacher's samples from noise `x` (B, *shape): all N steps, `study.chunk` samples at a time."""
+    parts = zip(x.split(study.chunk), condition.split(study.chunk))
+    return torch.cat([solve(study.teacher, a, grid.intervals, c, guidance, solver, grid).x for a, c in parts])
+
+
+REFERENCE_INTERVALS = 200  # of the fine grid that stands in for the true ODE solution
+
+
+def fine_reference(study: Study, x: Tensor, n: int, condition: Tensor, guidance: float, grid: Grid) -> Tensor:
+    """DDIM on the coarsest grid that has at least 200 intervals and every time of `grid`; see :meth:`Study.reference`."""
+    T = study.teacher.schedule.T
+    fine = next(N for N in range(grid.intervals, T + 1, grid.intervals) if N >= REFERENCE_INTERVALS and T % N == 0)
+    start = n * fine // grid.intervals
+    parts = zip(x.split(study.chunk), condition.split(study.chunk))
+    return torch.cat([solve(study.teacher, a, start, c, guidance, "ddim", Grid(fine, T)).x for a, c in parts])

@@ -1,0 +1,1 @@
+"""The image studies: digits and CIFAR-10."""

@@ -1,0 +1,103 @@
+"""The image studies: a UNet teacher, students that start as its copies, quality by features of a classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dcm.consistency import ConsistencyFunction
+from dcm.data import images as image_data
+from dcm.schedule import Grid
+from dcm.students.lockstep import ModuleStudents, Students
+from dcm.students.networks import VelocityNetwork
+from dcm.studies.base import Study, fine_reference
+from dcm.support.errors import InputError
+from dcm.support.files import fingerprint, project_path, read_json
+
+HELD_OUT = 5000  # images of a folder that are kept from training, for metrics
+
+
+class ImageStudy(Study):
+    """A study on images, with whatever notebook 1 left in ``run_dir/teacher``.
+
+    Raises :class:`InputError` when notebook 1 has not run, or its data are no longer there.
+    """
+
+    def __init__(self, name: str, run_dir: Path, device: torch.device):
+        from dcm.metrics.features import Classifier, EfficientNetFeatures, InceptionFeatures
+        from dcm.metrics.images import ImageQuality
+        from dcm.teachers.unet import UNetTeacher
+
+        folder = Path(run_dir) / "teacher"
+        if not (folder / "teacher.json").exists():
+            raise InputError(f"{folder} holds no teacher of the study {name}; run notebook 1 with this run_dir first.")
+        about = read_json(folder / "teacher.json")
+        teacher = UNetTeacher.load(folder).to(device)
+        if device.type == "cuda":
+            teacher.accelerate(compile=False).freeze()
+        data = load_images(about["data"], teacher).to(device)
+        classifier = Classifier.load(folder / "classifier.safetensors").to(device)
+        extractor = classifier if name == "digits" else EfficientNetFeatures(device)
+        inception = None
+        if name == "cifar10" and about["data"]["inception"] != "off":
+            try:
+                inception = InceptionFeatures(device, download=about["data"]["inception"] == "download")
+            except InputError as missing:
+                print(f"FID and KID are not measured: {missing}")
+        real = data.images("held_out")[0] if len(data.held_out) else None
+        super().__init__(
+            name, teacher, data, ImageQuality(extractor, classifier, real, inception), ConsistencyFunction(teacher.schedule),
+            chunk=1024 if device.type == "cuda" else 256, exact=False, teacher_id=fingerprint(folder / "config.json"),
+        )  # fmt: skip
+
+    def make_students(self, seeds: Sequence[int], width: int, lora_rank: int = 0) -> Students:
+        """Networks of the teacher's architecture with random weights; `width` is the teacher's and not used.
+
+        With a `lora_rank` above 0 they are frozen, and adapters of that rank are what trains.
+        """
+        networks = []
+        for seed in seeds:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                networks.append(VelocityNetwork(self.teacher.config))
+                if lora_rank:
+                    networks[-1].adapt(lora_rank)
+        for network in networks:
+            network.autocast = self.teacher.autocast
+            if self.teacher.autocast:  # as the teacher's: what bfloat16 convolutions want
+                network.unet.to(memory_format=torch.channels_last)
+        return ModuleStudents(networks)
+
+    def before_training(self, students: ModuleStudents, parameters, processes) -> None:
+        """Compile the students where `parameters` ask for it and there is a GPU."""
+        if parameters.compiled and next(students.parameters()).is_cuda:
+            for network in students.networks:
+                network.unet.compile(dynamic=False)
+
+    def start_from_teacher(self, students: ModuleStudents, seeds: Sequence[int], updates: int) -> None:
+        """Copy the teacher's weights (`updates` above 0), as the paper does; 0 leaves random ones."""
+        if updates:
+            for network in students.networks:
+                network.start_as(self.teacher.unet)
+
+    def reference(self, x: Tensor, n: int, condition: Tensor, guidance: float, grid: Grid) -> Tensor:
+        """DDIM on a finer grid; see :func:`fine_reference`."""
+        return fine_reference(self, x, n, condition, guidance, grid)
+
+
+def load_images(about: dict, teacher=None) -> image_data.ImageSet:
+    """The images that notebook 1 was told of; `teacher` makes them where the source is ``teacher``."""
+    if about["source"] == "builtin":
+        return image_data.digits()
+    if about["source"] == "cifar10":
+        return image_data.cifar10(project_path(about["folder"]), about["download"])
+    if about["source"] == "folder":
+        return image_data.image_folder(project_path(about["folder"]), held_out=HELD_OUT, flip=True)
+    if teacher is None:
+        raise InputError(
+            "data = 'teacher' needs a trained teacher; allowed with updates = 0, or name images to train on."
+        )
+    return image_data.teacher_samples(teacher, about["count"])

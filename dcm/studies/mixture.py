@@ -1,0 +1,76 @@
+"""The exact teacher on a Gaussian mixture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dcm.consistency import ConsistencyFunction
+from dcm.metrics.mixture import MixtureQuality
+from dcm.schedule import Grid
+from dcm.students.lockstep import MLPStudents
+from dcm.studies.base import Study
+from dcm.support.progress import tqdm
+from dcm.support.seeds import generator
+from dcm.teachers.exact import exact_solution
+from dcm.teachers.mixture import GaussianMixtureTeacher
+
+
+class MixtureStudy(Study):
+    """The exact teacher on a Gaussian mixture, with multilayer perceptrons as students.
+
+    Parameters
+    ----------
+    dimension, modes : of the data, and of each class; see :meth:`GaussianMixtureTeacher.of`.
+    """
+
+    def __init__(self, name: str, device: torch.device, dimension: int = 2, modes: int = 3):
+        teacher = GaussianMixtureTeacher.of(dimension, modes)
+        default = (dimension, modes) == (2, 3)
+        super().__init__(
+            name, teacher, teacher, MixtureQuality(teacher), ConsistencyFunction(teacher.schedule), chunk=1 << 16,
+            exact=True, teacher_id="interleaved_ring" if default else f"mixture-{dimension}-{modes}",
+        )  # fmt: skip
+
+    def make_students(self, seeds: Sequence[int], width: int, lora_rank: int = 0) -> MLPStudents:
+        """Multilayer perceptrons with 3 hidden layers of `width`; there is no teacher's network to adapt."""
+        return MLPStudents(seeds, self.teacher.shape[0], self.teacher.num_classes, self.teacher.schedule.T, width)
+
+    def start_from_teacher(self, students: MLPStudents, seeds: Sequence[int], updates: int) -> None:
+        """Fit the teacher's (unguided, conditional) v-prediction for `updates` updates of 256; 0 leaves them fresh.
+
+        The exact teacher is no network to copy. Students of one seed start equal, so one fit a seed is enough.
+        """
+        if updates == 0:
+            return
+        unique = list(dict.fromkeys(seeds))
+        device, schedule = next(students.parameters()).device, self.teacher.schedule
+        fitted = self.make_students(unique, students.width).to(device)
+        optimizer = torch.optim.AdamW(
+            fitted.parameters(), lr=2e-3, weight_decay=1e-4, fused=device.type in ("cpu", "cuda")
+        )
+        decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda u: min(1.0, 2 * (1 - u / updates)))
+        for update in tqdm(range(updates), desc="start from the teacher", unit="update"):
+            rows = []
+            for seed in unique:
+                g = generator(device, seed, "teacher", update)
+                x_0, c = self.teacher.draw(g, 256)
+                t = torch.randint(1, schedule.T + 1, (256,), generator=g, device=device)
+                x = schedule.add_noise(x_0, torch.randn(x_0.shape, generator=g, device=device), t)
+                # v = alpha eps - sigma x0_hat with x0_hat = (x - sigma eps) / alpha
+                v = (self.teacher.predict_noise(x, t, c) - schedule.sigma(t, x) * x) / schedule.alpha(t, x)
+                rows.append((x, t, c, v))
+            x, t, c, v = (torch.stack(column) for column in zip(*rows))
+            optimizer.zero_grad(set_to_none=True)
+            (fitted(x, t, c) - v).square().flatten(1).mean(1).sum().backward()
+            fitted.clip_gradients(1.0)
+            optimizer.step()
+            decay.step()
+        which = torch.tensor([unique.index(s) for s in seeds], device=device)
+        students.load_state_dict({name: value[which] for name, value in fitted.state_dict().items()})
+
+    def reference(self, x: Tensor, n: int, condition: Tensor, guidance: float, grid: Grid) -> Tensor:
+        """True solution to about 1e-8, in float64."""
+        return exact_solution(self.teacher, x, int(grid.time(torch.tensor(n))), condition, guidance)

@@ -1,0 +1,108 @@
+"""GPU memory that training adapters needs, known before it starts: measured on a few samples, then extrapolated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from dcm.students.lora import LoRAStudents
+from dcm.support.errors import InputError
+
+GIB = 2**30
+
+
+SLACK = 1.05  # the allocator's fragments and the libraries' workspaces
+
+
+PROBED = 4  # samples of the larger measurement; the smaller has one
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes of GPU memory at the peak of an update.
+
+    Attributes
+    ----------
+    peaks : by number of samples, the peak while one member's graph is built and walked back. state : see
+    :func:`training_state`. samples : walked back at once.
+    """
+
+    peaks: dict[int, int]
+    state: int
+    samples: int
+
+    @property
+    def total(self) -> int:
+        """Activations grow in proportion to the samples; the rest does not."""
+        few, many = min(self.peaks), max(self.peaks)
+        each = (self.peaks[many] - self.peaks[few]) / max(1, many - few)
+        return int(SLACK * (self.peaks[few] + (self.samples - few) * each + self.state))
+
+
+def training_state(students: LoRAStudents, parameters) -> int:
+    """Bytes of the gradients of all members but one, of Adam's two moments (8 bit: a byte each) and of averages."""
+    size = sum(p.numel() for p in students.parameters())
+    moments = size * (2 if parameters.optimizer == "adamw8bit" else 8)
+    return size * 4 * (students.size - 1) // students.size + moments + (size * 4 if parameters.ema else 0)
+
+
+def peak(students: LoRAStudents, shape: tuple[int, ...], samples: int) -> int:
+    """Peak bytes on the GPU while the first member's graph of `samples` samples is built and walked back."""
+    device = students.network.device
+    x = torch.zeros(1, samples, *shape, device=device)
+    t, condition = (torch.ones(1, samples, dtype=torch.long, device=device) for _ in range(2))
+    part = slice(0, 1)
+    for _ in range(2):  # the first time, cuDNN tries algorithms that it will not use again
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        students.backward(students(x, t, condition, members=part).square().mean()[None], part)
+        most = torch.cuda.max_memory_allocated(device)
+        students.zero_grad(set_to_none=True)
+    return most
+
+
+def needed(students: LoRAStudents, shape: tuple[int, ...], batch: int, parameters, peak=peak) -> Need:
+    """What an update of `batch` samples a process needs; takes seconds. `peak` measures, as :func:`peak` does.
+
+    `parameters` has ``optimizer`` and ``ema``, as :class:`dcm.parameters.notebooks.TrainingParameters`.
+    Raises :class:`InputError` when not even the few samples fit that it is measured on.
+    """
+    samples = min(batch, students.microbatch or batch)
+    probed = sorted({1, min(PROBED, samples)})
+    try:
+        peaks = {n: peak(students, shape, n) for n in probed}
+    except torch.OutOfMemoryError:
+        raise InputError(
+            f"the GPU's memory does not hold {probed[-1]} samples in training; {_lower(parameters, probed[-1])}."
+        ) from None
+    return Need(peaks, training_state(students, parameters), samples)
+
+
+def _lower(p, samples: int) -> str:
+    """The settings that lower the need, those first that cost nothing but time."""
+    ways = []
+    if not p.gradient_checkpointing:
+        ways.append("gradient_checkpointing = true")
+    if samples > 1:
+        ways.append(f"microbatch below {samples}")
+    if p.optimizer != "adamw8bit":
+        ways.append("optimizer = 'adamw8bit'")
+    if p.ema:
+        ways.append("ema = 0")
+    ways += ["fewer horizons, guidance scales and seeds in a group", f"width below {p.width}", "a lower resolution"]
+    return f"it is lowered by {', '.join(ways)}"
+
+
+def check(need: Need, available: int, parameters) -> None:
+    """Raise :class:`InputError` when `need` exceeds the `available` bytes, naming the settings that lower it."""
+    if need.total > available:
+        raise InputError(
+            f"training needs about {need.total / GIB:.1f} GiB of GPU memory, and {available / GIB:.1f} GiB can be had; "
+            f"{_lower(parameters, need.samples)}."
+        )
+
+
+def available(device: torch.device) -> int:
+    """Bytes that this process may use in all: what is free, and what it holds already."""
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)

@@ -1,0 +1,127 @@
+"""The paper's own setting: SDXL as teacher, LoRA adapters of its UNet as students."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dcm.consistency import ConsistencyFunction
+from dcm.data.captions import CachedLatents
+from dcm.schedule import Grid, NoiseSchedule
+from dcm.students.lockstep import Students
+from dcm.studies.base import Study, fine_reference
+from dcm.studies.sdxl import memory
+from dcm.studies.sdxl.pipeline import PRECISIONS, load_vae
+from dcm.support.errors import InputError
+from dcm.support.files import fingerprint, read_json
+from dcm.support.pretrained import check_packages, readable_model, variant
+from dcm.support.processes import Processes
+from dcm.teachers.sdxl import PromptedUNet, SDXLTeacher
+
+
+class SDXLStudy(Study):
+    """SDXL with the prompts and latents that notebook 1 left in ``run_dir/teacher``.
+
+    Raises :class:`InputError` when notebook 1 has not run, or the pipeline is no longer there.
+    """
+
+    costly = True
+
+    def __init__(self, run_dir: Path, device: torch.device):
+        from diffusers import DDPMScheduler, UNet2DConditionModel
+
+        from dcm.metrics.captioned import SDXLQuality
+        from dcm.metrics.encoders import find_encoders
+
+        check_packages()
+        done = run_dir / "teacher" / "teacher.json"
+        if not done.exists():
+            raise InputError(
+                f"{done.parent} holds no teacher of the study sdxl; run notebook 1 with this run_dir first."
+            )
+        about = read_json(done)
+        folder, dtype = Path(about["folder"]), PRECISIONS[about["precision"]]
+        if not (folder / "unet").is_dir():
+            raise InputError(f"the pipeline is no longer in {folder}; put it back, or run notebook 1 again.")
+        with readable_model(folder):
+            unet = UNet2DConditionModel.from_pretrained(
+                folder / "unet", torch_dtype=dtype, use_safetensors=True,
+                **variant(folder / "unet", dtype != torch.float32),
+            ).to(device)  # fmt: skip
+            schedule = NoiseSchedule.from_betas(DDPMScheduler.from_pretrained(folder, subfolder="scheduler").betas)
+        self.run_dir, self.vae = run_dir, load_vae(about, device)
+        data = CachedLatents.load(run_dir / "teacher" / "cache", about["count"])
+        self.network = PromptedUNet(unet, data.prompts, about["batch"])
+        teacher = SDXLTeacher(self.network, schedule, tuple(data.latents.shape[1:]))
+        f = ConsistencyFunction(schedule, prediction="epsilon")
+        quality = SDXLQuality(self.pictures, about["captions"], lambda: find_encoders(about, device))
+        super().__init__(
+            "sdxl",
+            teacher,
+            data,
+            quality,
+            f,
+            chunk=about["batch"],
+            exact=False,
+            teacher_id=fingerprint(about["identity"]),
+        )
+
+    def make_students(self, seeds: Sequence[int], width: int, lora_rank: int = 0) -> Students:
+        """Fresh adapters of rank and alpha `width`; they start as the teacher. `lora_rank` is of no use here."""
+        from dcm.students.lora import LoRAStudents
+
+        return LoRAStudents(self.network, seeds, width)
+
+    def start_from_teacher(self, students: Students, seeds: Sequence[int], updates: int) -> None:
+        """Nothing to do: adapters start as the teacher."""
+
+    def reference(self, x: Tensor, n: int, condition: Tensor, guidance: float, grid: Grid) -> Tensor:
+        """A fine DDIM grid, as for the other image studies."""
+        return fine_reference(self, x, n, condition, guidance, grid)
+
+    @torch.no_grad()
+    def pictures(self, x: Tensor) -> Tensor:
+        """Latents (B, C, h, w) decoded to images (B, 3, H, W) in [-1, 1], on the autoencoder's device."""
+        z = x.to(self.vae.device, self.vae.dtype) / self.vae.config.scaling_factor
+        return torch.cat([self.vae.decode(one[None], return_dict=False)[0] for one in z]).float().clamp(-1, 1)
+
+    def before_training(self, students: Students, parameters, processes: Processes) -> None:
+        """Gradient checkpointing and microbatch as asked for; on a GPU, refuse what its memory does not hold."""
+        pass
+
+        ready_network(students, parameters)
+        device = self.network.device
+        if device.type == "cpu" and self.teacher.shape[-1] > 64:
+            raise InputError(
+                "SDXL at its own size needs a GPU, and none is present; benchmarks/sdxl_dry_run.py on one says what it costs."
+            )
+        if device.type == "cuda":
+            own = processes.rows(parameters.batch)
+            need = memory.needed(students, self.teacher.shape, own.stop - own.start, parameters)
+            memory.check(need, memory.available(device), parameters)
+
+    def to(self, device: torch.device) -> None:
+        """Move the UNet and the autoencoder."""
+        self.teacher.forget()
+        self.network.unet.to(device)
+        self.vae.to(device)
+        if device.type == "cpu" and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def export(self, distilled, device: torch.device) -> None:
+        """Write each student to ``run_dir/adapters/<group>/<student>`` in diffusers' LoRA format."""
+        students = distilled.students(self, distilled.updates[-1], device)
+        for m, member in enumerate(distilled.group.members):
+            horizon = {1: "cm", distilled.group.intervals: "direct"}.get(member.horizon, f"h{member.horizon}")
+            name = f"{horizon}-w{member.guidance:g}-seed{member.seed}"
+            students.save(m, self.run_dir / "adapters" / distilled.name / name)
+
+
+def ready_network(students, parameters) -> None:
+    """Set what trades memory for time, as `parameters` ask."""
+    unet = students.network.unet
+    unet.enable_gradient_checkpointing() if parameters.gradient_checkpointing else unet.disable_gradient_checkpointing()
+    students.microbatch = parameters.microbatch

@@ -1,0 +1,70 @@
+"""Checkpoints of a training, a teacher's or students': what they hold, and whether one may be gone on with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dcm.support.errors import InputError
+from dcm.support.files import read_tensors
+
+
+def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors with ``prefix/`` before their names."""
+    return {f"{prefix}/{name}": t for name, t in tensors.items()}
+
+
+def picked(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those of :func:`prefixed`, by their own names."""
+    return {n.removeprefix(f"{prefix}/"): t for n, t in tensors.items() if n.startswith(f"{prefix}/")}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state; a slot that is a plain number (8-bit Adam's step) gets a ``#`` to its name."""
+    state = optimizer.state_dict()["state"]
+    slots = [(f"{i}.{name}", v) for i, slots in state.items() for name, v in slots.items()]
+    return {n if isinstance(v, Tensor) else f"{n}#": torch.as_tensor(v) for n, v in slots}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Give an optimiser the state that :func:`optimizer_tensors` took."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, t in tensors.items():
+        i, slot = name.split(".", 1)
+        state.setdefault(int(i), {})[slot.removesuffix("#")] = t.item() if slot.endswith("#") else t
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def differences(there: dict, here: dict) -> list[str]:
+    """Names of what is not equal in two identities."""
+    return [k for k in here if there.get(k) != here[k]]
+
+
+def read_checkpoint(
+    path: Path, identity: dict, device: torch.device, costly: bool = False
+) -> tuple[dict[str, Tensor], dict]:
+    """The checkpoint's (tensors, about) when it is whole and of the same `identity`, else nothing; says why.
+
+    A `costly` one of another identity is not thrown away: raises :class:`InputError`.
+    """
+    if not path.exists():
+        return {}, {}
+    try:
+        tensors, about = read_tensors(path, device)
+    except InputError as damaged:
+        print(f"{damaged} Starting anew.")
+        return {}, {}
+    there = about.get("identity", {})
+    differ = differences(there, identity)
+    if differ and costly:
+        each = ", ".join(f"{k} = {there.get(k)!r} there and {identity[k]!r} here" for k in differ)
+        raise InputError(
+            f"{path} is from other settings ({each}); set them as they were to go on with it, choose another run_dir or "
+            "group_name, or delete it to start anew."
+        )
+    if differ:
+        print(f"The checkpoint is from other settings ({', '.join(differ)}); starting anew.")
+        return {}, {}
+    return tensors, about

@@ -1,0 +1,145 @@
+"""Files that a run leaves: written whole or not at all, and checked when they are read."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dcm.support.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def project_path(path: str | Path) -> Path:
+    """A relative path counts from the repository's root, wherever the notebook's kernel was started."""
+    return Path(path) if Path(path).is_absolute() else ROOT / path
+
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # full disk, used-up quota, largest file allowed
+
+
+@contextmanager
+def space_for(path: Path) -> Iterator[None]:
+    """Raise :class:`InputError` when the block cannot write `path` for want of space."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        # safetensors has the system's error number in its text alone: "(os error 28)", in old versions "Os { code: 28".
+        number = re.search(r"os error (\d+)|Os \{ code: (\d+)", str(error))
+        if getattr(error, "errno", None) in NO_SPACE or (number and int(number[1] or number[2]) in NO_SPACE):
+            raise InputError(f"no space is left on the disk to write {path}; free some and run again.") from None
+        raise
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """A temporary name beside `path`; renamed to it when the block ends well, removed when it does not.
+
+    Raises :class:`InputError` when the disk is full.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    with space_for(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text)
+
+
+def write_json(path: str | Path, value) -> None:
+    """Write JSON atomically."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def csv_text(table: pd.DataFrame) -> str:
+    """A table as csv, numbers with 6 significant digits."""
+    return table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+
+
+def write_csv(path: str | Path, table: pd.DataFrame) -> None:
+    """Write a table atomically, as :func:`csv_text`."""
+    write_text(path, csv_text(table))
+
+
+def read_json(path: Path) -> dict:
+    """What :func:`write_json` wrote. Raises :class:`InputError` for a damaged file."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}); delete it and run the notebook that writes it again.") from None
+
+
+def tensors_digest(tensors: dict[str, Tensor], text: str = "") -> str:
+    """SHA-256 over `text` and the names, types, shapes and values of tensors on the CPU."""
+    digest = hashlib.sha256(text.encode())
+    for name, t in sorted(tensors.items()):
+        digest.update(f"{name} {t.dtype} {tuple(t.shape)} ".encode())
+        digest.update(t.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def write_tensors(path: str | Path, tensors: dict[str, Tensor], about: dict | None = None) -> None:
+    """Write tensors as safetensors, atomically, with `about` as JSON in the file's own header, and a checksum of both."""
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    text = json.dumps(about or {})
+    with atomic(path) as temporary:
+        save_file(tensors, temporary, metadata={"about": text, "sha256": tensors_digest(tensors, text)})
+
+
+def read_tensors(path: str | Path, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict]:
+    """What :func:`write_tensors` wrote: (tensors, about). Raises :class:`InputError` for a missing or damaged file."""
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path} does not exist; run the notebook that writes it first.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors, text = {name: file.get_tensor(name) for name in file.keys()}, header.get("about", "{}")
+        if "sha256" in header and header["sha256"] != tensors_digest(tensors, text):
+            raise ValueError("its checksum does not fit its content")
+        return {name: t.to(device) for name, t in tensors.items()}, json.loads(text)
+    except (SafetensorError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({error}); delete it and run the notebook that writes it again.") from None
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify(path: str | Path, digest: str) -> None:
+    """Raise :class:`InputError` unless a file from elsewhere is the one that we know, by its SHA-256."""
+    if (found := sha256(path)) != digest:
+        raise InputError(
+            f"{path} is not the file it should be: its SHA-256 begins {found[:12]}, and {digest[:12]} was expected; "
+            "delete it and fetch it again."
+        )
+
+
+def fingerprint(*parts) -> str:
+    """Short SHA-256 of files (given as paths) and JSON values."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.read_bytes() if isinstance(part, Path) else json.dumps(part, sort_keys=True).encode())
+    return digest.hexdigest()[:16]

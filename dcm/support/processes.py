@@ -1,0 +1,58 @@
+"""The processes of one run, one a GPU: every one draws the whole batch, works on its own rows, and averages gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from dcm.support.errors import InputError
+
+
+class Processes:
+    """The processes that share a run; without an `accelerator`, one process alone.
+
+    ``rank``, ``size`` : this process's number, and how many there are. ``first`` : whether it writes files.
+    """
+
+    def __init__(self, accelerator=None):
+        self.accelerator = accelerator
+        self.rank, self.size = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+        self.first = self.rank == 0
+
+    def rows(self, batch: int) -> slice:
+        """Rows of a batch that are this process's. Raises :class:`InputError` when the batch cannot be shared evenly."""
+        check_shareable(batch, self.size)
+        own = batch // self.size
+        return slice(self.rank * own, (self.rank + 1) * own)
+
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by its mean over the processes, in place and in one message."""
+        if self.size > 1:
+            each = list(tensors)
+            mean = self.accelerator.reduce(torch.cat([t.flatten() for t in each]), "mean")
+            for tensor, part in zip(each, mean.split([t.numel() for t in each])):
+                tensor.copy_(part.view_as(tensor))
+
+    def total(self, count: int) -> int:
+        """Sum of a count over the processes."""
+        if self.size == 1:
+            return count
+        return int(self.accelerator.reduce(torch.tensor([count], device=self.accelerator.device), "sum").item())
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            self.accelerator.wait_for_everyone()
+
+
+def check_shareable(batch: int, processes: int) -> None:
+    """Raise :class:`InputError` for a batch that processes cannot share evenly."""
+    if batch % processes:
+        raise InputError(
+            f"batch = {batch} cannot be shared by {processes} processes; allowed: multiples of {processes}."
+        )
+
+
+ALONE = Processes()

@@ -1,0 +1,1 @@
+"""Distilling a group of students to its end, interrupted or not."""

@@ -1,0 +1,80 @@
+"""Training in several processes of this machine."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from dcm.parameters.check import validate
+from dcm.parameters.notebooks import DistillParameters
+from dcm.studies.base import Study
+from dcm.studies.registry import load_study
+from dcm.support.device import ready_device
+from dcm.support.errors import InputError
+from dcm.support.files import ROOT, project_path, write_text
+from dcm.support.processes import Processes, check_shareable
+from dcm.training.run import finished, train_group
+from dcm.training.saved import DistilledGroup, load_group
+
+
+def distil_group(study: Study, parameters: DistillParameters, device: torch.device) -> DistilledGroup:
+    """:func:`~dcm.training.run.train_group`, in ``parameters.processes`` processes."""
+    if parameters.processes == 1 or finished(parameters, study):
+        return train_group(study, parameters, device)
+    study.to(torch.device("cpu"))  # the processes need the memory
+    launch(parameters)
+    study.to(device)
+    return load_group(parameters.run_dir, parameters.group_name)
+
+
+def launch(parameters: DistillParameters) -> None:
+    """Distil a group in ``parameters.processes`` processes of this machine; returns when its students are written.
+
+    Raises :class:`InputError` for more processes than GPUs or an uneven batch, before anything starts, and with the
+    processes' own sentence when they stop early.
+    """
+    check_shareable(parameters.batch, parameters.processes)
+    on_cpu = parameters.device == "cpu" or not torch.cuda.is_available()
+    if not on_cpu and parameters.processes > torch.cuda.device_count():
+        raise InputError(
+            f"processes = {parameters.processes} is not possible; allowed: 1 to {torch.cuda.device_count()}, one a GPU."
+        )
+    path = project_path(parameters.run_dir) / "checkpoints" / f"{parameters.group_name}.json"
+    write_text(path, parameters.model_dump_json())
+    # torchrun, since accelerate's own launcher starts one process only where there is no GPU; accelerate joins either.
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(parameters.processes),
+        "-m", "dcm.training.launch", str(path),
+    ]  # fmt: skip
+    said = ""
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        for line in process.stdout or ():  # a notebook shows what this process prints, not what its children do
+            print(line, end="", flush=True)
+            said = line.split("InputError: ")[1].strip() if "InputError: " in line else said
+    if process.returncode:
+        raise InputError(said or f"training in {parameters.processes} processes stopped; its last words are above.")
+    path.unlink()
+
+
+def main(path: str) -> None:
+    """What each process of :func:`launch` does: ``torchrun -m dcm.training.launch PARAMETERS.json``, or ``accelerate launch``."""
+    from accelerate import Accelerator
+
+    p = validate(DistillParameters, json.loads(Path(path).read_text()))
+    accelerator = Accelerator(cpu=p.device == "cpu")
+    ready_device(accelerator.device, p.threads)
+    try:
+        study = load_study(p.study, p.run_dir, accelerator.device)
+        train_group(study, p, accelerator.device, Processes(accelerator))
+    except InputError as error:
+        sys.exit(f"InputError: {error}")
+    finally:
+        accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

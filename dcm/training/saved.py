@@ -1,0 +1,95 @@
+"""Distilled students on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dcm.horizon import Group
+from dcm.parameters.notebooks import check_ends
+from dcm.students.lockstep import Students
+from dcm.studies.base import Study
+from dcm.support.errors import InputError
+from dcm.support.files import read_tensors
+
+
+@dataclass
+class DistilledGroup:
+    """A group of students as notebook 2 left it.
+
+    Attributes
+    ----------
+    group : what was distilled. updates : the updates at which weights were kept, the last being the end.
+    about : parameters, wall time in seconds and teacher evaluations.
+    """
+
+    name: str
+    group: Group
+    updates: list[int]
+    about: dict
+    path: Path
+    tensors: dict[str, Tensor]
+
+    @property
+    def cost_an_update(self) -> dict[str, float]:
+        """What one update of one student took: wall time in seconds and network evaluations.
+
+        Seconds are those between the first and the last snapshot, which leaves out what starting takes (NaN where there
+        is one snapshot alone). Evaluations are the teacher's, and of the student one for the target (unless that reaches data) and three for a forward and
+        a backward pass.
+        """
+        reached, first, last = self.about.get("snapshot_seconds", {}), self.updates[0], self.updates[-1]
+        known = reached and last > first
+        seconds = (reached[str(last)] - reached[str(first)]) / (last - first) if known else float("nan")
+        members, batch = self.group.members, self.about["parameters"]["batch"]
+        own = sum(3 + (m.horizon < self.group.intervals) for m in members) * batch / len(members)
+        return {
+            "seconds": seconds / len(members),
+            "evaluations": self.about["evaluations"] / last / len(members) + own,
+        }
+
+    def students(self, study: Study, update: int, device: torch.device) -> Students:
+        """The students with their weights at `update`."""
+        seeds = [m.seed for m in self.group.members]
+        about = self.about["parameters"]
+        students = study.make_students(seeds, about["width"], about.get("lora_rank", 0))
+        prefix = f"{update}/"
+        students.load_state_dict({k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)})
+        return students.to(device).eval().requires_grad_(False)
+
+
+def students_path(run_dir: str | Path, group: str) -> Path:
+    """Where the students of a group lie."""
+    return Path(run_dir) / "students" / f"{group}.safetensors"
+
+
+def load_group(run_dir: str | Path, name: str) -> DistilledGroup:
+    """A distilled group; raises :class:`InputError` when notebook 2 has not made it."""
+    path = students_path(run_dir, name)
+    if not path.exists():
+        there = sorted(p.stem for p in path.parent.glob("*.safetensors") if not p.name.startswith("."))
+        raise InputError(
+            f"group {name!r} is not in {path.parent}; distil it with notebook 2 first; there: {', '.join(there) or 'none'}."
+        )
+    tensors, about = read_tensors(path)
+    g = about["group"]
+    group = Group(g["solver"], g["intervals"], tuple(g["guidance"]), tuple(g["horizons"]), tuple(g["seeds"]))
+    return DistilledGroup(name, group, about["snapshots"], about, path, tensors)
+
+
+def load_groups(run_dir: str | Path, names: Sequence[str], main: str) -> dict[str, DistilledGroup]:
+    """Distilled groups by name; raises :class:`InputError` when one is missing or `main` lacks an end of the horizon."""
+    loaded = {name: load_group(run_dir, name) for name in names}
+    check_ends(main, asdict(loaded[main].group))
+    return loaded
+
+
+def snapshot_updates(updates: int, count: int) -> list[int]:
+    """`count` updates evenly spaced in the logarithm from 1 % of the run on, and always the last."""
+    early = np.geomspace(max(1, updates / 100), updates, count + 1)[:-1] if count else []
+    return sorted({max(1, round(u)) for u in early} | {updates})

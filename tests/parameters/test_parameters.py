@@ -1,0 +1,125 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dcm.parameters.cell import check
+from dcm.parameters.check import validate
+from dcm.parameters.notebooks import NOTEBOOKS, DistillParameters
+from dcm.parameters.regimes import EVERY_NOTEBOOK, RegimesConfig
+from dcm.parameters.study import StudyConfig, load_config
+from dcm.support.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "workflow/config").glob("*.yaml"))
+GOOD = dict(
+    study="gmm", run_dir="runs/x", group_name="main", solver="ddim", intervals=50, guidance=[1.0], horizons=["cm", 5],
+    seeds=[0], updates=10, batch=8,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"intervals": 30}, "intervals = 30 does not divide the teacher's 1000 timesteps; allowed: 1, 2, 4"),
+        ({"intervals": "50"}, "intervals = '50' is not possible; allowed: a whole number"),
+        ({"intervals": 50.0}, "intervals = 50.0 is not possible"),
+        ({"guidance": [-1.0]}, "guidance = .-1.0. is not possible; allowed: a list of numbers, at least 0"),
+        ({"guidance": 2.0}, "guidance = 2.0 is not possible; allowed: a list"),
+        ({"guidance": []}, "guidance = .. is not possible"),
+        ({"guidance": [float("nan")]}, "guidance = .nan. is not possible"),
+        ({"guidance": [1.0, 1.0]}, "guidance .* names one value twice"),
+        ({"horizons": [51]}, "horizon = 51 is not possible with intervals = 50; allowed: 'cm', 'direct'"),
+        ({"horizons": ["cm", 1]}, "horizons .* names one value twice"),
+        ({"solver": "rk4"}, "solver = 'rk4' is not possible; allowed: one of ddim, euler, heun"),
+        ({"lr": 0.0}, "lr = 0.0 is not possible; allowed: a number above 0"),
+        ({"updates": True}, "updates = True is not possible"),
+        ({"group_name": "../x"}, "group_name = '../x' is not possible; allowed: a name of letters"),
+        ({"study": "mnist"}, "study = 'mnist' is not possible; allowed: one of gmm"),
+        ({"learning_rate": 1.0}, "learning_rate is not a parameter; allowed: .*lr"),
+    ],
+)
+def test_bad_values_get_one_sentence(change, message):
+    with pytest.raises(InputError, match=message) as error:
+        validate(DistillParameters, GOOD | change)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_value_is_named():
+    with pytest.raises(InputError, match="updates is missing; it must be a whole number, at least 1"):
+        validate(DistillParameters, {k: v for k, v in GOOD.items() if k != "updates"})
+
+
+def test_a_notebooks_namespace_is_checked():
+    namespace = GOOD | {"In": ["..."], "Out": {}, "_i": "x", "np": pytest}
+    check(DistillParameters, dict(namespace))
+    with pytest.raises(InputError, match="wdith is not a parameter"):
+        check(DistillParameters, namespace | {"wdith": 3})
+    check(DistillParameters, namespace)
+    check(DistillParameters, namespace | {"my_variable": 3})  # the cell run again, later in the session
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_config_is_valid(path):
+    if path.stem.startswith("regimes"):
+        config = validate(RegimesConfig, yaml.safe_load(path.read_text()))
+        for name in config.studies:
+            validate(StudyConfig, config.study(name))
+        return
+    config = load_config(path)
+    assert config.study in path.read_text()
+
+
+def test_a_config_is_checked_to_its_leaves():
+    values = yaml.safe_load((ROOT / "workflow/config/smoke.yaml").read_text())
+    for path, bad, message in [
+        (("training", "lr"), "fast", "lr = 'fast' is not possible"),
+        (("groups", "main", "intervals"), 7, "intervals = 7 does not divide"),
+        (("evaluation", "steps"), [0], "steps = .0. is not possible"),
+        (("teacher", "epochs"), 3, "epochs is not a parameter"),
+        (("groups", "main", "horizons"), ["cm"], "horizons = .'cm'. is not possible for the main group main"),
+        (("evaluation", "steps"), [2], "in evaluation and ode_error: steps = .2. is not possible; .* 1 among them"),
+        (("teacher", "run_dir"), "x", "in teacher: run_dir is not a parameter"),
+        (("results_dir",), "runs/smoke/gmm", "results_dir = 'runs/smoke/gmm' is not possible; allowed: a folder other"),
+        (("results_dir",), ".", "results_dir = '.' is not possible; allowed: the path of a folder that can be written"),
+        (("run_dir",), "README.md/x", "run_dir = 'README.md/x' is not possible"),
+        (("training", "lr"), "1e-3", "YAML takes it for text: write 1.0e-4, not 1e-4"),
+        (("main_group",), "mian", "main_group = 'mian' is not a group; allowed: guidance, heun, main"),
+        (("studdy",), 1, "studdy is not a parameter"),
+    ]:
+        broken = yaml.safe_load(yaml.safe_dump(values))
+        at = broken
+        for key in path[:-1]:
+            at = at[key]
+        at[path[-1]] = bad
+        with pytest.raises(InputError, match=message):
+            validate(StudyConfig, broken)
+
+
+def test_an_unreadable_config_is_named(tmp_path):
+    (tmp_path / "a.yaml").write_text("{")
+    with pytest.raises(InputError, match="a.yaml cannot be read"):
+        load_config(tmp_path / "a.yaml")
+    assert set(EVERY_NOTEBOOK) == {p.stem for p in (ROOT / "notebooks").glob("*.ipynb")} > set(NOTEBOOKS)
+
+
+@pytest.mark.parametrize(
+    ("cheaper", "dearer"),
+    [
+        ({"updates": 100}, {"updates": 110}),
+        ({"intervals": 10}, {}),
+        ({"horizons": ["cm"]}, {"horizons": ["direct"]}),  # one solver step an update, against all of them
+        ({"horizons": [20]}, {"horizons": ["direct", 25]}),
+        ({"solver": "ddim"}, {"solver": "heun"}),
+        ({"pairs_per_trajectory": 4}, {}),
+        ({}, {"guidance": [1.0, 3.0]}),
+        ({}, {"seeds": [0, 1]}),
+    ],
+)
+def test_groups_are_ordered_by_what_they_cost(cheaper, dearer):
+    base = {"solver": "ddim", "intervals": 50, "guidance": [2.0], "horizons": ["cm", "direct"], "seeds": [0]}
+    values = yaml.safe_load((ROOT / "workflow/config/smoke.yaml").read_text())
+    for groups in ({"main": base | dearer, "other": base | cheaper}, {"other": base | cheaper, "main": base | dearer}):
+        groups["ends"] = base | {"updates": 1}
+        config = validate(StudyConfig, values | {"groups": groups, "main_group": "ends"})
+        assert config.costliest_last == ["ends", "other", "main"]

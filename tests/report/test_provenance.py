@@ -1,0 +1,120 @@
+"""A figure's file says where it came from, and whether that still holds."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from dcm.__main__ import main
+from dcm.report import page, provenance
+from dcm.support.errors import InputError
+from dcm.support.files import write_csv, write_json, write_tensors
+
+rng = np.random.default_rng(0)
+TABLE = pd.DataFrame(
+    [
+        dict(group=g, solver="ddim", intervals=10, guidance=w, horizon=h, seed=s, update=u, steps=1, final=u == 40)
+        for g in ("main", "other") for w in (1.0, 2.5) for h in (1, 5, 10) for s in (0, 1) for u in (20, 40)
+    ]
+)  # fmt: skip
+TABLE["ode_error"] = rng.random(len(TABLE)) / 7
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    """A folder as notebook 5 leaves it, with one figure: (folder, rows behind it)."""
+    folder, run = tmp_path / "results", tmp_path / "run"
+    write_csv(folder / "metrics.csv", TABLE)
+    write_tensors(run / "shown.safetensors", {"x": torch.arange(3.0)}, {"seconds": 1.0})
+    parameters = {"5_figures": {"bootstrap": 200}}
+    write_json(folder / "provenance.json", {"notebooks": {"5_figures": {"parameters": parameters["5_figures"]}}})
+    part = TABLE[TABLE.final & (TABLE.group == "main")]
+    record = {
+        "study": "gmm", "figure": "fig3", "caption": "One (1) caption \\ — with signs.", "commit": "abc",
+        "parameters": provenance.of_parameters(parameters, folder / "provenance.json", folder),
+        "drawn_from": [
+            provenance.of_rows(folder / "metrics.csv", TABLE, part, folder),
+            provenance.of_file(run / "shown.safetensors", folder),
+        ],
+    }  # fmt: skip
+    draw(folder, part, record)
+    return folder, part, record
+
+
+def draw(folder, part, record):
+    figure, ax = plt.subplots()
+    ax.plot(part.horizon, part.ode_error, "o")
+    page.save(figure, folder, record)
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("kind", ["png", "pdf"])
+def test_the_record_is_in_the_file(drawn, kind):
+    folder, part, record = drawn
+    assert provenance.read(folder / f"fig3.{kind}") == record
+    assert record["drawn_from"][0]["rows"] == [{"group": ["main"], "update": ["40"], "final": ["True"]}]
+    assert record["drawn_from"][0]["count"] == len(part) == 12
+    before = (folder / f"fig3.{kind}").read_bytes()
+    draw(folder, part, record)
+    assert (folder / f"fig3.{kind}").read_bytes() == before, "no date is in it"
+
+
+def test_rows_are_found_again_whatever_they_are():
+    texts = provenance.as_text(TABLE)
+    for share in (0.0, 0.1, 0.5, 1.0):
+        mask = pd.Series(rng.random(len(TABLE)) < share)
+        clauses = provenance.describe(texts, mask, provenance.KEYS["metrics.csv"])
+        assert provenance.find(texts, clauses).equals(mask)
+
+
+def changed(column, rows):
+    table = TABLE.copy()
+    table.loc[rows, column] *= 1.01
+    return table
+
+
+def test_a_figure_is_stale_when_what_it_shows_has_changed(drawn, capsys):
+    folder, part, _ = drawn
+    png, pdf = str(folder / "fig3.png"), str(folder / "fig3.pdf")
+    assert provenance.stale(png) == provenance.stale(pdf) == []
+    assert main(["provenance", png]) == 0
+    out = capsys.readouterr().out
+    for words in ("commit      abc", "group in {main} and update in {40}", "12 rows", "up to date", "provenance.json"):
+        assert words in out
+    others = TABLE.index.difference(part.index)
+    write_csv(folder / "metrics.csv", changed("ode_error", others))
+    assert provenance.stale(png) == [], "rows of other figures are none of its business"
+    write_csv(folder / "metrics.csv", changed("ode_error", part.index[:1]))
+    assert provenance.stale(png) == provenance.stale(pdf) == ["metrics.csv"]
+    assert main(["provenance", str(folder)]) == 1
+    assert "STALE: metrics.csv changed after it was drawn." in capsys.readouterr().out
+    write_csv(folder / "metrics.csv", TABLE.drop(columns="steps"))
+    assert provenance.stale(png) == ["metrics.csv"]
+    write_csv(folder / "metrics.csv", TABLE)
+    write_json(folder / "provenance.json", {"notebooks": {"5_figures": {"parameters": {"bootstrap": 300}}}})
+    shown = folder.parent / "run/shown.safetensors"
+    write_tensors(shown, {"x": torch.arange(3.0)}, {"seconds": 2.0})  # the same numbers
+    assert provenance.stale(png) == ["provenance.json"]
+    write_tensors(shown, {"x": torch.ones(3)})
+    assert provenance.stale(png) == ["provenance.json", "../run/shown.safetensors"]
+    shown.unlink()
+    assert "shown.safetensors" in provenance.report(png)[0] and "not here" in provenance.report(png)[0]
+
+
+def test_what_is_no_figure_is_refused(tmp_path, capsys):
+    plt.figure().savefig(tmp_path / "plain.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "plain.png").read_bytes()[:20])
+    (tmp_path / "cut.pdf").write_bytes(b"%PDF-1.4 and no more")
+    (tmp_path / "table.csv").write_text("a\n1\n")
+    for name, message in [
+        ("plain.png", "says nothing of where it came from"),
+        ("cut.png", "cannot be read as a figure"),
+        ("cut.pdf", "cannot be read as a figure"),
+        ("table.csv", "is no figure; allowed: png and pdf"),
+        ("none.png", "does not exist"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            provenance.read(tmp_path / name)
+        assert main(["provenance", str(tmp_path / name)]) == 2
+        assert message in capsys.readouterr().err

@@ -1,0 +1,84 @@
+"""Captions and images, encoded once."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_sdxl
+import torch
+from sdxl_helpers import CPU, teacher_parameters
+
+from dcm.data import captions
+from dcm.studies.sdxl import prepare as sdxl_preparation
+from dcm.support.errors import InputError
+
+
+def test_the_cache_is_what_the_pipeline_encodes(study, pipe):
+    """Prompt embeddings as the pipeline's own; latents within the posterior of its autoencoder."""
+    from PIL import Image
+
+    theirs, _, pooled, _ = pipe.encode_prompt(tiny_sdxl.CAPTIONS[1], do_classifier_free_guidance=False)
+    text, added = study.data.prompts.of(torch.tensor([1]), torch.float32)
+    assert torch.allclose(text, theirs, atol=1e-6) and torch.allclose(added["text_embeds"], pooled, atol=1e-6)
+    assert added["time_ids"][0].tolist()[:2] == [72, 68]  # image 1 is 72 high and 68 wide
+    size_ids = study.data.prompts.size_ids
+    assert (size_ids[:, 4:] == 64).all() and (size_ids[:, 2:4] >= 0).all()
+    folder = Path(pipe.config._name_or_path).parent / "images"
+    image = Image.open(folder / "0000.png").convert("RGB")
+    assert (image.height, image.width) == (64, 72)  # the shorter side is 64 already: no resizing
+    left = int(size_ids[0, 3])
+    x = torch.from_numpy(np.array(image))[:, left : left + 64].permute(2, 0, 1)[None] / 127.5 - 1
+    posterior = pipe.vae.encode(x).latent_dist
+    z = (study.data.latents[0] / 0.13025 - posterior.mean[0]) / posterior.std[0]
+    assert 0.7 < z.detach().std().item() < 1.3 and abs(z.detach().mean().item()) < 0.3
+
+
+def test_an_interrupted_encoding_goes_on_and_nothing_half_written_is_used(made, prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(captions, "SHARD", 2)
+    p, cache = teacher_parameters(made, tmp_path), tmp_path / "teacher/cache"
+    real, calls = captions.Encoder.encode, []
+
+    def dies(self, rows, items):
+        calls.append(rows.start)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(self, rows, items)
+
+    monkeypatch.setattr(captions.Encoder, "encode", dies)
+    with pytest.raises(KeyboardInterrupt):
+        sdxl_preparation.prepare(p, tmp_path, CPU)
+    assert [f.name for f in cache.iterdir()] == ["00000.safetensors"] and not (
+        tmp_path / "teacher/teacher.json"
+    ).exists()
+    sdxl_preparation.prepare(p, tmp_path, CPU)
+    assert calls == [0, 2, 2, 4]
+    # Encoded two at a time or all at once: item i depends on (seed, i) alone.
+    whole = captions.CachedLatents.load(cache, 6)
+    monkeypatch.setattr(captions, "SHARD", 64)
+    once = captions.CachedLatents.load(prepared / "teacher/cache", 6)
+    assert torch.allclose(whole.latents, once.latents, atol=1e-5)
+    assert torch.equal(whole.prompts.size_ids, once.prompts.size_ids)
+    # A damaged file is made anew, whole ones are left alone.
+    monkeypatch.setattr(captions, "SHARD", 2)
+    (cache / "00001.safetensors").write_bytes((cache / "00001.safetensors").read_bytes()[:-9])
+    before = (cache / "00000.safetensors").stat().st_mtime_ns
+    sdxl_preparation.prepare(p, tmp_path, CPU)
+    assert torch.equal(captions.CachedLatents.load(cache, 6).latents, whole.latents)
+    assert (cache / "00000.safetensors").stat().st_mtime_ns == before
+
+
+def test_captions_in_metadata_files(tmp_path):
+    tiny_sdxl.write_images(tmp_path, 3)
+    for path in tmp_path.glob("*.txt"):
+        path.unlink()
+    lines = [json.dumps({"file_name": f"{i:04d}.png", "text": f"caption {i}"}) for i in range(3)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    assert [c for _, c in captions.captioned_images(tmp_path)] == ["caption 0", "caption 1", "caption 2"]
+    (tmp_path / "metadata.jsonl").unlink()
+    (tmp_path / "metadata.csv").write_text("file_name,caption\n0000.png,a\n0001.png,b\n0002.png,\n")
+    with pytest.raises(InputError, match="1 of 3 images in .* have no caption, 0002.png the first"):
+        captions.captioned_images(tmp_path)
+    (tmp_path / "metadata.csv").write_text("name,caption\n0000.png,a\n")
+    with pytest.raises(InputError, match="column file_name"):
+        captions.captioned_images(tmp_path)

@@ -1,0 +1,140 @@
+"""Cost, memory, and bad input."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import sdxl_dry_run
+import tiny_sdxl
+import torch
+from sdxl_helpers import CPU, batch, teacher_parameters
+
+from dcm.consistency import ConsistencyFunction
+from dcm.students.lora import TARGETS, LoRAStudents
+from dcm.studies.registry import load_study
+from dcm.studies.sdxl import memory
+from dcm.studies.sdxl import pipeline as sdxl_pipeline
+from dcm.studies.sdxl import prepare as sdxl_preparation
+from dcm.support import pretrained
+from dcm.support.errors import InputError
+
+
+def test_the_published_configuration_has_sdxls_parameters():
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**sdxl_dry_run.SDXL_UNET)
+    assert sum(p.numel() for p in unet.parameters()) == 2_567_463_684
+    # and adapters of rank 64 on the paper's layers have the 197 million parameters of the published LCM-LoRA for SDXL
+    adapted = [m for path, m in unet.named_modules() if path.endswith(tuple(f".{t}" for t in TARGETS))]
+    assert len(adapted) == 788
+    size = sum(64 * (m.weight[0].numel() + len(m.weight)) for m in adapted)
+    assert size == 196_751_360
+
+
+def test_the_dry_run_on_a_tiny_network(tmp_path, capsys):
+    config, out = tmp_path / "unet.json", tmp_path / "dry_run.json"
+    config.write_text(json.dumps(tiny_sdxl.UNET))
+    options = "--device cpu --precision fp32 --latent 8 --batch 4 --rank 2 --timed 1 --coarse 4 --intervals 100"
+    sdxl_dry_run.main([*options.split(), "--unet", str(config), "--out", str(out)])
+    record = json.loads(out.read_text())
+    cm, direct, both = record["rows"]
+    assert (cm["evaluations_an_update"], direct["evaluations_an_update"]) == (8, 4 * 2 * 50.5)
+    measured = record["measured"]
+    per_evaluation = sum(measured["solving_seconds_coarse"]) / measured["evaluations_coarse"]
+    assert direct["seconds_an_update"] == pytest.approx(measured["student_seconds"] + per_evaluation * 404)
+    own = cm["seconds_an_update"] - 8 * per_evaluation
+    assert both["seconds_an_update"] == pytest.approx(direct["seconds_an_update"] + max(0, own))
+    assert cm["hours"] == pytest.approx(250 * measured["cm_seconds"][0] / 3600) and cm["peak_gib"] is None
+    text = capsys.readouterr().out
+    assert "random weights" in text and "(extrapolated)" in text and "not measured" in text
+    assert out.with_suffix(".md").read_text() == text
+    with pytest.raises(SystemExit, match="at SDXL's size needs a GPU, and none is present"):
+        sdxl_dry_run.main(["--device", "cpu"])
+    with pytest.raises(SystemExit, match="intervals = 3 does not divide"):
+        sdxl_dry_run.main(["--device", "cpu", "--coarse", "3"])
+
+
+def test_too_little_memory_is_refused_with_what_lowers_it(study):
+    students = LoRAStudents(study.network, [0, 1], 2)
+    size = sum(p.numel() for p in students.parameters())
+    p = SimpleNamespace(gradient_checkpointing=False, optimizer="adamw", width=64, ema=0.0)
+    need = memory.needed(students, study.teacher.shape, 16, p, peak=lambda s, shape, n: (10 + 3 * n) * memory.GIB)
+    assert set(need.peaks) == {1, 4} and need.state == size * 4 // 2 + 8 * size
+    assert need.total == int(1.05 * ((10 + 3 * 16) * memory.GIB + need.state))
+    memory.check(need, need.total, p)
+    with pytest.raises(InputError) as error:
+        memory.check(need, 40 * memory.GIB, p)
+    said = str(error.value)
+    assert "needs about 60.9 GiB of GPU memory, and 40.0 GiB can be had" in said and "\n" not in said
+    for setting in (
+        "gradient_checkpointing = true",
+        "microbatch below 16",
+        "optimizer = 'adamw8bit'",
+        "width below 64",
+    ):
+        assert setting in said
+    students.microbatch, p.optimizer, p.ema = 2, "adamw8bit", 0.9
+    fewer = memory.needed(students, study.teacher.shape, 16, p, peak=lambda s, shape, n: n * memory.GIB)
+    assert fewer.samples == 2 and set(fewer.peaks) == {1, 2} and fewer.state == size * 4 // 2 + 2 * size + 4 * size
+
+    def full(*_):
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(InputError, match="does not hold 2 samples in training; it is lowered by .*microbatch below 2"):
+        memory.needed(students, study.teacher.shape, 16, p, peak=full)
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "no/such-model"}, "model = 'no/such-model' is not here: .* is no folder, and .* has no copy of it"),
+        ({"vae": "no/such-vae"}, "vae = 'no/such-vae' is not here"),
+        ({"data_dir": "nowhere"}, "nowhere holds no images"),
+        ({"data": "builtin"}, "data = 'builtin' is not possible for the study sdxl; allowed: folder"),
+        ({"resolution": 100}, "resolution = 100 is not possible; allowed: a whole number, a multiple of 8"),
+    ],
+)
+def test_bad_input_gets_one_sentence_before_any_work(made, tmp_path, change, message):
+    with pytest.raises(InputError, match=message) as error:
+        sdxl_preparation.prepare(teacher_parameters(made, tmp_path, **change), tmp_path, CPU)
+    assert "\n" not in str(error.value) and not (tmp_path / "teacher").exists()
+
+
+def test_missing_pieces_are_named(made, prepared, tmp_path):
+    with pytest.raises(InputError, match="holds no teacher of the study sdxl; run notebook 1"):
+        load_study("sdxl", tmp_path, CPU)
+    shutil.copytree(prepared / "teacher", tmp_path / "teacher")
+    record = tmp_path / "teacher/teacher.json"
+    about = json.loads(record.read_text())
+    record.write_text(json.dumps(about | {"folder": str(tmp_path / "gone")}))
+    with pytest.raises(InputError, match="the pipeline is no longer in"):
+        load_study("sdxl", tmp_path, CPU)
+    record.write_text(json.dumps(about))
+    (tmp_path / "teacher/cache/00000.safetensors").write_bytes(b"short")
+    with pytest.raises(InputError, match="00000.safetensors is damaged"):
+        load_study("sdxl", tmp_path, CPU)
+    copy = tmp_path / "pipeline"
+    shutil.copytree(made["model"], copy)
+    scheduler = copy / "scheduler/scheduler_config.json"
+    scheduler.write_text(scheduler.read_text().replace('"epsilon"', '"v_prediction"'))
+    with pytest.raises(InputError, match="predicts v_prediction; allowed: a StableDiffusionXLPipeline, epsilon"):
+        sdxl_pipeline.check_pipeline(copy)
+    (copy / "model_index.json").unlink()
+    with pytest.raises(InputError, match="holds no pipeline"):
+        sdxl_pipeline.check_pipeline(copy)
+
+
+def test_missing_packages_are_named(monkeypatch):
+    monkeypatch.setattr(pretrained, "find_spec", lambda name: None if name == "peft" else name)
+    with pytest.raises(InputError, match=r"the study sdxl needs peft: install them with pip install -e '.\[sdxl\]'"):
+        pretrained.check_packages()
+
+
+def test_an_eps_student_at_its_start_is_the_teachers_denoiser(study):
+    f = ConsistencyFunction(study.teacher.schedule, prediction="epsilon")
+    x, t, c = batch(study)
+    eps = study.teacher.predict_noise(x, t, c)
+    x0_hat = (x - study.teacher.schedule.sigma(t, x) * eps) / study.teacher.schedule.alpha(t, x)
+    own = f(LoRAStudents(study.network, [0], 2), x[None], t[None], c[None])[0]
+    assert torch.allclose(own, x0_hat, atol=1e-4 * float(x0_hat.std()))

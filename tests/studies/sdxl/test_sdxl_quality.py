@@ -1,0 +1,101 @@
+"""Metrics of SDXL samples."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import tiny_sdxl
+import torch
+from sdxl_helpers import CPU
+
+from dcm.evaluation.samples import EvaluationSet
+from dcm.metrics.encoders import AestheticHead, ClipScores, DinoFeatures
+from dcm.studies.registry import load_study
+from dcm.support.errors import InputError
+
+
+def test_quality_of_the_teacher_against_itself_and_what_is_not_measured(study, prepared, monkeypatch):
+    features = study.quality.encoders.features
+    assert set(features) == {"fd_teacher", "fd_dino"} and features["fd_teacher"].name == "EfficientNet-Lite0"
+    monkeypatch.setitem(features, "fd_teacher", features["fd_dino"])  # 1,280 features take seconds
+    evaluation = EvaluationSet(study, prepared, 6, 0, CPU)
+    solution = evaluation.teacher_samples("ddim", 4, 2.0)
+    own = study.quality.measure(solution, evaluation.condition, solution)
+    noise = 9 * torch.randn(solution.shape, generator=torch.Generator().manual_seed(0))
+    noisy = study.quality.measure(solution + noise, evaluation.condition, solution)
+    assert list(own) == list(study.quality.metrics)
+    assert (
+        math.isnan(own["fid_teacher"])
+        and "FID to teacher (Inception, mode clean) is not measured" in study.quality.note
+    )
+    assert study.quality.primary == "fd_teacher"
+    for name in ("fd_teacher", "fd_dino"):
+        assert own[name] < 0.01 * noisy[name]
+    assert own["sharpness"] == pytest.approx(1) and noisy["sharpness"] != pytest.approx(1, abs=1e-3), noisy["sharpness"]
+    assert -1 <= own["clip_score"] <= 1 and math.isfinite(own["aesthetic"])
+    nothing = study.quality.measure(solution * math.nan, evaluation.condition, solution)
+    assert all(math.isnan(v) for v in nothing.values())
+
+
+def test_missing_encoders_are_named_with_the_place_they_were_looked_for(made, prepared, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(prepared / "teacher", folder / "teacher")
+    about = json.loads((folder / "teacher/teacher.json").read_text())
+    about |= {"dino": "no/dino", "clip": "no/clip", "aesthetic": str(tmp_path / "none.safetensors"), "inception": "off"}
+    (folder / "teacher/teacher.json").write_text(json.dumps(about))
+    quality = load_study("sdxl", folder, CPU).quality
+    for text in (
+        "dino = 'no/dino' is not here",
+        "clip = 'no/clip' is not here",
+        "inception is off",
+        "has no copy of it",
+    ):
+        assert text in quality.note
+    assert set(quality.encoders.missing) == {"fid_teacher", "fd_dino", "clip_score", "aesthetic"}
+    assert quality.primary == "fd_teacher" and quality.beside == ("sharpness",)
+    quality.encoders.features.clear()  # it would be measured, and takes seconds
+    measured = quality.measure(x := torch.randn(4, 4, 8, 8), torch.arange(4), x)
+    assert all(math.isnan(measured[name]) for name in quality.encoders.missing) and measured["sharpness"] == 1
+
+
+def test_clip_and_aesthetic_scores_by_hand(made):
+    from transformers import CLIPModel
+
+    head = AestheticHead.load(made["aesthetic"], 12)
+    clip = ClipScores(made["clip"], CPU, head)
+    x = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1  # the encoder's own size
+    captions = tiny_sdxl.CAPTIONS[:3]
+    scores = clip.scores(x, captions)
+    model = CLIPModel.from_pretrained(made["clip"]).eval()
+    levels = ((x + 1) * 127.5).round() / 255
+    mean, deviation = (
+        torch.tensor([0.48145466, 0.4578275, 0.40821073]),
+        torch.tensor([0.26862954, 0.26130258, 0.27577711]),
+    )
+    with torch.no_grad():
+        tokens = clip.tokenizer(captions, padding=True, truncation=True, max_length=12, return_tensors="pt")
+        out = model(pixel_values=(levels - mean[:, None, None]) / deviation[:, None, None], **tokens)
+        assert np.allclose(scores["clip_score"], (out.image_embeds * out.text_embeds).sum(-1), atol=1e-5)
+        w = [head.state_dict()[f"layers.{k}.weight"].double() for k in (0, 2, 4, 6, 7)]
+        b = [head.state_dict()[f"layers.{k}.bias"].double() for k in (0, 2, 4, 6, 7)]
+        score = out.image_embeds.double()
+        for matrix, bias in zip(w, b):
+            score = score @ matrix.T + bias
+    assert np.allclose(scores["aesthetic"], score[:, 0], atol=1e-5)
+    assert [tuple(m.shape) for m in w] == [(1024, 12), (128, 1024), (64, 128), (16, 64), (1, 16)]
+    with pytest.raises(InputError, match="is no aesthetic predictor"):
+        AestheticHead.load(made["aesthetic"])  # made for embeddings of 12, not 768
+
+
+def test_dino_features_are_the_normed_class_token(made):
+    from transformers import Dinov2Model
+
+    features = DinoFeatures(made["dino"], CPU, size=28)
+    x = torch.rand(2, 3, 28, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    pixels = (((x + 1) * 127.5).round() / 255 - mean[:, None, None]) / deviation[:, None, None]
+    with torch.no_grad():
+        theirs = Dinov2Model.from_pretrained(made["dino"]).eval()(pixels).pooler_output
+    assert np.allclose(features.features(x), theirs, atol=1e-5)

@@ -1,0 +1,197 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from interruption import interrupted_at
+from PIL import Image
+
+from dcm.horizon import Group, horizon_target
+from dcm.metrics.distances import frechet
+from dcm.pairs import Pairs
+from dcm.parameters.check import validate
+from dcm.parameters.notebooks import DistillParameters, TeacherParameters
+from dcm.schedule import Grid
+from dcm.solvers import solve
+from dcm.studies.images import prepare as image_preparation
+from dcm.studies.images import study as image_study
+from dcm.studies.registry import load_study
+from dcm.support.errors import InputError
+from dcm.training.run import train_group
+
+CPU = torch.device("cpu")
+TINY = dict(widths=(16, 16), attention=(False, False), layers=1, head_width=8, groups=8)
+
+
+def parameters(folder, **more):
+    values = dict(study="digits", run_dir=str(folder), updates=3, batch=8, guidance=[1.0], intervals=[10])
+    return validate(TeacherParameters, values | more)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(image_preparation.CLASSIFIERS, "digits", dict(updates=3, batch=8))
+        patch.setattr(image_preparation, "DIGITS_NETWORK", TINY)
+        image_preparation.prepare(parameters(folder), folder, CPU)
+    return folder
+
+
+@pytest.fixture
+def study(digits):
+    return load_study("digits", digits, CPU)
+
+
+def test_a_finished_teacher_is_not_trained_again(digits, monkeypatch):
+    monkeypatch.setattr(image_preparation, "train", lambda *a: pytest.fail("trained again"))
+    image_preparation.prepare(parameters(digits), digits, CPU)
+    record = json.loads((digits / "teacher/teacher.json").read_text())
+    assert record["identity"]["parameters"]["updates"] == 3
+
+
+def test_students_start_as_copies_of_the_teacher(study):
+    students = study.make_students([0, 1], 0)
+    x, t, c = torch.randn(2, 4, 1, 8, 8), torch.randint(1, 1001, (2, 4)), torch.randint(0, 10, (2, 4))
+    assert not torch.equal(students(x, t, c)[0], students(x[:1].expand(2, *x.shape[1:]), t, c)[1])
+    study.start_from_teacher(students, [0, 1], 1)
+    for m in range(2):
+        assert torch.equal(students(x, t, c)[m], study.teacher.velocity(x[m], t[m], c[m]))
+
+
+def test_adapters_start_as_the_teacher_and_alone_are_trained(study, digits, monkeypatch):
+    """LoRA students: equal to the teacher at first; after training the network below is untouched; they load again."""
+    students = study.make_students([0, 1, 0], 64, 2)
+    study.start_from_teacher(students, [0, 1, 0], 1)
+    x, t, c = torch.randn(3, 4, 1, 8, 8), torch.randint(1, 1001, (3, 4)), torch.randint(0, 10, (3, 4))
+    for m in range(3):
+        assert torch.allclose(students(x, t, c)[m], study.teacher.velocity(x[m], t[m], c[m]), atol=1e-6)
+    trained = {n for n, p in students.networks[0].named_parameters() if p.requires_grad}
+    assert trained and all("lora_" in n for n in trained)
+    state = [net.state_dict() for net in students.networks]
+    drawn = [n for n in state[0] if "lora_A" in n]
+    assert all(torch.equal(state[0][n], state[2][n]) and not torch.equal(state[0][n], state[1][n]) for n in drawn)
+
+    p = validate(
+        DistillParameters,
+        dict(study="digits", run_dir=str(digits), group_name="lora", device="cpu", solver="ddim", intervals=5, lr=1e-2,
+             guidance=[2.0], horizons=["cm", "direct"], seeds=[0], updates=4, batch=4, pretrain=1, lora_rank=2, ema=0.5),
+    )  # fmt: skip
+    group = train_group(study, p, CPU)
+    students, teacher = group.students(study, 4, CPU), study.teacher.unet.state_dict()
+    for net in students.networks:
+        below = {n.replace(".base_layer.", "."): v for n, v in net.unet.state_dict().items() if "lora_" not in n}
+        assert below.keys() == teacher.keys() and all(torch.equal(below[n], teacher[n]) for n in teacher)
+    moved = [float((students(x[:2], t[:2], c[:2])[m] - study.teacher.velocity(x[m], t[m], c[m])).std()) for m in (0, 1)]
+    assert min(moved) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (dict(study="gmm"), "lora_rank = 2 is not possible for the study gmm; allowed: 0"),
+        (dict(study="sdxl"), "lora_rank = 2 is not possible for the study sdxl.*width"),
+        (dict(study="digits", pretrain=0), "pretrain = 0 is not possible; allowed: 1 with lora_rank"),
+    ],
+)
+def test_adapters_need_a_network_below(values, message, tmp_path):
+    group = dict(group_name="a", solver="ddim", intervals=5, guidance=[2.0], horizons=["cm"], seeds=[0])
+    about = dict(run_dir=str(tmp_path / "run"), updates=1, batch=1, pretrain=1, lora_rank=2)
+    with pytest.raises(InputError, match=message):
+        validate(DistillParameters, group | about | values)
+
+
+def test_a_students_consistency_function_starts_as_the_teachers_denoiser(study):
+    students = study.make_students([0], 0)
+    study.start_from_teacher(students, [0], 1)
+    x, t, c = torch.randn(1, 4, 1, 8, 8), torch.full((1, 4), 600), torch.zeros(1, 4, dtype=torch.long)
+    eps = study.teacher.predict_noise(x[0], t[0], c[0])
+    x0_hat = (x[0] - study.teacher.schedule.sigma(t[0], x[0]) * eps) / study.teacher.schedule.alpha(t[0], x[0])
+    assert torch.allclose(study.f(students, x, t, c)[0], x0_hat, atol=1e-4)
+
+
+def test_the_objective_takes_images(study):
+    group = Group("heun", 5, (2.0,), (1, 5), (0,))
+    students = study.make_students([0, 0], 0)
+    [batch] = Pairs(study.teacher, study.data, group, 6, CPU).solved([1])
+    target = horizon_target(study.f, students, batch, bootstrapped=1)
+    whole = solve(study.teacher, batch.x[1], batch.t[1] // 200, batch.condition[1], 2.0, "heun", Grid(5)).x
+    assert target.shape == (2, 6, 1, 8, 8) and torch.allclose(target[1], whole, atol=1e-5)
+
+
+def test_the_reference_is_a_finer_grid(study):
+    x, c = torch.randn(3, 1, 8, 8), torch.arange(3)
+    fine = solve(study.teacher, x, 120, c, 1.0, "ddim", Grid(200)).x
+    assert torch.allclose(study.reference(x, 3, c, 1.0, Grid(5)), fine, atol=1e-5)
+
+
+def test_a_run_on_images_resumes_bit_for_bit(study, tmp_path, monkeypatch):
+    values = dict(
+        study="digits", group_name="g", solver="ddim", intervals=4, guidance=[2.0], horizons=["cm", "direct"], seeds=[0],
+        updates=6, batch=4, lr=1e-3, ema=0.9, pretrain=1, snapshots=1, checkpoint_seconds=1e-6,
+    )  # fmt: skip
+    run = lambda folder: train_group(study, validate(DistillParameters, values | {"run_dir": str(folder)}), CPU)  # noqa: E731
+    whole = run(tmp_path / "whole")
+    with interrupted_at(4):
+        run(tmp_path / "killed")
+    resumed = run(tmp_path / "killed")
+    for name, value in whole.tensors.items():
+        assert torch.equal(value, resumed.tensors[name]), name
+
+
+def test_an_altered_teacher_is_refused(digits, tmp_path):
+    import shutil
+
+    shutil.copytree(digits, tmp_path / "copy")
+    weights = tmp_path / "copy/teacher/weights.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-5] ^= 1
+    weights.write_bytes(raw)
+    with pytest.raises(InputError, match="was altered or cut short"):
+        load_study("digits", tmp_path / "copy", CPU)
+    with pytest.raises(InputError, match="holds no teacher of the study digits; run notebook 1"):
+        load_study("digits", tmp_path / "nowhere", CPU)
+
+
+def test_data_must_suit_the_study(tmp_path):
+    for study, data, allowed in (("digits", "folder", "builtin"), ("cifar10", "builtin", "cifar10, folder, teacher")):
+        with pytest.raises(
+            InputError, match=f"data = '{data}' is not possible for the study {study}; allowed: {allowed}"
+        ):
+            image_preparation.prepare(parameters(tmp_path, study=study, data=data), tmp_path, CPU)
+    with pytest.raises(InputError, match="CIFAR-10 could not be read"):
+        image_preparation.prepare(
+            parameters(tmp_path, study="cifar10", data="cifar10", data_dir=str(tmp_path / "none")), tmp_path, CPU
+        )
+    with pytest.raises(InputError, match="a teacher needs images to train on"):
+        image_preparation.prepare(parameters(tmp_path, study="cifar10", data="teacher"), tmp_path, CPU)
+    with pytest.raises(InputError, match="teacher is exact"):
+        parameters(tmp_path, study="gmm")
+
+
+def test_cifar_path_on_an_image_folder(tmp_path, monkeypatch):
+    """The cifar10 study end to end on a tiny network: train, load, sample, measure on ImageNet features."""
+    rng = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for i in range(12):
+            pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / label / f"{i}.png")
+    monkeypatch.setitem(image_preparation.CLASSIFIERS, "cifar10", dict(updates=2, batch=4))
+    monkeypatch.setattr(image_preparation, "CIFAR_NETWORK", TINY)
+    monkeypatch.setattr(image_study, "HELD_OUT", 8)
+    p = parameters(tmp_path, study="cifar10", data="folder", data_dir=str(tmp_path / "images"), updates=2, batch=4)
+    image_preparation.prepare(p, tmp_path / "run", CPU)
+    study = load_study("cifar10", tmp_path / "run", CPU)
+    assert study.teacher.num_classes == 2 and len(study.data.held_out) == 8
+    c = torch.arange(8) % 2
+    x = solve(study.teacher, torch.randn(8, 3, 32, 32), 2, c, 1.0, "ddim", Grid(2)).x
+    measured = study.quality.measure(x, c, x)
+    assert measured["fd_teacher"] < 1e-3 and measured["fd_real"] > 1 and measured["precision"] == 1
+    assert measured["fd_classifier"] < 1e-3 < measured["fd_classifier_real"] and set(measured) == set(
+        study.quality.metrics
+    )
+    features = study.quality.classifier.features
+    real = study.data.images("held_out")[0]
+    assert measured["fd_classifier_real"] == pytest.approx(frechet(features(x.clamp(-1, 1)), features(real)))
+    assert "Not measured: FID and KID on Inception" in study.quality.note

@@ -1,0 +1,108 @@
+"""What only a GPU does: CUDA graphs, bfloat16. Without one these tests are skipped, and say so."""
+
+import pytest
+import torch
+
+from dcm.consistency import ConsistencyFunction
+from dcm.data.images import ImageSet
+from dcm.horizon import Group
+from dcm.pairs import Pairs
+from dcm.students.lockstep import MLPStudents, ModuleStudents
+from dcm.students.networks import VelocityNetwork
+from dcm.support.checkpoint import load_optimizer, optimizer_tensors
+from dcm.teachers.mixture import GaussianMixtureTeacher
+from dcm.teachers.unet import UNetConfig, UNetTeacher
+from dcm.training.loop import distill
+from dcm.training.settings import Settings, make_optimizer
+from dcm.training.update import Update
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+GPU = torch.device("cuda")
+GROUP = Group("ddim", 10, (2.0,), (1, 10), (0, 1))
+
+
+def mixture():
+    teacher = GaussianMixtureTeacher.interleaved_ring()
+    students = MLPStudents([m.seed for m in GROUP.members], 2, 4, teacher.schedule.T, width=16).to(GPU)
+    return teacher, teacher, students
+
+
+def images():
+    torch.manual_seed(0)
+    config = UNetConfig(8, 1, 10, widths=(16, 32), attention=(False, True), layers=1, groups=8, head_width=8)
+    teacher = UNetTeacher(config).eval().requires_grad_(False).to(GPU).accelerate(compile=False)
+    pixels, labels = torch.randint(256, (64, *teacher.shape), dtype=torch.uint8), torch.arange(64) % 10
+    data = ImageSet(pixels, labels, pixels[:0], labels[:0], tuple("0123456789")).to(GPU)
+    networks = [VelocityNetwork(config) for _ in GROUP.members]
+    for network in networks:
+        network.autocast = True
+    return teacher, data, ModuleStudents(networks).to(GPU)
+
+
+def compiled_images():
+    teacher, data, students = images()
+    for network in students.networks:
+        network.unet.compile(dynamic=False)
+    return teacher, data, students
+
+
+def adapted_images():
+    teacher, data, students = images()
+    torch.manual_seed(1)
+    for network in students.networks:
+        network.adapt(4)
+    return teacher, data, students.to(GPU)
+
+
+@pytest.mark.parametrize("make", [mixture, images, compiled_images, adapted_images])
+@pytest.mark.parametrize("lr_decay", ["constant", "linear"])
+def test_captured_updates_are_those_that_run_as_they_stand(make, lr_decay, monkeypatch):
+    """Same students after 12 updates, up to the rounding of sums whose order a GPU does not fix."""
+    found = []
+    for graph in (False, True):
+        teacher, data, students = make()
+        settings, captured = Settings(updates=12, lr=1e-3, lr_decay=lr_decay), []
+        pairs = Pairs(teacher, data, GROUP, 8, GPU, solves_in_flight=16)
+        original = Update.__init__
+        monkeypatch.setattr(Update, "__init__", lambda self, *a: (captured.append(self), original(self, *a, graph))[1])
+        f = ConsistencyFunction(teacher.schedule)
+        start = [p.detach().clone() for p in students.parameters()]
+        losses = [state.loss.clone() for state in distill(pairs, students, settings, f)]
+        monkeypatch.setattr(Update, "__init__", original)
+        assert (captured[0].graph is not None) == graph
+        end = [p.detach() for p in students.parameters()]
+        found.append((torch.stack(losses), torch.cat([(b - a).flatten() for a, b in zip(start, end)])))
+    (loss, moved), (graph_loss, graph_moved) = found
+    assert torch.allclose(loss, graph_loss, rtol=2e-2), (loss - graph_loss).abs().max()
+    # Two runs without a graph differ as well; unrelated ones would have a cosine near 0.
+    assert torch.cosine_similarity(moved, graph_moved, 0) > 0.99
+    assert loss[-1].ne(loss[0]).all()
+
+
+@pytest.mark.parametrize("make", [mixture, images])
+def test_targets_in_flight_are_those_of_plain_solving(make):
+    teacher, data, _ = make()
+    flying, plain = (
+        [b for _, b in Pairs(teacher, data, GROUP, 8, GPU, solves_in_flight=slots).between(0, 20)] for slots in (16, 0)
+    )
+    for a, b in zip(flying, plain):
+        assert torch.equal(a.x, b.x) and torch.equal(a.t_hat, b.t_hat)
+        variance = b.x_hat.var()
+        assert (a.x_hat - b.x_hat).square().mean() < 1e-3 * variance
+
+
+def test_the_optimiser_goes_on_from_a_checkpoint():
+    """A learning rate that is a tensor, and steps counted on the GPU, survive saving and loading."""
+
+    _, _, students = mixture()
+    settings = Settings(updates=3)
+    optimizer = make_optimizer(students, settings)
+    for p in students.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    again = make_optimizer(students, settings)
+    load_optimizer(again, {n: t.clone() for n, t in optimizer_tensors(optimizer).items()})
+    for p in students.parameters():
+        assert all(torch.equal(optimizer.state[p][n], again.state[p][n]) for n in optimizer.state[p])
+        assert again.state[p]["step"].device.type == "cuda"

@@ -1,0 +1,314 @@
+"""Every notebook through papermill and Snakemake at smoke size, and what Snakemake plans afterwards. Takes minutes."""
+
+import contextlib
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+import torch
+import yaml
+
+from dcm.analysis.runs import load_runs
+from dcm.report.provenance import stale
+from dcm.support.files import csv_text
+
+ROOT = Path(__file__).parents[2]
+FIGURES = [f"fig{i}" for i in range(1, 11)]
+
+
+def read(name: str) -> dict:
+    return yaml.safe_load((ROOT / f"workflow/config/{name}.yaml").read_text())
+
+
+# Behind tests/guard every process of a run logs itself, and no other machine can be reached.
+NETWORK_LOG = Path(tempfile.mkdtemp()) / "network"
+ENVIRONMENT = os.environ | {
+    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT / "tests/guard"), os.environ.get("PYTHONPATH")])),
+    "DCM_NETWORK_LOG": str(NETWORK_LOG),
+}
+
+
+def command(config: dict, folder: Path, *options: str) -> list[str]:
+    """The command line that runs `config`, as the Makefile does."""
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    run = [sys.executable, "-m", "snakemake", "-s", ROOT / "workflow/Snakefile", "--configfile", path, "--nolock"]
+    return [*map(str, run), *options]
+
+
+def snakemake(config: dict, folder: Path, *options: str) -> str:
+    """Run Snakemake on `config`; its output, with the exit status in the first line."""
+    result = subprocess.run(
+        command(config, folder, *options), cwd=folder, capture_output=True, text=True, env=ENVIRONMENT
+    )
+    return f"exit {result.returncode}\n{result.stdout}{result.stderr}"
+
+
+def planned(config: dict, folder: Path) -> list[str]:
+    """Rules that a run would start now; distillations with their group."""
+    out = snakemake(config, folder, "-n", "-j", "1")
+    assert out.startswith("exit 0"), out
+    rules, lines = [], out.splitlines()
+    for i, line in enumerate(lines):
+        if line.startswith(("rule ", "localrule ")):
+            name = line.split()[1].rstrip(":")
+            group = (
+                [part.split("group=")[1] for part in lines[i : i + 12] if "group=" in part][:1]
+                if name == "distill"
+                else []
+            )
+            rules.append(":".join([name, *group]))
+    return sorted(rules)
+
+
+@pytest.fixture(scope="module")
+def gmm(tmp_path_factory):
+    """The smoke study, run: (its configuration, the folder it ran in)."""
+    folder = tmp_path_factory.mktemp("gmm")
+    config = read("smoke") | {"run_dir": str(folder / "run"), "results_dir": str(folder / "results")}
+    assert planned(config, folder) == sorted(
+        [
+            "all",
+            "teacher",
+            "distill:main",
+            "distill:guidance",
+            "distill:heun",
+            "distill:n5",
+            "ode_error",
+            "sample_quality",
+            "figures",
+        ]
+    )
+    plant(folder)
+    out = snakemake(config, folder, "-j", "2")
+    assert out.startswith("exit 0"), out
+    return config, folder
+
+
+def plant(folder: Path) -> None:
+    """Leave files in the run's and the results' folders that say so when they are executed."""
+    code = f"open({str(folder / 'executed')!r}, 'a').write(__file__)\n"
+    names = [
+        "sitecustomize.py",
+        "usercustomize.py",
+        "torch.py",
+        "pandas.py",
+        "dcm.py",
+        "conftest.py",
+        "ipython_config.py",
+    ]
+    for place in ("run", "results", "run/students", "run/teacher", "results/notebooks", "run/provenance"):
+        (folder / place).mkdir(parents=True, exist_ok=True)
+        for name in names:
+            (folder / place / name).write_text(code)
+
+
+def check_results(folder: Path, study: str, sweeps: bool) -> None:
+    results = folder / "results"
+    figures = [f for f in FIGURES if sweeps or f not in ("fig3", "fig4", "fig5")]
+    for name in figures:
+        assert (results / f"{name}.png").stat().st_size > 5000 and (results / f"{name}.pdf").stat().st_size > 3000
+        assert stale(results / f"{name}.png") == stale(results / f"{name}.pdf") == []
+    for name in ("tab1", "verdicts", "correlations"):
+        assert (results / f"{name}.csv").stat().st_size > 0 and "|" in (results / f"{name}.md").read_text()
+    page = (results / "README.md").read_text()
+    assert all(f"![{name}]" in page for name in figures) and "C1 " in page and "C2 " in page
+    provenance = json.loads((results / "provenance.json").read_text())
+    assert provenance["teacher_evaluations"] > 0 and provenance["notebooks"]["2_distill-main"]["packages"]["torch"]
+    assert {p.stem for p in (results / "notebooks").glob("*.html")} >= {"1_teacher", "2_distill-main", "5_figures"}
+    assert study in page
+
+
+def test_every_figure_and_table_is_there(gmm):
+    config, folder = gmm
+    check_results(folder, "gmm", sweeps=True)
+    rows = pd.read_csv(folder / "results/metrics.csv")
+    last = rows[rows.final & (rows.steps == 1)]
+    assert len(last) == 3 * 3 + 3 * 2 * 3  # horizons x seeds of main, and of the three other groups
+    assert (rows.ode_error > 0).all() and rows.notna().all().all()
+
+
+def test_nothing_in_a_results_folder_was_executed(gmm):
+    _, folder = gmm
+    assert (folder / "run/students/torch.py").exists() and not (folder / "executed").exists()
+
+
+def test_no_other_machine_was_asked_for_anything(gmm):
+    lines = NETWORK_LOG.read_text().splitlines()
+    assert len([line for line in lines if line.startswith("started")]) > 2 * 8, "every script and every kernel"
+    assert [line for line in lines if not line.startswith("started")] == []
+
+
+def test_a_second_run_does_nothing(gmm):
+    assert planned(*gmm) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        (("groups", "heun", "seeds"), [0, 1], ["distill:heun", "ode_error", "sample_quality", "figures"]),
+        (("ode_error", "start_times"), 2, ["ode_error", "figures"]),
+        (("figures", "bootstrap"), 300, ["figures"]),
+    ],
+)
+def test_a_changed_parameter_reruns_only_what_depends_on_it(gmm, path, value, expected):
+    config, folder = gmm
+    changed = yaml.safe_load(yaml.safe_dump(config))
+    at = changed
+    for key in path[:-1]:
+        at = at[key]
+    at[path[-1]] = value
+    assert planned(changed, folder) == sorted(["all", *expected])
+
+
+def interrupted_at(results: Path, since: float) -> str:
+    """Which cells of which notebooks were running, by what papermill had saved of them."""
+    at = []
+    for path in sorted((results / "notebooks").glob("*.ipynb")):
+        if path.stat().st_mtime >= since:
+            try:
+                cells = json.loads(path.read_text())["cells"]
+            except ValueError:
+                at.append(f"{path.stem} (its page half-written)")
+                continue
+            running = [c for c in cells if c["metadata"].get("papermill", {}).get("status") == "running"]
+            at.append(f"{path.stem}: {''.join(running[0]['source']).splitlines()[-1][:60]}" if running else path.stem)
+    return "; ".join(at) or "between notebooks"
+
+
+def kill_all(process: subprocess.Popen) -> None:
+    """SIGKILL to Snakemake, its scripts and their kernels at once."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.wait()
+    psutil.wait_procs(family, timeout=30)
+
+
+STAGES = ["1_teacher", "2_distill", ("3_ode_error", "4_sample_quality"), "5_figures"]  # notebooks by their order
+
+
+def wait_for_stage(results: Path, stage: int, process: subprocess.Popen) -> None:
+    """Wait until a notebook of this stage, or of a later one, runs, or the process ends."""
+    names = tuple(name for s in STAGES[stage:] for name in ([s] if isinstance(s, str) else s))
+    begin = time.time()
+    while process.poll() is None and time.time() - begin < 300:
+        if any(p.stem.startswith(names) and p.stat().st_mtime > begin for p in (results / "notebooks").glob("*.ipynb")):
+            return
+        time.sleep(0.2)
+
+
+def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(gmm, tmp_path):
+    """Run again with -j 1, kill everything (SIGKILL) at random moments, start it anew each time.
+
+    metrics.csv is that of the undisturbed run (-j 2), byte for byte. In CI: one group, killed once in training and
+    once in plotting; with ``make faults``: every group, 20 kills spread at random over all stages and moments.
+    """
+    config, folder = gmm
+    kills, groups = int(os.environ.get("DCM_KILLS", 0)), config["groups"]
+    rng = random.Random()
+    stages = sorted(rng.choices(range(len(STAGES)), k=kills)) if kills else [1, 3]
+    if not kills:
+        groups = {name: groups[name] for name in ("main",)}
+    lines = (folder / "results/metrics.csv").read_text().splitlines()
+    expected = [line for line in lines if line.split(",")[0] in ("group", *groups)]
+    alone = config | {"run_dir": str(tmp_path / "run"), "results_dir": str(tmp_path / "results"), "groups": groups}
+    for number, stage in enumerate(stages, 1):
+        start = time.time()
+        process = subprocess.Popen(
+            command(alone, tmp_path, "-j", "1", "--rerun-incomplete"), cwd=tmp_path, env=ENVIRONMENT,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        wait_for_stage(tmp_path / "results", stage, process)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            assert process.wait(rng.uniform(0, 20 if kills else 8)) == 0, "it ended by itself, and not well"
+            # It came to its end first: what is done need not be done again, so have it plot anew.
+            (tmp_path / "results/metrics.csv").unlink()
+            continue
+        kill_all(process)
+        print(f"kill {number}, {time.time() - start:.1f} s: {interrupted_at(tmp_path / 'results', start)}")
+    out = snakemake(alone, tmp_path, "-j", "1", "--rerun-incomplete")
+    assert out.startswith("exit 0"), out
+    assert (tmp_path / "results/metrics.csv").read_text().splitlines() == expected and len(expected) > 30
+    if len(groups) == len(config["groups"]):
+        assert (tmp_path / "results/metrics.csv").read_bytes() == (folder / "results/metrics.csv").read_bytes()
+
+
+def test_the_image_path(tmp_path):
+    config = read("smoke_digits") | {"run_dir": str(tmp_path / "run"), "results_dir": str(tmp_path / "results")}
+    out = snakemake(config, tmp_path, "-j", "2")
+    assert out.startswith("exit 0"), out
+    check_results(tmp_path, "digits", sweeps=False)
+
+
+def test_the_regimes(gmm):
+    """Notebook 6 on the smoke study, as one configuration for both; what notebooks 1 to 4 measured is not run again."""
+    config, folder = gmm
+    (folder / "run/results").symlink_to(folder / "results")
+    study = {k: v for k, v in config.items() if not k.endswith("_dir")}
+    values = {"run_dir": str(folder), "results_dir": str(folder / "regimes"), "studies": {"run": study}}
+    values["figures"] = {"map_samples": 16, "bootstrap": 100}
+    path = folder / "regimes.yaml"
+    path.write_text(yaml.safe_dump(values))
+    run = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "-s",
+        ROOT / "workflow/regimes.smk",
+        "--configfile",
+        path,
+        "--nolock",
+        "-j",
+    ]
+    done = subprocess.run([*map(str, run), "2"], cwd=folder, capture_output=True, text=True, env=ENVIRONMENT)
+    out = done.stdout + done.stderr
+    assert done.returncode == 0, out
+    assert "rule study" in out and (folder / "run/all_measured").is_file()
+    assert "rule when_it_fails" in out and "rule distill" not in out and "rule ode_error" not in out
+    again = subprocess.run([*map(str, run), "1", "-n"], cwd=folder, capture_output=True, text=True, env=ENVIRONMENT)
+    assert "Nothing to be done" in again.stdout + again.stderr
+    results = folder / "regimes"
+    figures = "effects measures_gmm onset training simpson averaging smoothing wandering discretising"
+    for name in figures.split():
+        for kind in ("png", "pdf"):
+            assert (results / f"{name}.{kind}").stat().st_size > 5000 and stale(results / f"{name}.{kind}") == []
+    claims = pd.read_csv(results / "verdicts.csv")
+    assert (
+        set(claims.regime)
+        >= {f"{config['training']['updates']} updates", "2 steps", "4 steps", "N = 5", "Heun", "w = 1"}
+        and (claims.seeds == 3).all()
+    )
+    page = (results / "README.md").read_text()
+    assert "samples of shape 2, 3 modes a class" in page and "3 seeds" in page and "nan" not in page
+    assert {"explanation", "prediction"} < set(pd.read_csv(results / "predictions.csv"))
+    assert len(pd.read_csv(results / "maps_from_noise.csv")) == 3 * 3 + 3 * 2 * 3  # as many students as in metrics.csv
+    [measured], [kept] = (load_runs(str(path), torch.device("cpu")) for path in (folder / "run", results))
+    assert (
+        kept.facts == measured.facts and kept.groups == measured.groups and set(kept.records) == set(measured.records)
+    )
+    assert csv_text(kept.rows) == csv_text(measured.rows) and kept.study is None and len(kept.maps[1]) == 27
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"training": {"updates": 0, "batch": 8}}, "updates = 0 is not possible; allowed: a whole number, at least 1"),
+        ({"gruops": {}}, "gruops is not a parameter"),
+    ],
+)
+def test_a_bad_config_is_refused_before_anything_runs(tmp_path, change, message):
+    config = read("smoke") | {"run_dir": str(tmp_path / "run")} | change
+    out = snakemake(config, tmp_path, "-j", "1")
+    assert not out.startswith("exit 0") and message in out and "Traceback" not in out
+    assert not (tmp_path / "run").exists()
