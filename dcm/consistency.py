@@ -54,12 +54,7 @@ class ConsistencyFunction:
 
 @torch.no_grad()
 def sample(
-    f: ConsistencyFunction,
-    network: nn.Module,
-    noise: Tensor,
-    condition: Tensor,
-    grid: Grid,
-    fresh_noise: list[Tensor],
+    f: ConsistencyFunction, network: nn.Module, noise: Tensor, condition: Tensor, grid: Grid, fresh_noise: list[Tensor]
 ) -> Tensor:
     """Few-step sampling: denoise, add fresh noise up to the next grid time, repeat (Song et al. 2023, algorithm 1).
 

@@ -13,14 +13,10 @@ from dcm.metrics.metric import Metric
 from dcm.support.ranks import spearman
 
 SETTING = ["group", "solver", "intervals", "guidance"]
-
-
 CLAIMS = {
     "C1": "Direct CM has the lower ODE-solving error than CM",
     "C2": "yet the samples of Direct CM are worse than those of CM",
 }
-
-
 MIN_SEEDS = 3
 
 

@@ -15,8 +15,6 @@ from dcm.parameters.notebooks import DistillParameters
 from dcm.solvers import SOLVER_NAMES
 
 VERDICTS = ("supported", "contradicted", "inconclusive")
-
-
 NAMES = {
     "solver": lambda v: SOLVER_NAMES[v], "intervals": "N = {}".format, "guidance": "w = {:g}".format,
     "loss": lambda v: {"huber": "pseudo-Huber", "l2": "L2"}[v], "lora_rank": "LoRA rank {}".format, "width": "width {}".format,

@@ -10,14 +10,8 @@ import pandas as pd
 from dcm.analysis.compare import SETTING
 
 REGIME = ["run", *SETTING]
-
-
 ROW_KEY = [*SETTING, "horizon", "method", "seed", "update", "steps"]
-
-
 DATA_METRIC = {"swd_teacher": "swd_data", "fd_teacher": "fd_real"}  # the primary metric's sibling: against data
-
-
 # The same two, by further encoders.
 FURTHER = {"fd_classifier": "fd_classifier_real", "fd_pixels": "fd_pixels_real", "fid_teacher": "fid_real"}
 

@@ -121,8 +121,6 @@ class Run:
 
 
 MAPS = ("maps_by_time", "maps_from_noise")  # tables in a results folder of notebook 6
-
-
 SHOWN = 16  # samples of each kind that its figures show
 
 

@@ -19,8 +19,6 @@ from dcm.support.seeds import generator, sample_noise
 from dcm.teachers.sdxl import Prompts
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp"}
-
-
 SHARD = 64  # images a file: what an interrupted run may lose
 
 

@@ -22,8 +22,6 @@ from dcm.support.progress import tqdm
 from dcm.support.seeds import sample_noise
 
 SPLITS = ("train", "held_out")
-
-
 CIFAR10_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"  # as keras publishes it
 
 

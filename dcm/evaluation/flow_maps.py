@@ -28,8 +28,6 @@ from dcm.support.seeds import sample_noise
 from dcm.training.saved import DistilledGroup
 
 STEP = 0.01  # of the central differences, in the units of x; noise has scale 1
-
-
 PARTS = 4  # starting times and groups of equal steepness
 
 

@@ -27,8 +27,6 @@ def describe(name: str, group: Group, member: Member, update: int, steps: int) -
 
 
 KEY = ("fingerprint", "group", "guidance", "horizon", "seed", "update", "steps")
-
-
 KEPT = 1 << 26  # bytes of one set of students' samples that are still worth their room on the disk
 
 

@@ -23,14 +23,8 @@ from dcm.figures.style import scale as scaled
 VERDICTS = {
     "supported": ("#D55E00", "^"), "inconclusive": ("#888888", "o"), "contradicted": ("#0072B2", "v"),
 }  # fmt: skip
-
-
 PALE = {"supported": "#F4BE98", "inconclusive": "#E4E4E4", "contradicted": "#9CCBE8"}  # under black text
-
-
 SIGNS = {"supported": "▲", "inconclusive": "•", "contradicted": "▼"}
-
-
 FAMILIES = {"gmm": ("#009E73", "o"), "digits": ("#CC79A7", "s"), "cifar10": ("#E69F00", "D"), "sdxl": ("#56B4E9", "P")}
 
 

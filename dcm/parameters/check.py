@@ -55,37 +55,20 @@ def _solver(name: str) -> str:
 
 
 Count = Annotated[int, between(1, 10**9)]
-
-
 Whole = Annotated[int, between(0, 10**9)]
-
-
 Seed = Annotated[int, between(0, 2**32 - 1)]
-
-
 Batch = Annotated[int, between(1, 65536)]
-
-
 Samples = Annotated[int, between(16, 100_000)]
-
-
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, description="a number above 0")]
-
-
 Rate = Annotated[float, Field(gt=0, le=1, description="a number above 0, at most 1")]
-
-
 Guidance = Annotated[
     list[Annotated[float, Field(ge=0, le=1000), AfterValidator(_readable)]],
     Field(min_length=1, description="a list of numbers, at least 0 and at most 1000, of at most six digits"),
 ]
 
-
 Name = Annotated[
-    str,
-    Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$", description="a name of letters, digits, '.', '_' and '-'"),
+    str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$", description="a name of letters, digits, '.', '_' and '-'")
 ]
-
 
 Folder = Annotated[
     str,
@@ -93,30 +76,19 @@ Folder = Annotated[
     Field(min_length=1, description="a folder's path of printable characters other than { } * ?, no part above 200"),
 ]
 
-
 NewFolder = Annotated[
     Folder,
     AfterValidator(_writable),
     Field(description="the path of a folder that can be written, in printable characters other than { } * ?"),
 ]
-
-
 SolverName = Annotated[str, AfterValidator(_solver), Field(description=f"one of {', '.join(SOLVERS)}")]
-
-
 Source = Annotated[str, Field(min_length=1, description="a folder's or file's path, or a name on the hub")]
-
-
 StudyName = Annotated[
     Literal["gmm", "digits", "cifar10", "sdxl"], Field(description="one of gmm, digits, cifar10, sdxl")
 ]
-
-
 Horizon = Annotated[
     int | Literal["cm", "direct"], Field(description="'cm', 'direct' or whole numbers from 1 to intervals")
 ]
-
-
 Part = Annotated[dict, Field(description="a mapping of names to values")]
 
 
@@ -134,8 +106,6 @@ class Parameters(BaseModel):
 
 
 P = TypeVar("P", bound=Parameters)
-
-
 # Names that parameters had in configurations and results of before.
 RENAMED = {"together": "updates_per_solve", "slots": "solves_in_flight", "reuse": "pairs_per_trajectory"}
 

@@ -24,16 +24,12 @@ from dcm.support.errors import InputError
 from dcm.support.files import csv_text, fingerprint, read_tensors, tensors_digest
 
 PNG_KEY = "dcm"
-
-
 KEYS = {  # columns by which a table's rows are found
     "metrics.csv": ["group", "solver", "intervals", "guidance", "horizon", "seed", "update", "steps", "final"],
     "teacher_quality.csv": ["solver", "intervals", "guidance"],
     "ode_error_by_time.csv": ["group", "horizon", "guidance", "seed", "t"],
     "solver_error.csv": ["solver", "guidance", "intervals"],
 }
-
-
 Clause = dict[str, list[str]]  # column -> allowed values, as text; a column that is not named may have any
 
 

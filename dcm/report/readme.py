@@ -19,8 +19,6 @@ STUDIES: dict[str, tuple[str, str, Any]] = {  # study -> what the summary calls 
     "digits": ("`digits`: 8 x 8 images, small UNet", "Frechet", ImageQuality),
     "cifar10": ("`cifar10`: 32 x 32 images, UNet", "Frechet", ImageQuality),
 }
-
-
 COMPARED = {"C1": "ODE error", "C2": "distance to the teacher's samples"}
 
 

@@ -29,8 +29,6 @@ from dcm.support.files import fingerprint, project_path, write_csv, write_json, 
 from dcm.training.saved import load_group
 
 EXACT_POINTS = 16  # how many times as many points the exact teacher takes
-
-
 Maps = dict[str, tuple[pd.DataFrame, pd.DataFrame]]  # by run: rows by time, and rows from noise
 
 

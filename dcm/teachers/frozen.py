@@ -13,8 +13,6 @@ from dcm.support.errors import InputError
 
 # Compiled one by one: a UNet repeats few of them, so that they compile in a fraction of the whole network's time.
 REGIONS = ("ResnetBlock2D", "BasicTransformerBlock", "GroupNorm")
-
-
 FP8_MAX = 448.0  # of float8_e4m3fn
 
 

@@ -48,10 +48,7 @@ class DistilledGroup:
         seconds = (reached[str(last)] - reached[str(first)]) / (last - first) if known else float("nan")
         members, batch = self.group.members, self.about["parameters"]["batch"]
         own = sum(3 + (m.horizon < self.group.intervals) for m in members) * batch / len(members)
-        return {
-            "seconds": seconds / len(members),
-            "evaluations": self.about["evaluations"] / last / len(members) + own,
-        }
+        return {"seconds": seconds / len(members), "evaluations": self.about["evaluations"] / last / len(members) + own}
 
     def students(self, study: Study, update: int, device: torch.device) -> Students:
         """The students with their weights at `update`."""

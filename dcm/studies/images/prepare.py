@@ -94,14 +94,8 @@ def train(states, updates: int, folder: Path, every: float = 60.0) -> None:
 
 # Small enough that the whole digits study runs on two CPU cores in minutes.
 DIGITS_NETWORK: dict[str, Any] = dict(widths=(16, 32), attention=(False, False), layers=1, head_width=16, groups=16)
-
-
 DIGITS_UPDATES = 1500
-
-
 CLASSIFIERS = {"digits": dict(updates=400, batch=64), "cifar10": dict(updates=4000, batch=256, width=64)}
-
-
 CIFAR_NETWORK: dict[str, Any] = dict(
     widths=(96, 112, 96), attention=(False, True, True), layers=2, head_width=16, groups=16
 )

@@ -10,11 +10,7 @@ from dcm.students.lora import LoRAStudents
 from dcm.support.errors import InputError
 
 GIB = 2**30
-
-
 SLACK = 1.05  # the allocator's fragments and the libraries' workspaces
-
-
 PROBED = 4  # samples of the larger measurement; the smaller has one
 
 

@@ -14,8 +14,6 @@ from dcm.support.files import sha256
 from dcm.support.pretrained import locate, readable_model, variant
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-
 OWN_VAE = "of the model"
 
 

@@ -25,8 +25,7 @@ def prepare(p, run_dir: Path, device: torch.device) -> None:
     if p.vae != OWN_VAE:
         locate(p.vae, "vae", p.download)
     identity = p.model_dump(include={"study", *IDENTITY})
-    about = p.model_dump(
-        include={*IDENTITY, "batch", "download", "inception", "clip", "dino", "aesthetic"})
+    about = p.model_dump(include={*IDENTITY, "batch", "download", "inception", "clip", "dino", "aesthetic"})
     done, weights = run_dir / "teacher" / "teacher.json", check_pipeline(folder)
     about |= {"folder": str(folder), "identity": identity | {"unet": weights}, "captions": [c for _, c in items]}
     cache(items, lambda: make_encoder(about, device), about["identity"], run_dir / "teacher" / "cache")
