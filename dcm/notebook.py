@@ -14,7 +14,7 @@ from dcm.parameters.cell import check
 from dcm.parameters.regimes import EVERY_NOTEBOOK
 from dcm.report import page, provenance
 from dcm.studies.base import Study
-from dcm.studies.registry import load_study
+from dcm.studies.registry import check_folder, check_students, load_study
 from dcm.support.device import find_device, ready_device
 from dcm.support.files import project_path
 from dcm.support.record import Record
@@ -37,7 +37,9 @@ class Session:
     @cached_property
     def study(self) -> Study:
         """The study, with its teacher loaded."""
-        return load_study(self.p.study, self.run_dir, self.device)
+        study = load_study(self.p.study, self.run_dir, self.device)
+        check_students(study, self.run_dir, getattr(self.p, "groups", ()))
+        return study
 
     def save_figure(self, figure, name: str, caption: str, *drawn_from: Path) -> None:
         """Save a figure into ``run_dir/figures``; `drawn_from` are the files that have the numbers behind it."""
@@ -58,9 +60,13 @@ class Session:
 def start(notebook: str, namespace: dict) -> Session:
     """Check the notebook's parameters (its ``globals()``) before anything else happens.
 
-    Raises :class:`dcm.support.errors.InputError`, one sentence, for a parameter that is unknown, of a wrong type or impossible.
+    Raises :class:`dcm.support.errors.InputError`, one sentence, for a parameter that is unknown, of a wrong type or
+    impossible, and for a run_dir that another study uses.
     """
     p: Any = check(EVERY_NOTEBOOK[notebook], namespace)
+    if hasattr(p, "study"):
+        facts = p.model_dump(include={"dimension", "modes"})
+        check_folder(p.study, project_path(p.run_dir), **facts)
     device = find_device(p.device)
     ready_device(device, p.threads)
     use_style()

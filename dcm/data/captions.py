@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from dcm.support.errors import InputError
-from dcm.support.files import fingerprint, read_tensors, write_tensors
+from dcm.support.files import fingerprint, read_header, read_tensors, write_tensors
 from dcm.support.progress import tqdm
 from dcm.support.seeds import generator, sample_noise
 from dcm.teachers.sdxl import Prompts
@@ -145,7 +144,7 @@ def cache(items: list[tuple[Path, str]], encoder: Callable[[], Encoder], identit
         own = [items[i] for i in rows]
         mark = fingerprint(identity, [(path.name, path.stat().st_size, caption) for path, caption in own], list(rows))
         path = folder / f"{k:05d}.safetensors"
-        if _mark(path) != mark:
+        if read_header(path).get("mark") != mark:
             todo.append((path, rows, own, mark))
     if todo:
         made = encoder()
@@ -154,15 +153,6 @@ def cache(items: list[tuple[Path, str]], encoder: Callable[[], Encoder], identit
     for path in folder.glob("[0-9]*.safetensors"):  # of an earlier, longer list
         if int(path.stem) >= len(shard_rows(len(items))):
             path.unlink()
-
-
-def _mark(path: Path) -> str | None:
-    """What a whole cache file says it holds; nothing for a missing or damaged one."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return json.loads((file.metadata() or {}).get("about", "{}")).get("mark")
-    except Exception:  # missing, cut short, or no safetensors at all: it is made anew
-        return None
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,10 @@ from dcm.support.progress import tqdm
 from dcm.support.seeds import sample_noise
 
 SPLITS = ("train", "held_out")
+HOW_TO_GET = (
+    "`make study-cifar10 DOWNLOAD=1` fetches CIFAR-10 (170 MB), and so does notebook 1 with data = 'cifar10' and download "
+    "= True; or name in data_dir a folder with one folder of images a class (data = 'folder')"
+)
 CIFAR10_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"  # as keras publishes it
 
 
@@ -137,10 +141,7 @@ def cifar10(folder: str | Path, download: bool = False) -> ImageSet:
         held_out, held_out_labels, _ = part(False)
     except (RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise InputError(
-            f"CIFAR-10 could not be read from {folder} ({reason}); set download to true, point to a folder that "
-            "has cifar-10-batches-py, or choose the data source 'folder' or 'teacher'."
-        ) from error
+        raise InputError(f"CIFAR-10 could not be read from {folder} ({reason}); {HOW_TO_GET}.") from error
     return ImageSet(train, train_labels, held_out, held_out_labels, tuple(classes), flip=True)
 
 

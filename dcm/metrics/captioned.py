@@ -55,7 +55,7 @@ class SDXLQuality:
         return "fid_teacher" if "fid_teacher" in self.encoders.features else "fd_teacher"
 
     @property
-    def beside(self) -> tuple[str, ...]:
+    def secondary_metrics(self) -> tuple[str, ...]:
         """CLIP score where it is measured, and sharpness."""
         return ("clip_score", "sharpness") if self.encoders.clip else ("sharpness",)
 

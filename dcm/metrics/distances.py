@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from threading import Lock
 
 import numpy as np
@@ -25,8 +26,10 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
 
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return NAN
-    # sqrtm of a singular product can leave a tiny imaginary or negative rest.
-    return max(0.0, float(np.real(fid_from_feats(a, b))))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", scipy.linalg.LinAlgWarning)  # of a singular product of covariances
+        # whose root can have a tiny imaginary or negative rest
+        return max(0.0, float(np.real(fid_from_feats(a, b))))
 
 
 def check_scipy() -> None:

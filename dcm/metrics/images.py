@@ -51,7 +51,7 @@ class ImageQuality:
     ``agreement``: share of samples that the classifier assigns to their own class. ``sharpness``: see :func:`sharpness`.
     """
 
-    primary, beside = "fd_teacher", ("fd_real", "sharpness")
+    primary, secondary_metrics = "fd_teacher", ("fd_real", "sharpness")
 
     def __init__(self, extractor, classifier: Classifier, real: Tensor | None = None, inception=None):
         check_scipy()

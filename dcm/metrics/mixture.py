@@ -44,7 +44,7 @@ class MixtureQuality:
     ``modes``: share of modes that get at least a fifth of the samples they should.
     """
 
-    primary, beside = "swd_teacher", ("nll",)
+    primary, secondary_metrics = "swd_teacher", ("nll",)
     workers = 1  # sets of samples worth measuring side by side
     note = "Quality is measured under the exact density; the true ODE solution is known to 1e-8."
     metrics = {

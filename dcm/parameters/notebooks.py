@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import AfterValidator, Field, model_validator
 
 from dcm.horizon import Group, resolve_horizon
 from dcm.pairs import check_reuse
-from dcm.parameters.check import (
-    Batch,
-    Count,
-    Folder,
-    Guidance,
-    Horizon,
-    Name,
-    NewFolder,
-    Parameters,
-    Positive,
-    Rate,
-    Samples,
-    Seed,
-    SolverName,
-    Source,
-    StudyName,
-    Whole,
-    between,
-    refusal,
-    shown,
-)
+from dcm.parameters import kinds as k
+from dcm.parameters.check import Parameters, refusal, shown
+from dcm.parameters.used import STUDIES, not_used
 from dcm.schedule import Grid
 from dcm.support.errors import InputError
 from dcm.support.files import project_path
@@ -37,52 +19,54 @@ from dcm.support.files import project_path
 class Common(Parameters):
     """What every notebook needs to know."""
 
-    study: StudyName
-    run_dir: NewFolder
-    device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="one of auto, cpu, cuda")] = "auto"
-    threads: Annotated[int, Field(ge=1, le=256, description="a whole number from 1 to 256")] = 1
+    study: k.StudyName
+    run_dir: k.NewFolder
+    device: k.Device = "auto"
+    threads: k.Threads = 1
+
+
+def check_used(parameters: Common, notebook: str) -> None:
+    """Raise :class:`InputError` for what is set, other than by default, and not used by the study."""
+    unused = not_used(parameters.study, notebook)
+    for name, field in type(parameters).model_fields.items():
+        if name in unused and (value := getattr(parameters, name)) != field.default:
+            raise refusal(
+                name, value, shown(field.default), f" for the study {parameters.study}, which does not use it"
+            )
 
 
 class TeacherParameters(Common):
     """Notebook 1."""
 
-    seed: Seed = 0
-    samples: Annotated[int, between(1, 100_000)] = 1024
-    guidance: Guidance
-    intervals: Annotated[list[Count], Field(min_length=1, description="a list of whole numbers that divide 1000")]
-    dimension: Annotated[int, between(2, 256)] = 2
-    modes: Annotated[int, between(1, 256)] = 3
-    updates: Whole = 0
-    batch: Batch = 128
-    lr: Rate = 1e-3
-    data: Annotated[
-        Literal["builtin", "cifar10", "folder", "teacher"],
-        Field(description="one of builtin, cifar10, folder, teacher"),
-    ] = "builtin"
-    data_dir: Folder = "data"
-    download: Annotated[bool, Field(description="true or false")] = False
-    teacher_images: Annotated[int, between(1, 1_000_000)] = 10000
-    inception: Annotated[Literal["off", "local", "download"], Field(description="one of off, local, download")] = "off"
-    model: Source = "stabilityai/stable-diffusion-xl-base-1.0"
-    vae: Source = "of the model"
+    seed: k.Seed = 0
+    samples: Annotated[int, k.between(1, 100_000)] = 1024
+    guidance: k.Guidance
+    intervals: Annotated[list[k.Count], Field(min_length=1, description="a list of whole numbers that divide 1000")]
+    dimension: Annotated[int, k.between(2, 256)] = 2
+    modes: Annotated[int, k.between(1, 256)] = 3
+    updates: k.Whole = 0
+    batch: k.Batch = 128
+    lr: k.Rate = 1e-3
+    data: Annotated[str, k.one_of("builtin", "cifar10", "folder", "teacher")] = "builtin"
+    data_dir: k.Folder = "data"
+    download: k.Flag = False
+    teacher_images: Annotated[int, k.between(1, 1_000_000)] = 10000
+    inception: Annotated[str, k.one_of("off", "local", "download")] = "off"
+    model: k.Source = "stabilityai/stable-diffusion-xl-base-1.0"
+    vae: k.Source = "of the model"
     resolution: Annotated[int, Field(ge=8, multiple_of=8, description="a whole number, a multiple of 8")] = 1024
-    flip: Annotated[bool, Field(description="true or false")] = False
-    precision: Annotated[Literal["bf16", "fp16", "fp32"], Field(description="one of bf16, fp16, fp32")] = "bf16"
-    clip: Source = "openai/clip-vit-large-patch14"
-    dino: Source = "facebook/dinov2-large"
-    aesthetic: Source = "data/aesthetic.safetensors"
+    flip: k.Flag = False
+    precision: Annotated[str, k.one_of("bf16", "fp16", "fp32")] = "bf16"
+    clip: k.Source = "openai/clip-vit-large-patch14"
+    dino: k.Source = "facebook/dinov2-large"
+    aesthetic: k.Source = "data/aesthetic.safetensors"
 
     @model_validator(mode="after")
-    def _grid(self):
+    def _possible(self):
         for n in self.intervals:
             Grid(n)
-        if self.study == "gmm" and self.updates:
-            raise refusal("updates", self.updates, "0", " for the study gmm, whose teacher is exact")
-        if self.study != "gmm" and (self.dimension, self.modes) != (2, 3):
-            name, value = ("dimension", 2) if self.dimension != 2 else ("modes", 3)
-            raise refusal(name, getattr(self, name), f"{value}", f" for the study {self.study}, which has its own data")
-        images = {"cifar10": ("cifar10", "folder", "teacher"), "sdxl": ("folder",)}
-        sources = images.get(self.study, ("builtin",))
+        check_used(self, "teacher")
+        sources = STUDIES[self.study].data
         if self.data not in sources:
             raise refusal("data", self.data, ", ".join(sources), f" for the study {self.study}")
         if self.data == "teacher" and self.updates:
@@ -95,13 +79,14 @@ class TeacherParameters(Common):
 class GroupParameters(Parameters):
     """One group of students: all combinations of guidance, horizons and seeds on one solver and grid."""
 
-    solver: SolverName
-    intervals: Count
-    guidance: Guidance
+    solver: k.SolverName
+    intervals: k.Count
+    guidance: k.Guidance
     horizons: Annotated[
-        list[Horizon], Field(min_length=1, description="a list of 'cm', 'direct' or whole numbers from 1 to intervals")
+        list[k.Horizon],
+        Field(min_length=1, description="a list of 'cm', 'direct' or whole numbers from 1 to intervals"),
     ]
-    seeds: Annotated[list[Seed], Field(min_length=1, description="a list of whole numbers from 0 to 4294967295")]
+    seeds: Annotated[list[k.Seed], Field(min_length=1, description="a list of whole numbers from 0 to 4294967295")]
 
     @model_validator(mode="after")
     def _possible(self):
@@ -120,45 +105,39 @@ class GroupParameters(Parameters):
 class TrainingParameters(Parameters):
     """How students train; see :class:`dcm.training.settings.Settings`."""
 
-    updates: Count
-    batch: Batch
-    lr: Rate = 1e-4
-    lr_decay: Annotated[Literal["constant", "linear"], Field(description="one of constant, linear")] = "constant"
+    updates: k.Count
+    batch: k.Batch
+    lr: k.Rate = 1e-4
+    lr_decay: Annotated[str, k.one_of("constant", "linear")] = "constant"
     weight_decay: Annotated[float, Field(ge=0, le=1, description="a number from 0 to 1")] = 1e-2
-    max_norm: Positive = 1.0
-    loss: Annotated[Literal["l2", "huber"], Field(description="one of l2, huber")] = "l2"
+    max_norm: k.Positive = 1.0
+    loss: Annotated[str, k.one_of("l2", "huber")] = "l2"
     ema: Annotated[float, Field(ge=0, lt=1, description="a number from 0 (off) to below 1")] = 0.0
-    updates_per_solve: Annotated[int, between(1, 1024)] = 1
-    solves_in_flight: Annotated[int, between(0, 65536)] = 0
-    pairs_per_trajectory: Annotated[int, between(1, 1000)] = 1
-    optimizer: Annotated[Literal["adamw", "adamw8bit"], Field(description="one of adamw, adamw8bit")] = "adamw"
-    pretrain: Whole = 0
-    width: Annotated[int, between(1, 4096)] = 64
-    lora_rank: Annotated[int, between(0, 4096)] = 0
-    snapshots: Annotated[int, between(0, 1000)] = 0
-    checkpoint_seconds: Positive = 60.0
-    gradient_checkpointing: Annotated[bool, Field(description="true or false")] = True
-    microbatch: Whole = 0
-    compiled: Annotated[bool, Field(description="true or false")] = False
-    teacher_precision: Annotated[Literal["auto", "fp8"], Field(description="one of auto, fp8")] = "auto"
-    processes: Count = 1
+    updates_per_solve: Annotated[int, k.between(1, 1024)] = 1
+    solves_in_flight: Annotated[int, k.between(0, 65536)] = 0
+    pairs_per_trajectory: Annotated[int, k.between(1, 1000)] = 1
+    optimizer: Annotated[str, k.one_of("adamw", "adamw8bit")] = "adamw"
+    pretrain: k.Whole = 0
+    width: Annotated[int, k.between(1, 4096)] = 64
+    lora_rank: Annotated[int, k.between(0, 4096)] = 0
+    snapshots: Annotated[int, k.between(0, 1000)] = 0
+    checkpoint_seconds: k.Positive = 60.0
+    gradient_checkpointing: k.Flag = True
+    microbatch: k.Whole = 0
+    compiled: k.Flag = False
+    teacher_precision: Annotated[str, k.one_of("auto", "fp8")] = "auto"
+    processes: k.Count = 1
 
 
 class DistillParameters(Common, GroupParameters, TrainingParameters):
     """Notebook 2."""
 
-    group_name: Name
+    group_name: k.Name
 
     @model_validator(mode="after")
-    def _reusable(self):
+    def _trainable(self):
         check_reuse(self.pairs_per_trajectory, self.batch, self.intervals, self.solves_in_flight)
-        return self
-
-    @model_validator(mode="after")
-    def _adaptable(self):
-        if self.lora_rank and self.study not in ("digits", "cifar10"):
-            other = ", whose students are adapters of rank width" if self.study == "sdxl" else ""
-            raise refusal("lora_rank", self.lora_rank, "0", f" for the study {self.study}{other}")
+        check_used(self, "training")
         if self.lora_rank and not self.pretrain:
             raise refusal("pretrain", 0, "1 with lora_rank above 0: an adapter needs the teacher below it")
         return self
@@ -181,15 +160,15 @@ def check_apart(parameters):
 class EvaluationParameters(Parameters):
     """The evaluation set that notebooks 3 and 4 share."""
 
-    samples: Samples
-    seed: Seed = 0
+    samples: k.Samples
+    seed: k.Seed = 0
     steps: Annotated[
         list[Annotated[int, Field(ge=1, le=1000)]],
         AfterValidator(_with_one),
         Field(description="a list of whole numbers from 1 to 1000, 1 among them"),
     ]
-    groups: Annotated[list[Name], Field(min_length=1, description="a list of names of distilled groups")]
-    main_group: Name = "main"
+    groups: Annotated[list[k.Name], Field(min_length=1, description="a list of names of distilled groups")]
+    main_group: k.Name = "main"
 
     @model_validator(mode="after")
     def _main_is_one_of_them(self):
@@ -201,8 +180,8 @@ class EvaluationParameters(Parameters):
 class ODEErrorParameters(Common, EvaluationParameters):
     """Notebook 3."""
 
-    start_times: Annotated[int, between(1, 1000)] = 10
-    start_samples: Samples = 512
+    start_times: Annotated[int, k.between(1, 1000)] = 10
+    start_samples: k.Samples = 512
 
 
 class QualityParameters(Common, EvaluationParameters):
@@ -212,10 +191,10 @@ class QualityParameters(Common, EvaluationParameters):
 class FigureParameters(Common):
     """Notebook 5."""
 
-    results_dir: NewFolder
-    main_group: Name = "main"
-    bootstrap: Annotated[int, between(100, 100_000)] = 10000
-    confidence: Annotated[float, Field(gt=0.5, lt=1, description="a number between 0.5 and 1")] = 0.95
+    results_dir: k.NewFolder
+    main_group: k.Name = "main"
+    bootstrap: k.Bootstrap = 10000
+    confidence: k.Confidence = 0.95
 
     @model_validator(mode="after")
     def _apart(self):

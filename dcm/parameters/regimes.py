@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from dcm.parameters.check import Folder, Name, NewFolder, Parameters, Part, Samples, between, shown, validate
+from dcm.parameters import kinds as k
+from dcm.parameters.check import Parameters, shown, validate
 from dcm.parameters.notebooks import NOTEBOOKS, check_apart
 from dcm.parameters.study import StudyConfig
 from dcm.support.errors import InputError
@@ -17,19 +18,19 @@ class RegimeParameters(Parameters):
     """Notebook 6, which joins several studies' runs."""
 
     runs: Annotated[
-        list[Folder],
+        list[k.Folder],
         Field(
             min_length=1, description="a list of run folders of notebooks 1 to 4, or of results folders of notebook 6"
         ),
     ]
-    run_dir: NewFolder
-    results_dir: NewFolder
-    map_samples: Samples = 64
-    probes: Annotated[int, between(2, 256)] = 8
-    bootstrap: Annotated[int, between(100, 100_000)] = 10000
-    confidence: Annotated[float, Field(gt=0.5, lt=1, description="a number between 0.5 and 1")] = 0.95
-    device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="one of auto, cpu, cuda")] = "auto"
-    threads: Annotated[int, Field(ge=1, le=256, description="a whole number from 1 to 256")] = 1
+    run_dir: k.NewFolder
+    results_dir: k.NewFolder
+    map_samples: k.Samples = 64
+    probes: Annotated[int, k.between(2, 256)] = 8
+    bootstrap: k.Bootstrap = 10000
+    confidence: k.Confidence = 0.95
+    device: k.Device = "auto"
+    threads: k.Threads = 1
 
     @model_validator(mode="after")
     def _apart(self):
@@ -42,12 +43,14 @@ class RegimesConfig(Parameters):
     ``studies`` has by name what a :class:`StudyConfig` has, without its folders; ``figures`` is notebook 6's.
     """
 
-    run_dir: NewFolder
-    results_dir: NewFolder
-    device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="one of auto, cpu, cuda")] = "auto"
-    threads: Annotated[int, Field(ge=1, le=256, description="a whole number from 1 to 256")] = 1
-    studies: Annotated[dict[Name, Part], Field(min_length=1, description="names of studies with their configurations")]
-    figures: Part = {}
+    run_dir: k.NewFolder
+    results_dir: k.NewFolder
+    device: k.Device = "auto"
+    threads: k.Threads = 1
+    studies: Annotated[
+        dict[k.Name, k.Part], Field(min_length=1, description="names of studies with their configurations")
+    ]
+    figures: k.Part = {}
 
     @model_validator(mode="after")
     def _parts(self):

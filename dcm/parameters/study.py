@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import yaml
 from pydantic import Field, model_validator
 
-from dcm.parameters.check import Name, NewFolder, Parameters, Part, StudyName, validate
+from dcm.parameters import kinds as k
+from dcm.parameters.check import Parameters, validate
 from dcm.parameters.notebooks import NOTEBOOKS, DistillParameters, check_apart, check_ends
 from dcm.solvers import SOLVERS
 from dcm.support.errors import InputError
@@ -17,18 +18,18 @@ from dcm.support.errors import InputError
 class StudyConfig(Parameters):
     """A whole study, as ``workflow/config/*.yaml`` names it: parameters by notebook, and the groups to distil."""
 
-    study: StudyName
-    run_dir: NewFolder
-    results_dir: NewFolder
-    device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="one of auto, cpu, cuda")] = "auto"
-    threads: Annotated[int, Field(ge=1, le=256, description="a whole number from 1 to 256")] = 1
-    main_group: Name = "main"
-    teacher: Part
-    training: Part
-    groups: Annotated[dict[Name, Part], Field(min_length=1, description="names of groups with their parameters")]
-    evaluation: Part
-    ode_error: Part = {}
-    figures: Part = {}
+    study: k.StudyName
+    run_dir: k.NewFolder
+    results_dir: k.NewFolder
+    device: k.Device = "auto"
+    threads: k.Threads = 1
+    main_group: k.Name = "main"
+    teacher: k.Part
+    training: k.Part
+    groups: Annotated[dict[k.Name, k.Part], Field(min_length=1, description="names of groups with their parameters")]
+    evaluation: k.Part
+    ode_error: k.Part = {}
+    figures: k.Part = {}
 
     @model_validator(mode="after")
     def _parts(self):

@@ -67,7 +67,7 @@ class Report:
     def shown_metrics(self) -> list[str]:
         """The study's primary metric and those that it names beside it."""
         quality = self.session.study.quality
-        return [quality.primary, *quality.beside]
+        return [quality.primary, *quality.secondary_metrics]
 
     @cached_property
     def trained_alike(self) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from dcm.schedule import Grid
 from dcm.solvers import solve
 from dcm.students.lockstep import Students
 from dcm.support.errors import InputError
+from dcm.support.files import read_json
+
+REFERENCE_INTERVALS = 200  # of the fine grid that stands in for the true ODE solution
 
 
 @dataclass
@@ -50,8 +54,13 @@ class Study:
         raise NotImplementedError
 
     def reference(self, x: Tensor, n: int, condition: Tensor, guidance: float, grid: Grid) -> Tensor:
-        """The best known solution of the PF-ODE from grid index n: exact, or a much finer grid."""
-        raise NotImplementedError
+        """The best known solution of the PF-ODE from grid index n.
+
+        Where it is not exact: DDIM on the coarsest grid that has at least 200 intervals and every time of `grid`.
+        """
+        T = self.teacher.schedule.T
+        fine = next(N for N in range(grid.intervals, T + 1, grid.intervals) if N >= REFERENCE_INTERVALS and T % N == 0)
+        return solve_in_chunks(self, x, condition, guidance, "ddim", Grid(fine, T), n * fine // grid.intervals)
 
     def before_training(self, students: Students, parameters, processes) -> None:
         """Ready `students` for training by `parameters`; raises :class:`InputError` where they cannot."""
@@ -60,11 +69,6 @@ class Study:
         """Let the teacher solve in ``fp8``, or as it does by itself (``auto``); raises :class:`InputError`."""
         if precision == self.precision:
             return
-        if not hasattr(self.teacher, "freeze"):
-            raise InputError(
-                f"teacher_precision = {precision!r} is not possible for the study {self.name}, whose teacher is no network; "
-                "allowed: auto."
-            )
         self.teacher.freeze(precision)
         self.precision = precision
 
@@ -84,19 +88,31 @@ class Study:
         return len(self.teacher.shape) == 3
 
 
-def solve_in_chunks(study: Study, x: Tensor, condition: Tensor, guidance: float, solver: str, grid: Grid) -> Tensor:
-    """The teacher's samples from noise `x` (B, *shape): all N steps, `study.chunk` samples at a time."""
+def solve_in_chunks(
+    study: Study, x: Tensor, condition: Tensor, guidance: float, solver: str, grid: Grid, n: int | None = None
+) -> Tensor:
+    """The teacher's solutions from `x` (B, *shape) at grid index n (noise: N), `study.chunk` samples at a time."""
     parts = zip(x.split(study.chunk), condition.split(study.chunk))
-    return torch.cat([solve(study.teacher, a, grid.intervals, c, guidance, solver, grid).x for a, c in parts])
+    return torch.cat([solve(study.teacher, a, n or grid.intervals, c, guidance, solver, grid).x for a, c in parts])
 
 
-REFERENCE_INTERVALS = 200  # of the fine grid that stands in for the true ODE solution
+def teacher_record(run_dir: Path, needed_by: str = "") -> dict | None:
+    """What notebook 1 noted of the teacher in `run_dir`, its ``study`` above all; None where it has not run.
 
-
-def fine_reference(study: Study, x: Tensor, n: int, condition: Tensor, guidance: float, grid: Grid) -> Tensor:
-    """DDIM on the coarsest grid that has at least 200 intervals and every time of `grid`; see :meth:`Study.reference`."""
-    T = study.teacher.schedule.T
-    fine = next(N for N in range(grid.intervals, T + 1, grid.intervals) if N >= REFERENCE_INTERVALS and T % N == 0)
-    start = n * fine // grid.intervals
-    parts = zip(x.split(study.chunk), condition.split(study.chunk))
-    return torch.cat([solve(study.teacher, a, start, c, guidance, "ddim", Grid(fine, T)).x for a, c in parts])
+    Raises :class:`InputError` for a damaged record, and for none where a study is named that it is `needed_by`.
+    """
+    path = run_dir / "teacher" / "teacher.json"
+    if not path.exists():
+        if needed_by:
+            raise InputError(
+                f"{path.parent} holds no teacher of the study {needed_by}; run notebook 1 with this run_dir first."
+            )
+        return None
+    record = read_json(path)
+    try:
+        identity = record.get("identity", {})  # which older records name the study in
+        return {"study": identity.get("study") or identity["parameters"]["study"]} | record
+    except (AttributeError, KeyError):
+        if isinstance(record, dict) and "study" in record:
+            return record
+        raise InputError(f"{path} is no teacher's record; delete it and run notebook 1 again.") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,27 +12,33 @@ from dcm.consistency import ConsistencyFunction
 from dcm.metrics.mixture import MixtureQuality
 from dcm.schedule import Grid
 from dcm.students.lockstep import MLPStudents
-from dcm.studies.base import Study
+from dcm.studies.base import Study, teacher_record
+from dcm.support.files import write_json
 from dcm.support.progress import tqdm
 from dcm.support.seeds import generator
 from dcm.teachers.exact import exact_solution
 from dcm.teachers.mixture import GaussianMixtureTeacher
 
 
+def prepare(p, run_dir: Path, device: torch.device) -> None:
+    """Notebook 1's work: note which mixture it is. `p` : :class:`dcm.parameters.notebooks.TeacherParameters`."""
+    write_json(run_dir / "teacher/teacher.json", p.model_dump(include={"study", "dimension", "modes"}))
+
+
 class MixtureStudy(Study):
     """The exact teacher on a Gaussian mixture, with multilayer perceptrons as students.
 
-    Parameters
-    ----------
-    dimension, modes : of the data, and of each class; see :meth:`GaussianMixtureTeacher.of`.
+    The mixture is the one that notebook 1 noted in `run_dir`, before that the study's own; see
+    :meth:`GaussianMixtureTeacher.of`.
     """
 
-    def __init__(self, name: str, device: torch.device, dimension: int = 2, modes: int = 3):
-        teacher = GaussianMixtureTeacher.of(dimension, modes)
-        default = (dimension, modes) == (2, 3)
+    def __init__(self, name: str, run_dir: Path, device: torch.device):
+        about = teacher_record(run_dir) or {}
+        mixture = about.get("dimension", 2), about.get("modes", 3)
+        teacher = GaussianMixtureTeacher.of(*mixture)
         super().__init__(
             name, teacher, teacher, MixtureQuality(teacher), ConsistencyFunction(teacher.schedule), chunk=1 << 16,
-            exact=True, teacher_id="interleaved_ring" if default else f"mixture-{dimension}-{modes}",
+            exact=True, teacher_id="interleaved_ring" if mixture == (2, 3) else "mixture-{}-{}".format(*mixture),
         )  # fmt: skip
 
     def make_students(self, seeds: Sequence[int], width: int, lora_rank: int = 0) -> MLPStudents:

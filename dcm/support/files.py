@@ -106,6 +106,15 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], about: dict | No
         save_file(tensors, temporary, metadata={"about": text, "sha256": tensors_digest(tensors, text)})
 
 
+def read_header(path: Path) -> dict:
+    """The `about` of :func:`write_tensors` alone; an empty one for a file that is missing, cut short or foreign."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads((file.metadata() or {}).get("about", "{}"))
+    except (OSError, SafetensorError, ValueError):
+        return {}
+
+
 def read_tensors(path: str | Path, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict]:
     """What :func:`write_tensors` wrote: (tensors, about). Raises :class:`InputError` for a missing or damaged file."""
     path = Path(path)

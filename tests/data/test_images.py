@@ -98,7 +98,7 @@ def test_image_folder_says_what_is_wrong(tmp_path):
 
 
 def test_absent_data_and_impossible_requests_are_refused(tmp_path, data):
-    with pytest.raises(InputError, match="set download to true"):
+    with pytest.raises(InputError, match="could not be read from .*; `make study-cifar10 DOWNLOAD=1` fetches CIFAR-10"):
         cifar10(tmp_path)
     with pytest.raises(InputError, match="501 held_out images were asked for, and there are 500"):
         data.images("held_out", 501)

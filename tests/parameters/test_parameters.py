@@ -3,11 +3,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dcm.parameters.cell import check
 from dcm.parameters.check import validate
-from dcm.parameters.notebooks import NOTEBOOKS, DistillParameters
+from dcm.parameters.notebooks import NOTEBOOKS, DistillParameters, FigureParameters, TeacherParameters
 from dcm.parameters.regimes import EVERY_NOTEBOOK, RegimesConfig
 from dcm.parameters.study import StudyConfig, load_config
+from dcm.parameters.used import STUDIES
 from dcm.support.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +25,8 @@ GOOD = dict(
         ({"intervals": "50"}, "intervals = '50' is not possible; allowed: a whole number"),
         ({"intervals": 50.0}, "intervals = 50.0 is not possible"),
         ({"guidance": [-1.0]}, "guidance = .-1.0. is not possible; allowed: a list of numbers, at least 0"),
-        ({"guidance": 2.0}, "guidance = 2.0 is not possible; allowed: a list"),
+        ({"guidance": "x"}, "guidance = 'x' is not possible; allowed: a list"),
+        ({"seeds": {"a": 1}}, "seeds = {'a': 1} is not possible; allowed: a list"),
         ({"guidance": []}, "guidance = .. is not possible"),
         ({"guidance": [float("nan")]}, "guidance = .nan. is not possible"),
         ({"guidance": [1.0, 1.0]}, "guidance .* names one value twice"),
@@ -50,13 +51,65 @@ def test_a_missing_value_is_named():
         validate(DistillParameters, {k: v for k, v in GOOD.items() if k != "updates"})
 
 
-def test_a_notebooks_namespace_is_checked():
-    namespace = GOOD | {"In": ["..."], "Out": {}, "_i": "x", "np": pytest}
-    check(DistillParameters, dict(namespace))
-    with pytest.raises(InputError, match="wdith is not a parameter"):
-        check(DistillParameters, namespace | {"wdith": 3})
-    check(DistillParameters, namespace)
-    check(DistillParameters, namespace | {"my_variable": 3})  # the cell run again, later in the session
+@pytest.mark.parametrize("values", [dict(guidance=3.0), dict(horizons="cm"), dict(seeds=7), dict(horizons=5)])
+def test_one_value_is_a_list_of_one(values):
+    [(name, value)] = values.items()
+    assert getattr(validate(DistillParameters, GOOD | values), name) == [value]
+
+
+TEACHER = dict(run_dir="runs/x", guidance=1.0, intervals=10)
+TRAINING = dict(GOOD, pretrain=1)
+IMAGES = dict(TRAINING, study="digits")
+
+
+@pytest.mark.parametrize(
+    ("model", "values", "message"),
+    [
+        (TeacherParameters, dict(TEACHER, study="digits", model="x"), "model = 'x' .* study digits.*; allowed: 'stabil"),
+        (TeacherParameters, dict(TEACHER, study="cifar10", data="folder", model="x"), "model = 'x' .* study cifar10"),
+        (TeacherParameters, dict(TEACHER, study="gmm", model="x"), "model = 'x' is not possible for the study gmm"),
+        (TeacherParameters, dict(TEACHER, study="gmm", updates=3), "updates = 3 .* gmm, which does not use it; allowed: 0"),
+        (TeacherParameters, dict(TEACHER, study="gmm", seed=3), "seed = 3 is not possible for the study gmm"),
+        (TeacherParameters, dict(TEACHER, study="gmm", data="folder"), "data = 'folder' is not possible for the study gmm"),
+        (TeacherParameters, dict(TEACHER, study="digits", dimension=3), "dimension = 3 .* study digits.*; allowed: 2"),
+        (TeacherParameters, dict(TEACHER, study="digits", data_dir="x"), "data_dir = 'x' .* digits.*; allowed: 'data'"),
+        (TeacherParameters, dict(TEACHER, study="digits", download=True), "download = True .* digits.*; allowed: False"),
+        (TeacherParameters, dict(TEACHER, study="sdxl", data="folder", lr=0.1), "lr = 0.1 .* sdxl.*; allowed: 0.001"),
+        (TeacherParameters, dict(TEACHER, study="sdxl"), "data = 'builtin' is not possible .*sdxl; allowed: folder"),
+        (DistillParameters, TRAINING | dict(lora_rank=2), "lora_rank = 2 is not possible for the study gmm"),
+        (DistillParameters, TRAINING | dict(microbatch=2), "microbatch = 2 is not possible for the study gmm"),
+        (DistillParameters, TRAINING | dict(compiled=True), "compiled = True is not possible for the study gmm"),
+        (DistillParameters, IMAGES | dict(width=32), "width = 32 is not possible for the study digits, .*allowed: 64"),
+        (DistillParameters, TRAINING | dict(study="sdxl"), "pretrain = 1 is not possible for the study sdxl"),
+    ],
+)  # fmt: skip
+def test_what_a_study_does_not_use_is_refused(model, values, message):
+    with pytest.raises(InputError, match=message):
+        validate(model, values)
+
+
+def test_what_a_study_does_not_use_may_keep_its_default():
+    for name, used in STUDIES.items():
+        defaults = {n: f.default for n, f in TeacherParameters.model_fields.items() if not f.is_required()}
+        p = validate(TeacherParameters, TEACHER | defaults | {"study": name, "data": used.data[-1]})
+        assert p.model == defaults["model"]
+        assert used.teacher <= set(defaults) and used.training <= set(DistillParameters.model_fields)
+
+
+@pytest.mark.parametrize(
+    "folder", ["/proc/nope", "dcm", "tests/x", ".git/a", "notebooks", "weights/../docs", "/dev/null/x", "results/../dcm"]
+)
+def test_folders_that_cannot_be_or_are_not_to_be_written(folder):
+    for name in ("run_dir", "results_dir"):
+        values = dict(study="gmm", run_dir="runs/x", results_dir="runs/x/results") | {name: folder}
+        with pytest.raises(InputError, match=f"{name} = '.*' is not possible; allowed: the path of a folder"):
+            validate(FigureParameters, values)
+
+
+def test_folders_that_may_be_written(tmp_path):
+    for folder in ("results/local/gmm", "runs/gmm/results", "results/gmm", str(tmp_path / "a/b")):
+        validate(FigureParameters, dict(study="gmm", run_dir="runs/x", results_dir=folder))
+    assert not list(tmp_path.iterdir()), "trying leaves nothing"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)

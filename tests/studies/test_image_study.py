@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -6,8 +7,10 @@ import torch
 from interruption import interrupted_at
 from PIL import Image
 
+from dcm.data import images as image_data
 from dcm.horizon import Group, horizon_target
 from dcm.metrics.distances import frechet
+from dcm.metrics.features import Classifier
 from dcm.pairs import Pairs
 from dcm.parameters.check import validate
 from dcm.parameters.notebooks import DistillParameters, TeacherParameters
@@ -17,6 +20,7 @@ from dcm.studies.images import prepare as image_preparation
 from dcm.studies.images import study as image_study
 from dcm.studies.registry import load_study
 from dcm.support.errors import InputError
+from dcm.support.files import sha256
 from dcm.training.run import train_group
 
 CPU = torch.device("cpu")
@@ -89,8 +93,8 @@ def test_adapters_start_as_the_teacher_and_alone_are_trained(study, digits, monk
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (dict(study="gmm"), "lora_rank = 2 is not possible for the study gmm; allowed: 0"),
-        (dict(study="sdxl"), "lora_rank = 2 is not possible for the study sdxl.*width"),
+        (dict(study="gmm"), "lora_rank = 2 is not possible for the study gmm, which does not use it; allowed: 0"),
+        (dict(study="sdxl", pretrain=0), "lora_rank = 2 is not possible for the study sdxl"),
         (dict(study="digits", pretrain=0), "pretrain = 0 is not possible; allowed: 1 with lora_rank"),
     ],
 )
@@ -140,8 +144,6 @@ def test_a_run_on_images_resumes_bit_for_bit(study, tmp_path, monkeypatch):
 
 
 def test_an_altered_teacher_is_refused(digits, tmp_path):
-    import shutil
-
     shutil.copytree(digits, tmp_path / "copy")
     weights = tmp_path / "copy/teacher/weights.safetensors"
     raw = bytearray(weights.read_bytes())
@@ -154,19 +156,37 @@ def test_an_altered_teacher_is_refused(digits, tmp_path):
 
 
 def test_data_must_suit_the_study(tmp_path):
-    for study, data, allowed in (("digits", "folder", "builtin"), ("cifar10", "builtin", "cifar10, folder, teacher")):
-        with pytest.raises(
-            InputError, match=f"data = '{data}' is not possible for the study {study}; allowed: {allowed}"
-        ):
-            image_preparation.prepare(parameters(tmp_path, study=study, data=data), tmp_path, CPU)
-    with pytest.raises(InputError, match="CIFAR-10 could not be read"):
-        image_preparation.prepare(
-            parameters(tmp_path, study="cifar10", data="cifar10", data_dir=str(tmp_path / "none")), tmp_path, CPU
-        )
+    for study, data, allowed in (("digits", "folder", "'builtin'"), ("cifar10", "builtin", "cifar10, folder, teacher")):
+        with pytest.raises(InputError, match=f"data = '{data}' is not possible for the study {study}.*allowed: {allowed}"):
+            parameters(tmp_path, study=study, data=data)
     with pytest.raises(InputError, match="a teacher needs images to train on"):
-        image_preparation.prepare(parameters(tmp_path, study="cifar10", data="teacher"), tmp_path, CPU)
-    with pytest.raises(InputError, match="teacher is exact"):
-        parameters(tmp_path, study="gmm")
+        parameters(tmp_path, study="cifar10", data="teacher")
+
+
+@pytest.mark.parametrize("updates", [0, 3])
+@pytest.mark.parametrize("data", ["cifar10", "folder"])
+def test_absent_images_are_told_how_to_get_before_any_work(data, updates, tmp_path, monkeypatch):
+    monkeypatch.setattr(image_preparation, "train_teacher", lambda *a: pytest.fail("training began"))
+    p = parameters(tmp_path, study="cifar10", data=data, data_dir=str(tmp_path / "none"), updates=updates)
+    with pytest.raises(InputError, match="none.*`make study-cifar10 DOWNLOAD=1` fetches CIFAR-10") as error:
+        image_preparation.prepare(p, tmp_path / "run", CPU)
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+
+
+def test_digits_classifier_is_the_shipped_one(digits, tmp_path, monkeypatch):
+    """With its settings it is copied, verified, and judges well; with others one is trained."""
+    monkeypatch.setattr(image_preparation, "train_classifier", lambda *a, **k: pytest.fail("trained"))
+    image_preparation.make_classifier("digits", image_data.digits(), tmp_path / "a.safetensors")
+    classifier, (x, labels) = Classifier.load(tmp_path / "a.safetensors"), image_data.digits().images("held_out")
+    right = float((classifier.classify(x) == labels).double().mean())
+    assert classifier.accuracy > 0.98 and right == pytest.approx(classifier.accuracy, abs=0.003)
+    assert sha256(digits / "teacher/classifier.safetensors") != sha256(tmp_path / "a.safetensors")  # the fixture's own
+    shutil.copytree(image_preparation.SHIPPED / "digits_classifier", tmp_path / "digits_classifier")
+    monkeypatch.setattr(image_preparation, "SHIPPED", tmp_path)
+    with (tmp_path / "digits_classifier/weights.safetensors").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(InputError, match="is not the file it should be: its SHA-256 begins"):
+        image_preparation.make_classifier("digits", image_data.digits(), tmp_path / "b.safetensors")
 
 
 def test_cifar_path_on_an_image_folder(tmp_path, monkeypatch):

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from dcm.consistency import ConsistencyFunction
 from dcm.data import images as image_data
-from dcm.schedule import Grid
+from dcm.metrics.features import Classifier, EfficientNetFeatures, InceptionFeatures
+from dcm.metrics.images import ImageQuality
 from dcm.students.lockstep import ModuleStudents, Students
 from dcm.students.networks import VelocityNetwork
-from dcm.studies.base import Study, fine_reference
+from dcm.studies.base import Study, teacher_record
 from dcm.support.errors import InputError
-from dcm.support.files import fingerprint, project_path, read_json
+from dcm.support.files import fingerprint, project_path
+from dcm.teachers.unet import UNetTeacher
 
 HELD_OUT = 5000  # images of a folder that are kept from training, for metrics
 
@@ -27,14 +29,8 @@ class ImageStudy(Study):
     """
 
     def __init__(self, name: str, run_dir: Path, device: torch.device):
-        from dcm.metrics.features import Classifier, EfficientNetFeatures, InceptionFeatures
-        from dcm.metrics.images import ImageQuality
-        from dcm.teachers.unet import UNetTeacher
-
-        folder = Path(run_dir) / "teacher"
-        if not (folder / "teacher.json").exists():
-            raise InputError(f"{folder} holds no teacher of the study {name}; run notebook 1 with this run_dir first.")
-        about = read_json(folder / "teacher.json")
+        about: Any = teacher_record(run_dir, needed_by=name)
+        folder = run_dir / "teacher"
         teacher = UNetTeacher.load(folder).to(device)
         if device.type == "cuda":
             teacher.accelerate(compile=False).freeze()
@@ -83,10 +79,6 @@ class ImageStudy(Study):
             for network in students.networks:
                 network.start_as(self.teacher.unet)
 
-    def reference(self, x: Tensor, n: int, condition: Tensor, guidance: float, grid: Grid) -> Tensor:
-        """DDIM on a finer grid; see :func:`fine_reference`."""
-        return fine_reference(self, x, n, condition, guidance, grid)
-
 
 def load_images(about: dict, teacher=None) -> image_data.ImageSet:
     """The images that notebook 1 was told of; `teacher` makes them where the source is ``teacher``."""
@@ -95,7 +87,10 @@ def load_images(about: dict, teacher=None) -> image_data.ImageSet:
     if about["source"] == "cifar10":
         return image_data.cifar10(project_path(about["folder"]), about["download"])
     if about["source"] == "folder":
-        return image_data.image_folder(project_path(about["folder"]), held_out=HELD_OUT, flip=True)
+        folder = project_path(about["folder"])
+        if not folder.is_dir():
+            raise InputError(f"there is no folder {folder}; {image_data.HOW_TO_GET}.")
+        return image_data.image_folder(folder, held_out=HELD_OUT, flip=True)
     if teacher is None:
         raise InputError(
             "data = 'teacher' needs a trained teacher; allowed with updates = 0, or name images to train on."

@@ -29,4 +29,4 @@ def prepare(p, run_dir: Path, device: torch.device) -> None:
     done, weights = run_dir / "teacher" / "teacher.json", check_pipeline(folder)
     about |= {"folder": str(folder), "identity": identity | {"unet": weights}, "captions": [c for _, c in items]}
     cache(items, lambda: make_encoder(about, device), about["identity"], run_dir / "teacher" / "cache")
-    write_json(done, about | {"count": len(items)})
+    write_json(done, {"study": p.study} | about | {"count": len(items)})

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dcm.consistency import ConsistencyFunction
 from dcm.data.captions import CachedLatents
-from dcm.schedule import Grid, NoiseSchedule
+from dcm.schedule import NoiseSchedule
 from dcm.students.lockstep import Students
-from dcm.studies.base import Study, fine_reference
+from dcm.students.lora import LoRAStudents
+from dcm.studies.base import Study, teacher_record
 from dcm.studies.sdxl import memory
 from dcm.studies.sdxl.pipeline import PRECISIONS, load_vae
 from dcm.support.errors import InputError
-from dcm.support.files import fingerprint, read_json
+from dcm.support.files import fingerprint
 from dcm.support.pretrained import check_packages, readable_model, variant
 from dcm.support.processes import Processes
 from dcm.teachers.sdxl import PromptedUNet, SDXLTeacher
@@ -30,19 +32,14 @@ class SDXLStudy(Study):
 
     costly = True
 
-    def __init__(self, run_dir: Path, device: torch.device):
+    def __init__(self, name: str, run_dir: Path, device: torch.device):
         from diffusers import DDPMScheduler, UNet2DConditionModel
 
         from dcm.metrics.captioned import SDXLQuality
         from dcm.metrics.encoders import find_encoders
 
         check_packages()
-        done = run_dir / "teacher" / "teacher.json"
-        if not done.exists():
-            raise InputError(
-                f"{done.parent} holds no teacher of the study sdxl; run notebook 1 with this run_dir first."
-            )
-        about = read_json(done)
+        about: Any = teacher_record(run_dir, needed_by=name)
         folder, dtype = Path(about["folder"]), PRECISIONS[about["precision"]]
         if not (folder / "unet").is_dir():
             raise InputError(f"the pipeline is no longer in {folder}; put it back, or run notebook 1 again.")
@@ -59,7 +56,7 @@ class SDXLStudy(Study):
         f = ConsistencyFunction(schedule, prediction="epsilon")
         quality = SDXLQuality(self.pictures, about["captions"], lambda: find_encoders(about, device))
         super().__init__(
-            "sdxl",
+            name,
             teacher,
             data,
             quality,
@@ -71,16 +68,10 @@ class SDXLStudy(Study):
 
     def make_students(self, seeds: Sequence[int], width: int, lora_rank: int = 0) -> Students:
         """Fresh adapters of rank and alpha `width`; they start as the teacher. `lora_rank` is of no use here."""
-        from dcm.students.lora import LoRAStudents
-
         return LoRAStudents(self.network, seeds, width)
 
     def start_from_teacher(self, students: Students, seeds: Sequence[int], updates: int) -> None:
         """Nothing to do: adapters start as the teacher."""
-
-    def reference(self, x: Tensor, n: int, condition: Tensor, guidance: float, grid: Grid) -> Tensor:
-        """A fine DDIM grid, as for the other image studies."""
-        return fine_reference(self, x, n, condition, guidance, grid)
 
     @torch.no_grad()
     def pictures(self, x: Tensor) -> Tensor:
@@ -90,8 +81,6 @@ class SDXLStudy(Study):
 
     def before_training(self, students: Students, parameters, processes: Processes) -> None:
         """Gradient checkpointing and microbatch as asked for; on a GPU, refuse what its memory does not hold."""
-        pass
-
         ready_network(students, parameters)
         device = self.network.device
         if device.type == "cpu" and self.teacher.shape[-1] > 64:

@@ -54,7 +54,7 @@ def test_missing_encoders_are_named_with_the_place_they_were_looked_for(made, pr
     ):
         assert text in quality.note
     assert set(quality.encoders.missing) == {"fid_teacher", "fd_dino", "clip_score", "aesthetic"}
-    assert quality.primary == "fd_teacher" and quality.beside == ("sharpness",)
+    assert quality.primary == "fd_teacher" and quality.secondary_metrics == ("sharpness",)
     quality.encoders.features.clear()  # it would be measured, and takes seconds
     measured = quality.measure(x := torch.randn(4, 4, 8, 8), torch.arange(4), x)
     assert all(math.isnan(measured[name]) for name in quality.encoders.missing) and measured["sharpness"] == 1
