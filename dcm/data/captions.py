@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dcm.data.images import open_image
 from dcm.support.errors import InputError
 from dcm.support.files import fingerprint, read_header, read_tensors, write_tensors
 from dcm.support.progress import tqdm
@@ -73,24 +74,16 @@ def pixels(path: Path, resolution: int, g: torch.Generator, flip: bool) -> tuple
     The shorter side is resized to R (bilinear), a square is cropped at random; ids are the original height and width,
     top and left of the crop, R and R.
     """
-    from PIL import Image
     from torchvision.transforms import v2
     from torchvision.transforms.functional import to_tensor
 
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read as an image ({error}); remove it or replace it, and run again."
-        ) from None
-    height, width = image.height, image.width
+    image = open_image(path)
     x = to_tensor(v2.functional.resize(image, [resolution], interpolation=v2.InterpolationMode.BILINEAR))
     top, left = (int(torch.randint(n - resolution + 1, (), generator=g)) for n in x.shape[1:])
     x = x[:, top : top + resolution, left : left + resolution]
     if flip and bool(torch.rand((), generator=g) < 0.5):
         x = x.flip(-1)
-    return 2 * x - 1, (height, width, top, left, resolution, resolution)
+    return 2 * x - 1, (image.height, image.width, top, left, resolution, resolution)
 
 
 @dataclass(frozen=True)
@@ -101,7 +94,6 @@ class Encoder:
     ----------
     text : captions -> (embeddings (n, L, E), pooled (n, F)). latent : images (n, 3, R, R) -> mean and standard
     deviation (n, C, h, w) of the autoencoder's posterior, scaled. resolution, flip, seed : of the images.
-    identity : changes whenever the encoders do.
     """
 
     text: Callable[[list[str]], tuple[Tensor, Tensor]]
@@ -109,7 +101,6 @@ class Encoder:
     resolution: int
     flip: bool
     seed: int
-    identity: object
 
     def encode(self, rows: range, items: list[tuple[Path, str]]) -> dict[str, Tensor]:
         """One shard. Item i depends on (seed, i) alone: its crop, its flip, its draw from the posterior."""

@@ -21,7 +21,6 @@ from dcm.support.files import read_tensors, verify, write_tensors
 from dcm.support.progress import tqdm
 from dcm.support.seeds import sample_noise
 
-SPLITS = ("train", "held_out")
 HOW_TO_GET = (
     "`make study-cifar10 DOWNLOAD=1` fetches CIFAR-10 (170 MB), and so does notebook 1 with data = 'cifar10' and download "
     "= True; or name in data_dir a folder with one folder of images a class (data = 'folder')"
@@ -80,15 +79,9 @@ class ImageSet:
     def images(self, split: str = "held_out", count: int | None = None) -> tuple[Tensor, Tensor]:
         """The first `count` (or all) images of a part, float32 (n, C, H, W) in [-1, 1], and their labels (n,).
 
-        A part is in random order, so that its first images are a fair sample. Raises :class:`InputError` when
-        there are fewer than `count`.
+        A part is in random order, so that its first images are a fair sample.
         """
-        if split not in SPLITS:
-            raise InputError(f"split = {split!r} is unknown; allowed: {', '.join(SPLITS)}.")
-        images, labels = getattr(self, split), getattr(self, f"{split}_labels")
-        if count is not None and count > len(images):
-            raise InputError(f"{count} {split} images were asked for, and there are {len(images)}.")
-        return self.unit(images[:count]), labels[:count]
+        return self.unit(getattr(self, split)[:count]), getattr(self, f"{split}_labels")[:count]
 
 
 def split(images: Tensor, labels: Tensor, held_out: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -98,9 +91,8 @@ def split(images: Tensor, labels: Tensor, held_out: int) -> tuple[Tensor, Tensor
     Raises :class:`InputError` when fewer than one image would be left to train on.
     """
     if not 0 <= held_out < len(images):
-        raise InputError(
-            f"held_out = {held_out} is out of range; allowed: 0 to {len(images) - 1}, of {len(images)} images."
-        )
+        allowed = f"0 to {len(images) - 1}, of {len(images)} images"
+        raise InputError(f"held_out = {held_out} is out of range; allowed: {allowed}.")
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(images)))
     held, kept = order[:held_out], order[held_out:]
     return images[kept], labels[kept], images[held], labels[held]
@@ -163,10 +155,10 @@ def image_folder(
     folder = Path(folder)
     try:
         listing = ImageFolder(str(folder))
-    except (FileNotFoundError, NotADirectoryError) as error:
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(
             f"{folder} is no image folder; it must hold one subfolder a class, each with at least one image."
-        ) from error
+        ) from None
     files = [(Path(path), label) for path, label in listing.samples]
     facts = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path, _ in files]
     digest = hashlib.sha256(repr((facts, tuple(shape))).encode()).hexdigest()[:16]
@@ -183,20 +175,25 @@ def image_folder(
     return ImageSet(*parts, classes=tuple(listing.classes), flip=flip)
 
 
-def _read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
+def open_image(path: Path, mode: str = "RGB"):
+    """An image file as PIL has it; raises :class:`InputError`."""
     from PIL import Image
 
-    channels, height, width = shape
     try:
         with Image.open(path) as image:
-            pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+            return image.convert(mode)
     except OSError as error:
-        raise InputError(f"{path} cannot be read as an image ({error}); remove it or replace it.") from error
-    if pixels.shape[:2] != (height, width):
         raise InputError(
-            f"{path} is {pixels.shape[1]} x {pixels.shape[0]} pixels, and the teacher needs {width} x {height}."
-        )
-    return torch.from_numpy(pixels.reshape(height, width, channels).copy()).permute(2, 0, 1)
+            f"{path} cannot be read as an image ({error}); remove it or replace it, and run again."
+        ) from None
+
+
+def _read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
+    channels, height, width = shape
+    image = open_image(path, "L" if channels == 1 else "RGB")
+    if image.size != (width, height):
+        raise InputError(f"{path} is {image.width} x {image.height} pixels, and the teacher needs {width} x {height}.")
+    return torch.from_numpy(np.array(image).reshape(height, width, channels)).permute(2, 0, 1)
 
 
 def teacher_samples(

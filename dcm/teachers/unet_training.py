@@ -8,40 +8,22 @@ network serves classifier-free guidance (Ho & Salimans 2022).
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from dcm.support.checkpoint import load_optimizer, optimizer_tensors, picked, prefixed
+from dcm.support.checkpoint import load_optimizer, optimizer_tensors, picked, prefixed, read_checkpoint
 from dcm.support.errors import InputError, TrainingError
-from dcm.support.files import read_tensors, write_tensors
+from dcm.support.files import write_tensors
 from dcm.support.processes import ALONE, Processes
 from dcm.support.seeds import generator as seeded
 from dcm.teachers.unet import UNetTeacher
-
-
-class Source(Protocol):
-    """Where training images come from; see :mod:`dcm.data.images`."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of an image."""
-        ...
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        ...
-
-    def draw(self, generator: torch.Generator, batch: int) -> tuple[Tensor, Tensor]:
-        """x_0 (batch, *shape) in [-1, 1] and classes (batch,), on the generator's device."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -50,9 +32,7 @@ class TeacherTraining:
 
     Attributes
     ----------
-    updates : optimiser steps; the learning rate follows ``step / updates``.
-    seconds : when given, a wall-time budget in place of `updates`; such a run cannot be reproduced exactly.
-    batch : images an update and process. learning_rate : Adam's, at its peak.
+    updates : optimiser steps. batch : images an update and process. learning_rate : Adam's, at its peak.
     warmup : updates of linear warm-up; a cosine to zero follows.
     ema : decay of the weights' exponential moving average, reached gradually.
     label_dropout : share of draws whose class is hidden. clip : largest gradient norm.
@@ -60,7 +40,6 @@ class TeacherTraining:
     """
 
     updates: int = 2000
-    seconds: float | None = None
     batch: int = 128
     learning_rate: float = 1e-3
     warmup: int = 100
@@ -69,30 +48,10 @@ class TeacherTraining:
     clip: float = 1.0
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        positive = {
-            "updates": self.updates,
-            "batch": self.batch,
-            "learning_rate": self.learning_rate,
-            "clip": self.clip,
-        }
-        for name, value in positive.items():
-            if not value > 0:
-                raise InputError(f"{name} = {value} is out of range; it must be above 0.")
-        for name, value in {"ema": self.ema, "label_dropout": self.label_dropout}.items():
-            if not 0 <= value < 1:
-                raise InputError(f"{name} = {value} is out of range; allowed: 0 up to, not including, 1.")
-        if self.warmup < 0 or (self.seconds is not None and not self.seconds > 0):
-            raise InputError("warmup must be 0 or more, and seconds above 0.")
-
-    def rate(self, step: int, elapsed: float) -> float:
-        """Learning rate of update number `step` (from 0), `elapsed` seconds into the run."""
-        progress = min(1.0, elapsed / self.seconds if self.seconds else step / self.updates)
-        return self.learning_rate * min(1.0, (step + 1) / (self.warmup + 1)) * (1 + math.cos(math.pi * progress)) / 2
-
-    def over(self, step: int, elapsed: float) -> bool:
-        """Whether the run has had its updates, or its time."""
-        return elapsed >= self.seconds if self.seconds else step >= self.updates
+    def rate(self, step: int) -> float:
+        """Learning rate of update number `step` (from 0)."""
+        warm = min(1.0, (step + 1) / (self.warmup + 1))
+        return self.learning_rate * warm * (1 + math.cos(math.pi * min(1.0, step / self.updates))) / 2
 
 
 @dataclass
@@ -119,9 +78,9 @@ class TrainingState:
     def start(cls, teacher: UNetTeacher, settings: TeacherTraining) -> TrainingState:
         """Before the first update. `teacher` is trained in place."""
         teacher.train().requires_grad_(True)
-        fused = next(teacher.parameters()).device.type == "cuda"
-        optimizer = torch.optim.Adam(teacher.parameters(), lr=settings.learning_rate, fused=fused)
-        average = UNetTeacher(teacher.config).to(next(teacher.parameters()).device)
+        device = next(teacher.parameters()).device
+        optimizer = torch.optim.Adam(teacher.parameters(), lr=settings.learning_rate, fused=device.type == "cuda")
+        average = UNetTeacher(teacher.config).to(device)
         average.load_state_dict(teacher.state_dict())
         average.autocast = teacher.autocast
         return cls(settings, teacher, average.eval().requires_grad_(False), optimizer)
@@ -142,6 +101,11 @@ class TrainingState:
                 f"(now {self.settings.learning_rate}) or lengthen warmup (now {self.settings.warmup})."
             )
 
+    @property
+    def identity(self) -> dict:
+        """What must be equal for a checkpoint to be gone on with."""
+        return {"settings": asdict(self.settings), "network": asdict(self.teacher.config)}
+
     def save(self, path: Path) -> None:
         """Write a checkpoint from which :meth:`resume` goes on exactly."""
         self.check()
@@ -150,27 +114,17 @@ class TrainingState:
             | prefixed("ema", self.ema.state_dict())
             | prefixed("adam", optimizer_tensors(self.optimizer))
         )
-        write_tensors(path, tensors, {"step": self.step, "elapsed": self.elapsed, "settings": asdict(self.settings)})
+        write_tensors(path, tensors, {"identity": self.identity, "step": self.step, "elapsed": self.elapsed})
 
-    @classmethod
-    def resume(cls, path: Path, teacher: UNetTeacher, settings: TeacherTraining) -> TrainingState:
-        """Go on from a checkpoint. Raises :class:`InputError` if it belongs to other settings or another network."""
-        tensors, progress = read_tensors(path)
-        state = cls.start(teacher, settings)
-        try:
-            teacher.load_state_dict(picked("teacher", tensors))
-            state.ema.load_state_dict(picked("ema", tensors))
-        except RuntimeError as error:
-            raise InputError(
-                f"{path} is no checkpoint of this teacher ({' '.join(str(error).split())[:200]})."
-            ) from error
-        if progress.get("settings") != asdict(settings):
-            raise InputError(
-                f"{path} was written with other settings ({progress.get('settings')}); remove it to start anew."
-            )
-        load_optimizer(state.optimizer, picked("adam", tensors))
-        state.step, state.elapsed = progress["step"], progress["elapsed"]
-        return state
+    def resume(self, path: Path) -> None:
+        """Go on from a whole checkpoint, if there is one; raises :class:`InputError` for one of other settings."""
+        # As JSON has it: lists for tuples.
+        tensors, about = read_checkpoint(path, json.loads(json.dumps(self.identity)), torch.device("cpu"), costly=True)
+        if tensors:
+            self.teacher.load_state_dict(picked("teacher", tensors))
+            self.ema.load_state_dict(picked("ema", tensors))
+            load_optimizer(self.optimizer, picked("adam", tensors))
+            self.step, self.elapsed = about["step"], about["elapsed"]
 
 
 def velocity_loss(
@@ -188,36 +142,36 @@ def velocity_loss(
 
 def train_teacher(
     teacher: UNetTeacher,
-    source: Source,
+    source,
     settings: TeacherTraining,
     checkpoint: Path | None = None,
     processes: Processes = ALONE,
 ) -> Iterator[TrainingState]:
     """Train `teacher` in place, yielding the state after each update; the caller logs, saves and draws.
 
-    Starts from `checkpoint` where that file exists. Of several `processes`, each draws images of its own,
-    ``settings.batch`` of them, and gradients are averaged.
+    Parameters
+    ----------
+    source : of images, an :class:`~dcm.data.images.ImageSet` or what has its ``shape``, ``num_classes`` and ``draw``.
+    checkpoint : to go on from, where that file exists.
+    processes : each draws images of its own, ``settings.batch`` of them, and gradients are averaged.
 
     Raises :class:`InputError` when source and teacher do not fit each other, :class:`TrainingError` when the loss is
     no longer finite.
     """
-    if processes.size > 1 and settings.seconds:
-        raise InputError("a time budget is not possible with several processes, whose clocks differ; set updates.")
     if tuple(source.shape) != tuple(teacher.shape):
         raise InputError(f"the images have shape {tuple(source.shape)}, and the teacher needs {tuple(teacher.shape)}.")
     if source.num_classes != teacher.num_classes:
         raise InputError(f"the images have {source.num_classes} classes, and the teacher has {teacher.num_classes}.")
-    if checkpoint is not None and Path(checkpoint).exists():
-        state = TrainingState.resume(checkpoint, teacher, settings)
-    else:
-        state = TrainingState.start(teacher, settings)
+    state = TrainingState.start(teacher, settings)
+    if checkpoint is not None:
+        state.resume(checkpoint)
     device = next(teacher.parameters()).device
     live, averaged = list(teacher.parameters()), list(state.ema.parameters())
     begin = time.monotonic() - state.elapsed
-    while not settings.over(state.step, state.elapsed):
+    while state.step < settings.updates:
         # Draws depend on (seed, step) alone, so that a resumed run repeats them.
         generator = seeded(device, settings.seed, "teacher", state.step, *([processes.rank] if processes.rank else []))
-        state.learning_rate = settings.rate(state.step, state.elapsed)
+        state.learning_rate = settings.rate(state.step)
         for group in state.optimizer.param_groups:
             group["lr"] = state.learning_rate
         x_0, condition = source.draw(generator, settings.batch)
@@ -232,8 +186,7 @@ def train_teacher(
         with torch.no_grad():
             torch._foreach_lerp_(averaged, live, 1 - decay)
         state.step += 1
-        state.loss = loss.detach()
-        state.elapsed = time.monotonic() - begin
+        state.loss, state.elapsed = loss.detach(), time.monotonic() - begin
         state.unchecked.append(state.loss)
         if len(state.unchecked) == 20:
             state.check()

@@ -149,7 +149,7 @@ def test_an_altered_teacher_is_refused(digits, tmp_path):
     raw = bytearray(weights.read_bytes())
     raw[-5] ^= 1
     weights.write_bytes(raw)
-    with pytest.raises(InputError, match="was altered or cut short"):
+    with pytest.raises(InputError, match="is not the file it should be"):
         load_study("digits", tmp_path / "copy", CPU)
     with pytest.raises(InputError, match="holds no teacher of the study digits; run notebook 1"):
         load_study("digits", tmp_path / "nowhere", CPU)

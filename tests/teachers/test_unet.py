@@ -104,7 +104,7 @@ def test_an_altered_truncated_or_foreign_teacher_is_refused(unet, tmp_path):
     flipped[-5] ^= 1
     for damaged in (bytes(flipped), whole[:-100], b""):
         weights.write_bytes(damaged)
-        with pytest.raises(InputError, match="altered or cut short"):
+        with pytest.raises(InputError, match="is not the file it should be: its SHA-256"):
             UNetTeacher.load(tmp_path)
     weights.unlink()
     with pytest.raises(InputError, match="weights.safetensors does not exist"):
@@ -115,33 +115,18 @@ def test_an_altered_truncated_or_foreign_teacher_is_refused(unet, tmp_path):
     config.write_text(json.dumps(record))
     with pytest.raises(InputError, match="does not fit config.json"):
         UNetTeacher.load(tmp_path)
+    record["unet"]["groups"] = 3  # divides no width
+    config.write_text(json.dumps(record))
+    with pytest.raises(InputError, match="does not fit config.json"):
+        UNetTeacher.load(tmp_path)
+    record["unet"]["unknown"] = 3
+    config.write_text(json.dumps(record))
+    with pytest.raises(InputError, match="config.json is missing or broken .*unknown"):
+        UNetTeacher.load(tmp_path)
     config.write_text(text[:40])
     with pytest.raises(InputError, match="config.json is missing or broken"):
         UNetTeacher.load(tmp_path)
 
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"image_size": 9}, "image_size = 9 cannot be halved"),
-        ({"widths": (16, 20)}, "multiple of groups = 8"),
-        ({"attention": (True,)}, "same number of resolutions"),
-        ({"num_classes": 0}, "num_classes = 0 is too small"),
-        ({"head_width": 5}, "head_width = 5 must divide"),
-    ],
-)
-def test_impossible_networks_are_refused(change, words):
-    from dataclasses import replace
-
-    with pytest.raises(InputError, match=words):
-        replace(TINY, **change)
-
-
-def test_a_class_out_of_range_is_refused(unet):
-    unet.check_condition(torch.tensor([0, 9, 10]))
-    for c in (11, -1):
-        with pytest.raises(InputError, match=f"class {c} is out of range; allowed: 0 to 9"):
-            unet.check_condition(torch.tensor([3, c]))
 
 def run(data, settings, checkpoint=None, stop=None):
     torch.manual_seed(1)
@@ -163,8 +148,10 @@ def test_a_resumed_training_equals_an_undisturbed_one_bit_for_bit(data, tmp_path
     for part in ("teacher", "ema"):
         a, b = getattr(whole, part).state_dict(), getattr(resumed, part).state_dict()
         assert all(torch.equal(a[name], b[name]) for name in a)
-    with pytest.raises(InputError, match="other settings"):
+    with pytest.raises(InputError, match="is from other settings .*'updates': 6"):
         run(data, TeacherTraining(updates=7, batch=8), checkpoint)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-9])
+    assert run(data, settings, checkpoint).loss == whole.loss  # a damaged one is not gone on with
 
 
 def test_training_lowers_the_loss_and_the_rate_follows_its_schedule(data):
@@ -205,11 +192,3 @@ def test_training_refuses_images_that_do_not_fit(data):
                 UNetTeacher(UNetConfig(8, 1, 4, (16,), (False,), layers=1, groups=8)), data, TeacherTraining()
             )
         )
-    for wrong in ({"updates": 0}, {"ema": 1.0}, {"label_dropout": -0.1}, {"seconds": 0.0}, {"learning_rate": math.nan}):
-        with pytest.raises(InputError, match=next(iter(wrong))):
-            TeacherTraining(**wrong)
-
-
-def test_a_time_budget_ends_the_training(data):
-    state = run(data, TeacherTraining(seconds=0.5, batch=4, warmup=0))
-    assert state.step >= 1 and state.elapsed >= 0.5

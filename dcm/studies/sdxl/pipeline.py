@@ -81,4 +81,4 @@ def make_encoder(about: dict, device: torch.device) -> Encoder:
         mean, deviation = (torch.cat([getattr(d, name) for d in posterior]) for name in ("mean", "std"))
         return mean.float() * vae.config.scaling_factor, deviation.float() * vae.config.scaling_factor
 
-    return Encoder(text, latent, about["resolution"], about["flip"], about["seed"], about["identity"])
+    return Encoder(text, latent, about["resolution"], about["flip"], about["seed"])
