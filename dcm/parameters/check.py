@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -59,6 +61,15 @@ def validate(model: type[P], values: dict) -> P:
         if first["type"] == "missing":
             raise InputError(f"{name} is missing; it must be {allowed}.") from None
         raise refusal(name, values[name], allowed) from None
+
+
+@contextmanager
+def within(part: str) -> Iterator[None]:
+    """Say in which part of a configuration a parameter is refused."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"in {part}: {error}") from None
 
 
 def shown(value) -> str:

@@ -71,8 +71,6 @@ Rate = Annotated[float, Field(gt=0, le=1, description="a number above 0, at most
 Flag = Annotated[bool, Field(description="true or false")]
 Device = Annotated[str, one_of("auto", "cpu", "cuda")]
 Threads = Annotated[int, Field(ge=1, le=256, description="a whole number from 1 to 256")]
-Bootstrap = Annotated[int, between(100, 100_000)]
-Confidence = Annotated[float, Field(gt=0.5, lt=1, description="a number between 0.5 and 1")]
 Guidance = Annotated[
     list[Annotated[float, Field(ge=0, le=1000), AfterValidator(_readable)]],
     Field(min_length=1, description="a list of numbers, at least 0 and at most 1000, of at most six digits"),

@@ -16,13 +16,37 @@ from dcm.support.errors import InputError
 from dcm.support.files import project_path
 
 
-class Common(Parameters):
-    """What every notebook needs to know."""
+class Place(Parameters):
+    """Where a run leaves its files, and on what it runs."""
 
-    study: k.StudyName
     run_dir: k.NewFolder
     device: k.Device = "auto"
     threads: k.Threads = 1
+
+
+class Common(Place):
+    """What every notebook of a study needs to know."""
+
+    study: k.StudyName
+
+
+class WithResults(Place):
+    """What has a folder of results beside that of the run."""
+
+    results_dir: k.NewFolder
+
+    @model_validator(mode="after")
+    def _apart(self):  # both have files of the same names
+        if project_path(self.results_dir).resolve() == project_path(self.run_dir).resolve():
+            raise refusal("results_dir", self.results_dir, "a folder other than run_dir")
+        return self
+
+
+class Intervals(Parameters):
+    """How confidence intervals are made."""
+
+    bootstrap: Annotated[int, k.between(100, 100_000)] = 10000
+    confidence: Annotated[float, Field(gt=0.5, lt=1, description="a number between 0.5 and 1")] = 0.95
 
 
 def check_used(parameters: Common, notebook: str) -> None:
@@ -30,9 +54,8 @@ def check_used(parameters: Common, notebook: str) -> None:
     unused = not_used(parameters.study, notebook)
     for name, field in type(parameters).model_fields.items():
         if name in unused and (value := getattr(parameters, name)) != field.default:
-            raise refusal(
-                name, value, shown(field.default), f" for the study {parameters.study}, which does not use it"
-            )
+            why = f" for the study {parameters.study}, which does not use it"
+            raise refusal(name, value, shown(field.default), why)
 
 
 class TeacherParameters(Common):
@@ -70,9 +93,8 @@ class TeacherParameters(Common):
         if self.data not in sources:
             raise refusal("data", self.data, ", ".join(sources), f" for the study {self.study}")
         if self.data == "teacher" and self.updates:
-            raise refusal(
-                "data", self.data, "cifar10, folder", " with updates above 0: a teacher needs images to train on"
-            )
+            why = " with updates above 0: a teacher needs images to train on"
+            raise refusal("data", self.data, "cifar10, folder", why)
         return self
 
 
@@ -150,13 +172,6 @@ def _with_one(steps: list[int]) -> list[int]:
     return steps
 
 
-def check_apart(parameters):
-    """Both folders have files of the same names."""
-    if project_path(parameters.results_dir).resolve() == project_path(parameters.run_dir).resolve():
-        raise refusal("results_dir", parameters.results_dir, "a folder other than run_dir")
-    return parameters
-
-
 class EvaluationParameters(Parameters):
     """The evaluation set that notebooks 3 and 4 share."""
 
@@ -188,17 +203,10 @@ class QualityParameters(Common, EvaluationParameters):
     """Notebook 4."""
 
 
-class FigureParameters(Common):
+class FigureParameters(Common, WithResults, Intervals):
     """Notebook 5."""
 
-    results_dir: k.NewFolder
     main_group: k.Name = "main"
-    bootstrap: k.Bootstrap = 10000
-    confidence: k.Confidence = 0.95
-
-    @model_validator(mode="after")
-    def _apart(self):
-        return check_apart(self)
 
 
 def check_ends(name: str, group: dict) -> None:
@@ -211,9 +219,8 @@ def check_ends(name: str, group: dict) -> None:
     if group["intervals"] == 1:
         raise refusal("intervals", 1, "numbers of intervals from 2 on", f" for the main group {name}")
     if not {1, group["intervals"]} <= set(horizons):
-        raise refusal(
-            "horizons", list(group["horizons"]), "lists with both 'cm' and 'direct'", f" for the main group {name}"
-        )
+        both = "lists with both 'cm' and 'direct'"
+        raise refusal("horizons", list(group["horizons"]), both, f" for the main group {name}")
 
 
 NOTEBOOKS: dict[str, type[Parameters]] = {

@@ -9,20 +9,15 @@ import yaml
 from pydantic import Field, model_validator
 
 from dcm.parameters import kinds as k
-from dcm.parameters.check import Parameters, validate
-from dcm.parameters.notebooks import NOTEBOOKS, DistillParameters, check_apart, check_ends
+from dcm.parameters.check import validate, within
+from dcm.parameters.notebooks import NOTEBOOKS, Common, DistillParameters, WithResults, check_ends
 from dcm.solvers import SOLVERS
 from dcm.support.errors import InputError
 
 
-class StudyConfig(Parameters):
+class StudyConfig(Common, WithResults):
     """A whole study, as ``workflow/config/*.yaml`` names it: parameters by notebook, and the groups to distil."""
 
-    study: k.StudyName
-    run_dir: k.NewFolder
-    results_dir: k.NewFolder
-    device: k.Device = "auto"
-    threads: k.Threads = 1
     main_group: k.Name = "main"
     teacher: k.Part
     training: k.Part
@@ -35,7 +30,6 @@ class StudyConfig(Parameters):
     def _parts(self):
         if self.main_group not in self.groups:
             raise InputError(f"main_group = {self.main_group!r} is not a group; allowed: {', '.join(self.groups)}.")
-        check_apart(self)
         for notebook in NOTEBOOKS:
             for name in self.groups if notebook == "2_distill" else [None]:
                 self.notebook(notebook, name)
@@ -49,12 +43,9 @@ class StudyConfig(Parameters):
         def cost(name: str) -> float:
             p = DistillParameters(**self.notebook("2_distill", name))
             longest = max(p.group().horizons)
-            solved = (
-                [min(n, longest) for n in range(1, p.intervals + 1)]
-                if p.pairs_per_trajectory == 1
-                else [p.intervals / p.pairs_per_trajectory]
-            )
-            steps = sum(solved) / len(solved)
+            steps = sum(min(n, longest) for n in range(1, p.intervals + 1)) / p.intervals
+            if p.pairs_per_trajectory > 1:
+                steps = p.intervals / p.pairs_per_trajectory
             scales = len(p.guidance) * len(p.seeds)
             solves = 2 * steps * SOLVERS[p.solver].evaluations  # both halves of the guidance
             return p.updates * p.batch * scales * (solves + 4 * len(p.horizons))
@@ -79,14 +70,12 @@ class StudyConfig(Parameters):
             "5_figures": (results, "figures", self.figures),
         }
         (own, where, named), model = parts[notebook], NOTEBOOKS[notebook]
-        taken = ({"study", "run_dir"} | set(own)) & set(named)  # named once, for the whole study
-        if taken:
-            allowed = ", ".join(n for n in model.model_fields if n not in {"study", "run_dir"} | set(own))
-            raise InputError(f"in {where}: {min(taken)} is not a parameter; allowed: {allowed}.")
-        try:
+        once = {"study", "run_dir"} | set(own)  # named for the whole study
+        with within(where):
+            if taken := once & set(named):
+                allowed = ", ".join(n for n in model.model_fields if n not in once)
+                raise InputError(f"{min(taken)} is not a parameter; allowed: {allowed}.")
             return validate(model, common | own | named).model_dump()
-        except InputError as error:
-            raise InputError(f"in {where}: {error}") from None
 
 
 def load_config(path: str | Path) -> StudyConfig:

@@ -19,21 +19,12 @@ from dcm.teachers import frozen
 # The UNet of SDXL base 1.0 as published: unet/config.json of stabilityai/stable-diffusion-xl-base-1.0, less what
 # equals the defaults of diffusers' UNet2DConditionModel. It has 2,567,463,684 parameters.
 SDXL_UNET = dict(
-    sample_size=128,
-    in_channels=4,
-    out_channels=4,
+    sample_size=128, in_channels=4, out_channels=4, block_out_channels=[320, 640, 1280], layers_per_block=2,
     down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    block_out_channels=[320, 640, 1280],
-    layers_per_block=2,
-    transformer_layers_per_block=[1, 2, 10],
-    attention_head_dim=[5, 10, 20],
-    cross_attention_dim=2048,
-    use_linear_projection=True,
-    addition_embed_type="text_time",
-    addition_time_embed_dim=256,
-    projection_class_embeddings_input_dim=2816,
-)
+    up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"], use_linear_projection=True,
+    transformer_layers_per_block=[1, 2, 10], attention_head_dim=[5, 10, 20], cross_attention_dim=2048,
+    addition_embed_type="text_time", addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
