@@ -10,12 +10,14 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 
 from dcm.consistency import ConsistencyFunction
@@ -23,8 +25,10 @@ from dcm.horizon import Group
 from dcm.pairs import Pairs
 from dcm.schedule import Grid, NoiseSchedule
 from dcm.solvers import get_solver
+from dcm.students.lora import LoRAStudents
 from dcm.studies.sdxl import memory
 from dcm.studies.sdxl.pipeline import PRECISIONS
+from dcm.studies.sdxl.study import ready_network
 from dcm.support.device import find_device, ready_device
 from dcm.support.errors import InputError
 from dcm.support.files import ROOT, write_json, write_text
@@ -36,21 +40,13 @@ from dcm.training.loop import distill
 from dcm.training.settings import Settings
 
 RESULT = ROOT / "results" / "sdxl" / "dry_run.json"
-
-
 UPDATES, EVALUATION_SAMPLES, SEED = 250, 10274, 24  # of the paper
-
-
 STUDENT_STEPS = 2 * 2 * (1 + 2 + 4 + 3)  # of sdxl.yaml: notebooks 3 and 4, two students, steps 1, 2, 4, three snapshots
-
-
 GIB = 2**30
 
 
 def random_unet(config: dict, device: torch.device, dtype: torch.dtype):
     """The UNet of `config` with fresh weights, made on `device` in `dtype`."""
-    from diffusers import UNet2DConditionModel
-
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -107,143 +103,171 @@ class Clock:
         return torch.cuda.max_memory_allocated(self.device) / GIB if self.cuda else None
 
 
-def dry_run(
-    device: torch.device,
-    latent: int = 128,
-    precision: str = "bf16",
-    batch: int = 16,
-    rank: int = 64,
-    intervals: int = 100,
-    guidance: float = 9.0,
-    solver: str = "ddim",
-    timed: int = 3,
-    coarse: int = 20,
-    gradient_checkpointing: bool = True,
-    microbatch: int = 0,
-    config: dict = SDXL_UNET,
-) -> dict:
-    """Time updates of CM and Direct CM with random weights; minutes on a GPU.
+@dataclass(frozen=True)
+class Setting:
+    """What is timed.
+
+    Attributes
+    ----------
+    latent : side of a latent, an eighth of the image's.
+    timed : updates timed, after one that is not.
+    coarse : intervals on which the Direct CM is timed, in place of `intervals`.
+    The others as in :class:`dcm.parameters.notebooks.DistillParameters`; `rank` is its ``width``.
+    """
+
+    latent: int = 128
+    precision: str = "bf16"
+    batch: int = 16
+    rank: int = 64
+    intervals: int = 100
+    guidance: float = 9.0
+    solver: str = "ddim"
+    timed: int = 3
+    coarse: int = 20
+    gradient_checkpointing: bool = True
+    microbatch: int = 0
+
+    def check(self, device: torch.device, config: dict) -> None:
+        """Raise :class:`InputError` for what cannot be run, before anything is built."""
+        for name in ("latent", "batch", "rank", "timed"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} = {getattr(self, name)} is not possible; allowed: a whole number, at least 1.")
+        check_packages()
+        Grid(self.intervals), Grid(self.coarse), get_solver(self.solver)
+        if device.type != "cuda" and config is SDXL_UNET:
+            raise InputError(
+                "the dry run at SDXL's size needs a GPU, and none is present; allowed here: --unet with a small one."
+            )
+
+    @property
+    def calls(self) -> int:
+        """Teacher evaluations of one solver step of one sample."""
+        return get_solver(self.solver).evaluations * (1 if self.guidance == 1 else 2)
+
+    @property
+    def expected(self) -> float:
+        """Teacher evaluations that an update of the Direct CM costs: n is uniform on 1..N, and costs n steps."""
+        return self.batch * self.calls * (self.intervals + 1) / 2
+
+
+class DryRun:
+    """Times updates of CM and Direct CM with random weights; minutes on a GPU.
 
     Parameters
     ----------
-    latent : side of a latent, an eighth of the image's. timed : updates timed, after one that is not.
-    coarse : intervals on which the Direct CM is timed, in place of `intervals`. config : of the UNet.
-    The others as in :class:`dcm.parameters.notebooks.DistillParameters`.
+    device : where it runs.
+    setting : what is timed.
+    config : of the UNet.
 
-    Returns a record that JSON can hold. Raises :class:`InputError` when the GPU's memory does not suffice.
+    Raises :class:`InputError` for what cannot be run, and when the GPU's memory does not suffice.
     """
-    check_packages()
-    from types import SimpleNamespace
 
-    from diffusers import DDPMScheduler
+    def __init__(self, device: torch.device, setting: Setting, config: dict):
+        setting.check(device, config)
+        ready_device(device, torch.get_num_threads())
+        self.device, self.setting, self.clock = device, setting, Clock(device)
+        began = self.clock.now()
+        self.unet = random_unet(config, device, PRECISIONS[setting.precision])
+        self.network = PromptedUNet(self.unet, random_prompts(config, setting.batch), chunk=setting.batch)
+        self.built = self.clock.now() - began
+        schedule = NoiseSchedule.from_betas(DDPMScheduler(1000, 0.00085, 0.012, beta_schedule="scaled_linear").betas)
+        shape = (config["in_channels"], setting.latent, setting.latent)
+        self.teacher, self.data = SDXLTeacher(self.network, schedule, shape), RandomLatents(shape, setting.batch)
+        self.f = ConsistencyFunction(schedule, prediction="epsilon")
+        self.wanted = SimpleNamespace(
+            gradient_checkpointing=setting.gradient_checkpointing, microbatch=setting.microbatch, optimizer="adamw",
+            ema=0.0, width=setting.rank,
+        )  # fmt: skip
+        self.bar = tqdm(total=2 * (1 + setting.timed) + setting.timed, desc="dry run", unit="update")
 
-    from dcm.students.lora import LoRAStudents
-    from dcm.studies.sdxl.study import ready_network
+    def students(self) -> LoRAStudents:
+        """Fresh adapters, as training makes them."""
+        made = LoRAStudents(self.network, [SEED], self.setting.rank)
+        ready_network(made, self.wanted)
+        return made
 
-    Grid(intervals), Grid(coarse), get_solver(solver)
-    if device.type != "cuda" and config is SDXL_UNET:
-        raise InputError(
-            "the dry run at SDXL's size needs a GPU, and none is present; allowed here: --unet with a small one."
-        )
-    ready_device(device, torch.get_num_threads())
-    clock = Clock(device)
-    began = clock.now()
-    unet = random_unet(config, device, PRECISIONS[precision])
-    network = PromptedUNet(unet, random_prompts(config, batch), chunk=batch)
-    built = clock.now() - began
-    schedule = NoiseSchedule.from_betas(DDPMScheduler(1000, 0.00085, 0.012, beta_schedule="scaled_linear").betas)
-    shape = (config["in_channels"], latent, latent)
-    teacher, data = SDXLTeacher(network, schedule, shape), RandomLatents(shape, batch)
-    f = ConsistencyFunction(schedule, prediction="epsilon")
-    settings = Settings(updates=1 + timed)
-    wanted = SimpleNamespace(
-        gradient_checkpointing=gradient_checkpointing, microbatch=microbatch, optimizer="adamw", ema=0.0, width=rank
-    )
-    record: dict = {
-        "weights": "random", "unet_parameters": sum(p.numel() for p in unet.parameters()),
-        "weights_gib": sum(p.numel() * p.element_size() for p in unet.parameters()) / GIB,
-    }  # fmt: skip
+    def pairs(self, grid: int, horizon: int) -> Pairs:
+        """What an update trains on, of one student."""
+        group = Group(self.setting.solver, grid, (self.setting.guidance,), (horizon,), (SEED,))
+        return Pairs(self.teacher, self.data, group, self.setting.batch, self.device)
 
-    def ready() -> LoRAStudents:
-        students = LoRAStudents(network, [SEED], rank)
-        ready_network(students, wanted)
-        return students
-
-    students = ready()
-    record["adapter_parameters"] = sum(p.numel() for p in students.parameters())
-    if clock.cuda:
-        need = memory.needed(students, shape, batch, wanted)
-        memory.check(need, memory.available(device), wanted)
-        record["estimated_gib"] = need.total / GIB
+    def estimate(self, students: LoRAStudents) -> dict:
+        """Memory as the check before training estimates it, in GiB; raises :class:`InputError` where there is too little."""
+        batch = self.setting.batch
+        need = memory.needed(students, self.teacher.shape, batch, self.wanted)
+        memory.check(need, memory.available(self.device), self.wanted)
         sizes = sorted({1, batch // 4 or 1, batch})
-        record["estimated_gib_by_microbatch"] = {str(m): replace(need, samples=m).total / GIB for m in sizes}
-    bar = tqdm(total=2 * (1 + timed) + timed, desc="dry run", unit="update")
+        by_size = {str(m): replace(need, samples=m).total / GIB for m in sizes}
+        return {"estimated_gib": need.total / GIB, "estimated_gib_by_microbatch": by_size}
 
-    def updates(grid: int, horizon: int) -> tuple[list[float], float | None]:
+    def warm_up(self) -> None:
+        """As samples finish, fewer are left: let cuDNN see every number of them first."""
+        for size in range(1, self.setting.batch + 1):
+            x, condition = self.data.draw(torch.Generator(self.device).manual_seed(0), size)
+            self.teacher.predict_noise(x, torch.full((size,), 500, device=self.device), condition)
+
+    def updates(self, students: LoRAStudents, grid: int, horizon: int) -> tuple[list[float], float | None]:
         """Seconds of each timed update, and the peak in GiB."""
-        group, seconds = Group(solver, grid, (guidance,), (horizon,), (SEED,)), []
-        clock.reset_peak()
-        before = clock.now()
-        for _ in distill(Pairs(teacher, data, group, batch, device), students, settings, f):
-            now = clock.now()
+        seconds: list[float] = []
+        self.clock.reset_peak()
+        before = self.clock.now()
+        for _ in distill(self.pairs(grid, horizon), students, Settings(updates=1 + self.setting.timed), self.f):
+            now = self.clock.now()
             seconds.append(now - before)
             before = now
-            bar.update()
-        return seconds[1:], clock.peak()
+            self.bar.update()
+        return seconds[1:], self.clock.peak()
 
-    for size in range(1, batch + 1):  # as samples finish, fewer are left: let cuDNN see every number of them first
-        x, condition = data.draw(torch.Generator(device).manual_seed(0), size)
-        teacher.predict_noise(x, torch.full((size,), 500, device=device), condition)
-    cm, cm_peak = updates(intervals, 1)
-    students = ready()
-    direct, direct_peak = updates(coarse, coarse)
-    group = Group(solver, coarse, (guidance,), (coarse,), (SEED,))
-    solving, evaluations = [], 0
-    for update in range(2, 2 + timed):  # the draws of the timed updates, their teacher's part alone
-        before = clock.now()
-        [drawn] = Pairs(teacher, data, group, batch, device).solved([update])
-        solving.append(clock.now() - before)
-        evaluations += drawn.evaluations
-        bar.update()
-    bar.close()
+    def solving(self, grid: int) -> tuple[list[float], int]:
+        """Seconds of the timed updates' teacher part alone, on the same draws, and its evaluations."""
+        seconds, evaluations = [], 0
+        for update in range(2, 2 + self.setting.timed):
+            before = self.clock.now()
+            [drawn] = self.pairs(grid, grid).solved([update])
+            seconds.append(self.clock.now() - before)
+            evaluations += drawn.evaluations
+            self.bar.update()
+        return seconds, evaluations
 
-    per_evaluation = sum(solving) / evaluations
-    student = max(0.0, (sum(direct) - sum(solving)) / timed)
-    halves = 1 if guidance == 1 else 2
-    per_sample_step = halves * get_solver(solver).evaluations
-    expected = batch * per_sample_step * (intervals + 1) / 2  # n is uniform on 1..N, and costs n steps
-    one_step = batch * per_sample_step
-    cm_seconds, direct_seconds = sum(cm) / timed, student + per_evaluation * expected
-    # Side by side the CM rides on the Direct CM's trajectory, and adds its own part and its weights, gradients, moments.
-    both = direct_seconds + max(0.0, cm_seconds - per_evaluation * one_step)
-    both_peak = direct_peak and max(cm_peak or 0.0, direct_peak) + 16 * record["adapter_parameters"] / GIB
-    record |= {
-        "device": torch.cuda.get_device_name(device) if clock.cuda else "cpu",
-        "memory_gib": torch.cuda.get_device_properties(device).total_memory / GIB if clock.cuda else None,
-        "versions": {name: metadata.version(name) for name in ("torch", "diffusers", "peft", "transformers")},
-        "commit": git_commit(),
-        "date": datetime.now(UTC).date().isoformat(),
-        "settings": dict(
-            latent=latent, precision=precision, batch=batch, rank=rank, intervals=intervals, guidance=guidance,
-            solver=solver, timed=timed, coarse=coarse, gradient_checkpointing=gradient_checkpointing, microbatch=microbatch,
-        ),
-        "build_seconds": built,
-        "teacher_evaluations_per_second": 1 / per_evaluation,
-        "measured": {"cm_seconds": cm, "direct_seconds_coarse": direct, "solving_seconds_coarse": solving,
-                     "evaluations_coarse": evaluations, "student_seconds": student},
-        "rows": [
-            {"students": name, "seconds_an_update": seconds, "peak_gib": peak, "evaluations_an_update": evaluations,
-             "hours": UPDATES * seconds / 3600, "extrapolated": name != "CM", "peak_estimated": "both" in name}
-            for name, seconds, peak, evaluations in (
-                ("CM", cm_seconds, cm_peak, one_step),
-                ("Direct CM", direct_seconds, direct_peak, expected),
-                ("both, side by side", both, both_peak, expected),
-            )
-        ],
-        "sampling_hours": EVALUATION_SAMPLES * per_sample_step * intervals * per_evaluation / 3600,
-        "student_hours": EVALUATION_SAMPLES * STUDENT_STEPS * per_evaluation / 3600,
-    }  # fmt: skip
-    return record
+    def run(self) -> dict:
+        """Everything that was measured and what follows from it, as JSON can hold it."""
+        s, cuda = self.setting, self.clock.cuda
+        students = self.students()
+        adapter = sum(p.numel() for p in students.parameters())
+        estimated = self.estimate(students) if cuda else {}
+        self.warm_up()
+        cm, cm_peak = self.updates(students, s.intervals, 1)
+        direct, direct_peak = self.updates(self.students(), s.coarse, s.coarse)
+        solving, evaluations = self.solving(s.coarse)
+        self.bar.close()
+
+        per_evaluation, student = sum(solving) / evaluations, max(0.0, (sum(direct) - sum(solving)) / s.timed)
+        cm_seconds, direct_seconds = sum(cm) / s.timed, student + per_evaluation * s.expected
+        # Side by side the CM rides on the Direct CM's trajectory, and adds its own part and its weights, gradients, moments.
+        both = direct_seconds + max(0.0, cm_seconds - per_evaluation * s.batch * s.calls)
+        both_peak = direct_peak and max(cm_peak or 0.0, direct_peak) + 16 * adapter / GIB
+        return {
+            "weights": "random", "unet_parameters": sum(p.numel() for p in self.unet.parameters()),
+            "weights_gib": sum(p.numel() * p.element_size() for p in self.unet.parameters()) / GIB,
+            "adapter_parameters": adapter, **estimated,
+            "device": torch.cuda.get_device_name(self.device) if cuda else "cpu",
+            "memory_gib": torch.cuda.get_device_properties(self.device).total_memory / GIB if cuda else None,
+            "versions": {name: metadata.version(name) for name in ("torch", "diffusers", "peft", "transformers")},
+            "commit": git_commit(), "date": datetime.now(UTC).date().isoformat(), "settings": asdict(s),
+            "build_seconds": self.built, "teacher_evaluations_per_second": 1 / per_evaluation,
+            "measured": {"cm_seconds": cm, "direct_seconds_coarse": direct, "solving_seconds_coarse": solving,
+                         "evaluations_coarse": evaluations, "student_seconds": student},
+            "rows": [
+                {"students": name, "seconds_an_update": seconds, "peak_gib": peak, "evaluations_an_update": spent,
+                 "hours": UPDATES * seconds / 3600, "extrapolated": name != "CM", "peak_estimated": "both" in name}
+                for name, seconds, peak, spent in (
+                    ("CM", cm_seconds, cm_peak, s.batch * s.calls), ("Direct CM", direct_seconds, direct_peak, s.expected),
+                    ("both, side by side", both, both_peak, s.expected),
+                )
+            ],
+            "sampling_hours": EVALUATION_SAMPLES * s.calls * s.intervals * per_evaluation / 3600,
+            "student_hours": EVALUATION_SAMPLES * STUDENT_STEPS * per_evaluation / 3600,
+        }  # fmt: skip
 
 
 def readable(record: dict) -> str:
@@ -289,32 +313,25 @@ def main(arguments: list[str] | None = None) -> None:
     """The command; writes its record as JSON and prints it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--precision", default="bf16", choices=list(PRECISIONS))
-    parser.add_argument("--solver", default="ddim")
-    for name, default in (
-        ("latent", 128),
-        ("batch", 16),
-        ("rank", 64),
-        ("intervals", 100),
-        ("timed", 3),
-        ("coarse", 20),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--microbatch", type=int, default=0)
-    parser.add_argument("--guidance", type=float, default=9.0)
-    parser.add_argument("--no-gradient-checkpointing", dest="gradient_checkpointing", action="store_false")
+    for field in fields(Setting):
+        if field.name == "gradient_checkpointing":
+            parser.add_argument("--no-gradient-checkpointing", dest=field.name, action="store_false")
+        else:
+            choices = list(PRECISIONS) if field.name == "precision" else None
+            parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default, choices=choices)
     parser.add_argument("--unet", type=Path, help="a UNet configuration (JSON) other than SDXL's")
     parser.add_argument("--out", type=Path, default=RESULT, help="where the record goes")
     options = vars(parser.parse_args(arguments))
     out, device, unet = options.pop("out"), options.pop("device"), options.pop("unet")
     try:
-        for name in ("latent", "batch", "rank", "timed"):
-            if options[name] < 1:
-                raise InputError(f"{name} = {options[name]} is not possible; allowed: a whole number, at least 1.")
         config = json.loads(unet.read_text()) if unet else SDXL_UNET
-        record = dry_run(find_device(device), **options, config=config)
+        record = DryRun(find_device(device), Setting(**options), config).run()
     except InputError as error:
         raise SystemExit(f"{error}") from None
     write_json(out, record)
     write_text(out.with_suffix(".md"), readable(record) + "\n")
     print(readable(record))
+
+
+if __name__ == "__main__":
+    main()

@@ -148,7 +148,7 @@ def main() -> None:
     arguments.add_argument("--intervals", type=int, default=100)
     arguments.add_argument("--guidance", type=float, default=9.0)
     arguments.add_argument("--solver", default="ddim")
-    arguments.add_argument("--slots", type=int, nargs="+", help="256, or 16 for sdxl")
+    arguments.add_argument("--solves-in-flight", "--slots", dest="slots", type=int, nargs="+", help="256, or 16 for sdxl")
     arguments.add_argument("--reuse", type=int, default=4)
     arguments.add_argument("--seconds", type=float, default=5.0, help="to time each way for")
     arguments.add_argument("--device", default="auto")

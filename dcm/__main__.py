@@ -1,4 +1,4 @@
-"""``python -m dcm provenance FILE ..`` says where figures came from; ``python -m dcm readme`` fills in the README."""
+"""``python -m dcm provenance FILE ..`` says where figures came from."""
 
 from __future__ import annotations
 
@@ -16,16 +16,8 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("provenance", help="where figures came from, and whether they are stale")
     command.add_argument("files", nargs="+", metavar="FILE", help="a png or pdf figure, or a folder of them")
-    commands.add_parser("readme", help="fill the README's findings from the results folders")
     chosen = parser.parse_args(arguments)
     try:
-        if chosen.command == "readme":
-            from dcm.report.readme import write
-
-            write()
-            return 0
-        pass
-
         fresh = True
         for name in map(Path, chosen.files):
             figures = sorted(p for p in name.iterdir() if p.suffix in (".png", ".pdf")) if name.is_dir() else [name]

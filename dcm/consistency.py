@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dcm.schedule import Grid, NoiseSchedule, expand_to
 
@@ -20,7 +20,9 @@ class ConsistencyFunction:
 
     Parameters
     ----------
-    schedule : the teacher's noise schedule. sigma_data : s_d. timestep_scaling : k.
+    schedule : the teacher's noise schedule.
+    sigma_data : s_d, the data's standard deviation.
+    timestep_scaling : k.
     prediction : what the network's output is: ``v_prediction``, ``epsilon`` or ``sample``.
     """
 
@@ -45,7 +47,15 @@ class ConsistencyFunction:
         return output
 
     def __call__(self, network: Callable[..., Tensor], x: Tensor, t: Tensor, condition: Tensor, **which) -> Tensor:
-        """f(x, t, c) for `x` (*batch, *shape), `t` and `condition` (*batch)."""
+        """f(x, t, c), of x's shape.
+
+        Parameters
+        ----------
+        network : called as ``network(x, t, condition, **which)``; returns x's shape.
+        x : (*batch, *shape).
+        t : (*batch), integer timesteps 0..T.
+        condition : (*batch).
+        """
         c_skip, c_out = self.coefficients(t, x)
         # Called with t = 0 a network would be off its training range; c_out makes its answer irrelevant there.
         output = network(x, t.clamp(min=1), condition, **which)
@@ -54,17 +64,25 @@ class ConsistencyFunction:
 
 @torch.no_grad()
 def sample(
-    f: ConsistencyFunction, network: nn.Module, noise: Tensor, condition: Tensor, grid: Grid, fresh_noise: list[Tensor]
+    f: ConsistencyFunction,
+    network: Callable[..., Tensor],
+    noise: Tensor,
+    condition: Tensor,
+    grid: Grid,
+    fresh_noise: list[Tensor],
 ) -> Tensor:
     """Few-step sampling: denoise, add fresh noise up to the next grid time, repeat (Song et al. 2023, algorithm 1).
 
     Parameters
     ----------
-    noise : (*batch, *shape), standard normal starting points. condition : (*batch).
+    network : as in :meth:`ConsistencyFunction.__call__`.
+    noise : (*batch, *shape), standard normal starting points.
+    condition : (*batch).
+    grid : of the teacher's solver; the steps stand at its times (:meth:`~dcm.schedule.Grid.student_indices`).
     fresh_noise : standard normal tensors that broadcast against `noise`, one for every step after the first;
         its length sets the number of steps.
 
-    Returns samples (*batch, *shape).
+    Returns samples (*batch, *shape). Raises :class:`InputError` for more steps than the grid has intervals.
     """
     steps = grid.student_indices(len(fresh_noise) + 1)
     x = noise

@@ -1,7 +1,11 @@
 """The horizon objective, of which the CM and the Direct CM are the two ends.
 
 Draw n, noise data to x_{t_n}, let the teacher take min(h, n) solver steps to x_hat. The target is x_hat where it
-reached data, else f(x_hat, t_{n-h}) with gradients stopped. h = 1 is the consistency model, h = N the Direct CM
+reached data, else f(x_hat, t_{n-h}) with gradients stopped:
+
+    L(h) = E | f(x_{t_n}, t_n) - stop_gradient f(x_hat, t_max(n-h, 0)) |^2,    f(x, 0) = x
+
+h = 1 is the consistency model, h = N the Direct CM
 (Vouitsis et al. 2024, eqs. for L_CM and L_Direct); between them lies n-step bootstrapping.
 """
 
@@ -16,12 +20,11 @@ from torch import Tensor
 from dcm.consistency import ConsistencyFunction
 from dcm.support.errors import InputError
 
-HORIZON_NAMES = {"cm": lambda intervals: 1, "direct": lambda intervals: intervals}
-
 
 def resolve_horizon(horizon: int | str, intervals: int) -> int:
     """The horizon h as a number: ``cm`` is 1, ``direct`` is N. Raises :class:`InputError` unless 1 <= h <= N."""
-    h = HORIZON_NAMES[horizon](intervals) if horizon in HORIZON_NAMES else horizon
+    named: dict[int | str, int] = {"cm": 1, "direct": intervals}
+    h = named.get(horizon, horizon)
     if not isinstance(h, int) or isinstance(h, bool) or not 1 <= h <= intervals:
         raise InputError(
             f"horizon = {horizon!r} is not possible with intervals = {intervals}; "
@@ -66,14 +69,19 @@ class Group:
     @property
     def ends(self) -> list[int]:
         """Indices of the CMs and Direct CMs at the first guidance scale."""
-        return [
-            i for i, m in enumerate(self.members)
-            if m.guidance == self.guidance[0] and m.horizon in (1, self.intervals)
-        ]  # fmt: skip
+        w, ends = self.guidance[0], (1, self.intervals)
+        return [i for i, m in enumerate(self.members) if m.guidance == w and m.horizon in ends]
 
 
 def distance(prediction: Tensor, target: Tensor, kind: str, c: float = 1e-3) -> Tensor:
-    """Loss of each member, (M, B, *shape) -> (M,): mean squared error, or pseudo-Huber (Song & Dhariwal 2024)."""
+    """Loss of each member, (M,).
+
+    Parameters
+    ----------
+    prediction, target : (M, B, *shape).
+    kind : ``l2``, mean squared error, or ``huber``, the mean of sqrt(d^2 + c^2) - c (Song & Dhariwal 2024).
+    c : of the pseudo-Huber loss.
+    """
     difference = (prediction - target).float()
     if kind == "l2":
         return difference.square().flatten(1).mean(1)
@@ -86,7 +94,11 @@ class Batch:
 
     Attributes
     ----------
-    x : (M, B, *shape), x_{t_n}. t, condition : (M, B). x_hat, t_hat : the same after min(h, n) solver steps.
+    x : (M, B, *shape), x_{t_n}.
+    t : (M, B), integer timesteps t_n.
+    condition : (M, B).
+    x_hat : (M, B, *shape), after min(h, n) solver steps.
+    t_hat : (M, B), the timesteps there; 0 is data.
     evaluations : teacher evaluations spent on it.
     """
 
@@ -102,8 +114,13 @@ class Batch:
 def horizon_target(f: ConsistencyFunction, students: Callable[..., Tensor], batch: Batch, bootstrapped: int) -> Tensor:
     """The target (M, B, *shape): x_hat at data, else the student's own answer f(x_hat, t_hat), gradients stopped.
 
-    `bootstrapped` counts the members, first on the member axis, whose horizon ends before data; the others'
-    targets are x_hat alone and cost no student evaluation.
+    Parameters
+    ----------
+    f : the consistency function.
+    students : called as ``students(x, t, condition, members=slice)``; see :class:`dcm.students.lockstep.Students`.
+    batch : the update's draws.
+    bootstrapped : how many members, first on the member axis, have a horizon below N; the others' targets are x_hat
+        alone and cost no student evaluation.
     """
     k = bootstrapped
     if k == 0:

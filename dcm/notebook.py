@@ -12,7 +12,7 @@ import torch
 from dcm.figures.style import use_style
 from dcm.parameters.cell import check
 from dcm.parameters.regimes import EVERY_NOTEBOOK
-from dcm.report import page, provenance
+from dcm.report.page import Page
 from dcm.studies.base import Study
 from dcm.studies.registry import check_folder, check_students, load_study
 from dcm.support.device import find_device, ready_device
@@ -43,14 +43,9 @@ class Session:
 
     def save_figure(self, figure, name: str, caption: str, *drawn_from: Path) -> None:
         """Save a figure into ``run_dir/figures``; `drawn_from` are the files that have the numbers behind it."""
-        folder, own = self.run_dir / "figures", self.run_dir / "provenance" / f"{self.notebook}.json"
-        now = self.provenance.record
-        record = {
-            "study": self.p.study, "figure": name, "caption": caption, "commit": now["commit"],
-            "parameters": provenance.of_parameters({self.notebook: now["parameters"]}, own, folder),
-            "drawn_from": [provenance.of_file(path, folder) for path in drawn_from],
-        }  # fmt: skip
-        page.save(figure, folder, record)
+        own = self.run_dir / "provenance" / f"{self.notebook}.json"
+        page = Page(self.run_dir / "figures", self.p.study, {self.notebook: self.provenance.record}, own)
+        page.figure(figure, name, caption, *drawn_from)
 
     def finish(self, name: str | None = None, **more) -> None:
         """Write the provenance record, with anything in `more` (teacher evaluations, say)."""

@@ -5,9 +5,9 @@ One object, :class:`Pairs`, is all that distillation iterates: update numbers wi
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import tee
 from typing import Protocol
 
 import torch
@@ -27,7 +27,7 @@ class Data(Protocol):
     """Where x_0 comes from."""
 
     def draw(self, generator: torch.Generator, batch: int) -> tuple[Tensor, Tensor]:
-        """x_0 (batch, *shape) and condition (batch,), on the generator's device."""
+        """x_0 (batch, *shape) and condition (batch,), on the generator's device; the same for the same generator."""
         ...
 
 
@@ -120,17 +120,14 @@ class Pairs:
         return Starts(x, n, condition, w)
 
     def solved(self, updates: Sequence[int]) -> list[Batch]:
-        """The batches of the given update numbers, solved together."""
-        starts = [self.starts(update) for update in updates]
-        return self._along(updates, starts) if self.pairs_per_trajectory > 1 else self._ends(starts)
-
-    def _ends(self, starts: list[Starts]) -> list[Batch]:
-        """One pair from each trajectory."""
-        group, every, size = self.group, Starts.joined(starts), len(starts[0].x)
-        longest = max(group.horizons)
+        """The batches of the given update numbers, their teacher solves done together."""
+        starts, group = [self.starts(update) for update in updates], self.group
+        if self.pairs_per_trajectory > 1:
+            return self._along(updates, starts)
+        every, size, longest = Starts.joined(starts), len(starts[0].x), max(group.horizons)
         solution = solve(
             self.teacher, every.x, every.n, every.condition, every.guidance, group.solver, self.grid, longest,
-            tuple(group.horizons),
+            group.horizons,
         )  # fmt: skip
         steps = [int(s.n.clamp(max=longest).sum()) for s in starts]
         each = solution.evaluations / max(1, sum(steps))
@@ -160,22 +157,22 @@ class Pairs:
         return out
 
     def _in_flight(self, start: int, end: int) -> Iterator[tuple[int, Batch]]:
-        """As :meth:`between`, drawn ahead of the update that needs them."""
-        drawn: deque[Starts] = deque()
-
-        def ahead() -> Iterator[Starts]:
-            for update in range(start + 1, end + 1):
-                drawn.append(self.starts(update))
-                yield drawn[-1]
-
-        solutions = solve_in_flight(
-            self.teacher, ahead(), self.group.solver, self.grid, self.solves_in_flight, tuple(self.group.horizons)
-        )
-        for update, solution in enumerate(solutions, start + 1):
-            yield update, self.batch_of(drawn.popleft(), solution.at, solution.evaluations)
+        """As :meth:`between`; starting points are drawn ahead of the update that needs them."""
+        updates, group = range(start + 1, end + 1), self.group
+        ahead, drawn = tee(map(self.starts, updates))
+        solutions = solve_in_flight(self.teacher, ahead, group.solver, self.grid, self.solves_in_flight, group.horizons)
+        for update, starts, solution in zip(updates, drawn, solutions):
+            yield update, self.batch_of(starts, solution.at, solution.evaluations)
 
     def batch_of(self, starts: Starts, x_hat: dict[int, Tensor], evaluations: int) -> Batch:
-        """The members' batch, from starting points (W S B) and, by horizon, where the teacher brought them."""
+        """The batch of all members.
+
+        Parameters
+        ----------
+        starts : for every guidance scale and seed, (W S B).
+        x_hat : (W S B, *shape) by horizon h: where the teacher brought them in min(h, n) steps.
+        evaluations : what that took.
+        """
         group, grid, x, n = self.group, self.grid, starts.x, starts.n
         horizons, device = sorted(group.horizons), x.device
 

@@ -48,24 +48,16 @@ class NoiseSchedule:
         """Number of timesteps."""
         return len(self.alpha_bar)
 
-    def _table(self, name: str, device, dtype) -> Tensor:
-        """Table with T + 1 entries, so that entry t belongs to timestep t."""
-        key = (name, str(device), dtype)
-        if key not in self._cache:
-            alpha_bar = np.concatenate([[1.0], self.alpha_bar])
-            values = {
-                "alpha": np.sqrt(alpha_bar),
-                "sigma": np.sqrt(1 - alpha_bar),
-                # No entry belongs to t = 0: the paper's code reads index 0 of the tables there.
-                "rate": np.concatenate([self.rate[:1], self.rate]),
-            }[name]
-            self._cache[key] = torch.as_tensor(values, dtype=dtype, device=device)
-        return self._cache[key]
-
     def _lookup(self, name: str, t: Tensor, like: Tensor) -> Tensor:
-        table = self._table(name, like.device, like.dtype)
+        key = (name, str(like.device), like.dtype)
+        if key not in self._cache:  # T + 1 entries, so that entry t belongs to timestep t
+            alpha_bar = np.concatenate([[1.0], self.alpha_bar])
+            # No rate belongs to t = 0: the paper's code reads index 0 of its table there.
+            rate = np.concatenate([self.rate[:1], self.rate])
+            table = {"alpha": np.sqrt(alpha_bar), "sigma": np.sqrt(1 - alpha_bar), "rate": rate}[name]
+            self._cache[key] = torch.as_tensor(table, dtype=like.dtype, device=like.device)
         # index_select is several times faster than indexing with a tensor on CPUs
-        return expand_to(table.index_select(0, t.reshape(-1)).reshape(t.shape), like)
+        return expand_to(self._cache[key].index_select(0, t.reshape(-1)).reshape(t.shape), like)
 
     def alpha(self, t: Tensor, like: Tensor) -> Tensor:
         """alpha_t for integer `t` (*batch), shaped to broadcast against `like` (*batch, *shape), in its dtype."""
@@ -80,38 +72,8 @@ class NoiseSchedule:
         return self._lookup("rate", t, like)
 
     def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """``x_t = alpha_t x_0 + sigma_t eps`` for `t` (*batch)."""
+        """x_t = alpha_t x_0 + sigma_t eps, for `x_0` and `noise` (*batch, *shape) and `t` (*batch)."""
         return self.alpha(t, x_0) * x_0 + self.sigma(t, x_0) * noise
-
-
-@dataclass(frozen=True)
-class ContinuousSchedule(NoiseSchedule):
-    """SDXL's ``scaled_linear`` schedule with time made continuous: beta(s) = T (a + s d)^2, s in [0, 1].
-
-    ``log alpha_bar(s)`` is then minus the integral of beta exactly, so that DDIM, Euler and Heun all
-    converge to one and the same PF-ODE, and a reference solution of it exists. (With discrete tables
-    beta_t and alpha_bar_t agree to O(beta_t) only, which would hide Heun's second order.)
-    """
-
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
-
-    @classmethod
-    def scaled_linear(cls, T: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> ContinuousSchedule:
-        """Schedule with T integer timesteps; the defaults are SDXL's."""
-        s = np.arange(1, T + 1) / T
-        probe = cls(np.empty(T), np.empty(T), beta_start=beta_start, beta_end=beta_end)
-        return cls(probe.alpha_bar_at(s), probe.rate_at(s), beta_start=beta_start, beta_end=beta_end)
-
-    def rate_at(self, s):
-        """beta(s) for time s in [0, 1]."""
-        a, b = np.sqrt(self.beta_start), np.sqrt(self.beta_end)
-        return self.T * (a + s * (b - a)) ** 2
-
-    def alpha_bar_at(self, s):
-        """alpha_bar(s) = exp(-integral of beta from 0 to s)."""
-        a, b = np.sqrt(self.beta_start), np.sqrt(self.beta_end)
-        return np.exp(-self.T * ((a + s * (b - a)) ** 3 - a**3) / (3 * (b - a)))
 
 
 @dataclass(frozen=True)

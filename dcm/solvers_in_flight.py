@@ -1,9 +1,9 @@
-"""Solving many ODEs in flight: a fixed number of slots, each at its own timestep.
+"""Many solves in flight: a fixed number of slots, each holding one ODE at its own timestep.
 
 A batch that is solved as one either drags every sample through the steps of its noisiest member or shrinks while it
 goes. Here a finished slot is given to the next ODE at once, so the teacher is always called on one full, fixed shape:
 what compiled networks and CUDA graphs need. Which slot finishes when follows from the starting points alone, so the
-device is never waited for.
+device is never waited for. Solutions are those of :func:`dcm.solvers.solve`, up to rounding.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -28,7 +29,10 @@ class Starts:
 
     Attributes
     ----------
-    x : (P, *shape). n : (P,) integers on the CPU, grid indices. condition : (P,). guidance : w, one number or (P,).
+    x : (P, *shape).
+    n : (P,) integers on the CPU, the grid index of each.
+    condition : (P,).
+    guidance : w, one number or (P,).
     """
 
     x: Tensor
@@ -49,13 +53,18 @@ class Stepper:
 
     Parameters
     ----------
-    like : the first starting points; shapes, types and device are theirs. slots : S.
+    like : the first starting points; shapes, types and device are theirs.
+    slots : S.
     graph : replay the step as one CUDA graph; by default wherever there is a GPU, where a teacher that can is also
-    compiled for this one batch size.
+        compiled for this one batch size.
 
     Attributes
     ----------
-    x : (S, *shape). n : (S,), grid index of each slot. condition, guidance : (S,), or one number w = 1.
+    x : (S, *shape).
+    n : (S,), the grid index that each slot is at.
+    condition : (S,).
+    guidance : w, (S,), or the number 1.
+    evaluations : teacher evaluations of one step: every slot, every stage, both halves of the guidance.
     """
 
     def __init__(self, teacher: Teacher, like: Starts, solver: str, grid: Grid, slots: int, graph: bool | None = None):
@@ -67,7 +76,6 @@ class Stepper:
         w = like.guidance
         unguided = isinstance(w, (int, float)) and w == 1
         self.guidance = 1 if unguided else torch.ones(slots, dtype=like.x.dtype, device=device)
-        # teacher evaluations of one step: every slot, every stage, both halves of the guidance
         self.evaluations = slots * self.method.evaluations * (1 if unguided else 2)
         if device.type == "cuda" and hasattr(teacher, "compile_for"):
             teacher.compile_for(slots if unguided else 2 * slots)
@@ -89,16 +97,93 @@ class Stepper:
             self._advance()
             self.calls += 1
             if self.wants_graph and self.calls == 3:  # compiled and warmed up by now
-                self._capture()
+                x, n, graph = self.x.clone(), self.n.clone(), torch.cuda.CUDAGraph()
+                torch.cuda.synchronize()
+                with torch.cuda.graph(graph):
+                    self._advance()
+                self.graph = graph
+                self.x.copy_(x), self.n.copy_(n)
 
-    def _capture(self) -> None:
-        x, n = self.x.clone(), self.n.clone()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._advance()
-        self.graph = graph
-        self.x.copy_(x), self.n.copy_(n)
+
+class _Flight:
+    """Which ODE is in which slot, and what is kept of it. ODEs are numbered in the order of `groups` of `size` each."""
+
+    def __init__(self, stepper: Stepper, groups: Iterator[Starts], size: int, save_at: Sequence[int]):
+        self.stepper, self.groups, self.size, self.horizons = stepper, groups, size, np.array(sorted(save_at))
+        slots, shape = len(stepper.x), stepper.x.shape[1:]
+        # A ring of whole groups. Those not yet handed out are few: a solve lasts about two average ones at most.
+        self.ring = size * (4 * -(-slots // size) + 2)
+        self.kept = stepper.x.new_empty(len(self.horizons), self.ring, *shape)
+        self.ode = np.full(slots, -1)  # number of the ODE in each slot; -1: empty
+        self.taken: np.ndarray = np.zeros(slots, dtype=np.int64)  # its steps so far
+        self.stops: np.ndarray = np.zeros((slots, len(self.horizons)), dtype=np.int64)  # its steps at each horizon
+        self.open: deque[list] = deque()  # [starts, how many are not yet done], oldest first
+        self.asked = self.begun = self.handed_out = self.evaluations = 0  # the first three are numbers of ODEs
+
+    def _send(self, values: np.ndarray) -> Tensor:
+        tensor, device = torch.from_numpy(np.ascontiguousarray(values)), self.stepper.x.device
+        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+    def _ask(self) -> bool:
+        """Ask for the next group; whether there is one."""
+        starts, N = next(self.groups, None), self.stepper.grid.intervals
+        if starts is None:
+            return False
+        if len(starts.x) != self.size:
+            raise InputError(
+                f"groups of {self.size} and of {len(starts.x)} starting points were mixed; allowed: one size."
+            )
+        if not (1 <= int(starts.n.min()) and int(starts.n.max()) <= N):
+            raise InputError(f"grid index n is out of range; allowed: 1 to intervals = {N}.")
+        self.open.append([starts, self.size])
+        self.asked += self.size
+        return True
+
+    def fill(self) -> bool:
+        """Give empty slots to the next ODEs, as long as the ring has room; whether any slot is in use then."""
+        empty = np.flatnonzero(self.ode < 0)
+        while len(empty) and (self.begun < self.asked or self._ask()):
+            count = min(len(empty), self.asked - self.begun, self.handed_out + self.ring - self.begun)
+            if count == 0:
+                break
+            self._begin(empty[:count], self.begun + np.arange(count))
+            empty, self.begun = empty[count:], self.begun + count
+        return bool((self.ode >= 0).any())
+
+    def _begin(self, slots: np.ndarray, odes: np.ndarray) -> None:
+        stepper, starts = self.stepper, self.open[-1][0]
+        rows: np.ndarray = odes % self.size
+        to, of, n = self._send(slots), self._send(rows), starts.n.numpy()[rows]
+        stepper.x[to], stepper.condition[to], stepper.n[to] = starts.x[of], starts.condition[of], self._send(n)
+        if isinstance(stepper.guidance, Tensor):
+            w = starts.guidance
+            stepper.guidance[to] = w[of].to(stepper.guidance.dtype) if isinstance(w, Tensor) else float(w)
+        self.ode[slots], self.taken[slots] = odes, 0
+        self.stops[slots] = np.minimum(self.horizons[None], n[:, None])
+
+    def step(self) -> None:
+        """One solver step in every slot; keep what has reached a horizon, and empty the slots that reached the last."""
+        self.stepper.step()
+        self.evaluations += self.stepper.evaluations
+        self.taken += 1
+        slot, horizon = np.nonzero((self.stops == self.taken[:, None]) & (self.ode >= 0)[:, None])
+        if len(slot):
+            place = horizon * self.ring + self.ode[slot] % self.ring
+            self.kept.flatten(0, 1)[self._send(place)] = self.stepper.x[self._send(slot)]
+        done = np.flatnonzero((self.ode >= 0) & (self.stops[:, -1] == self.taken))
+        for group, count in zip(*np.unique((self.ode[done] - self.handed_out) // self.size, return_counts=True)):
+            self.open[group][1] -= int(count)
+        self.ode[done] = -1
+
+    def finished(self) -> Iterator[Solution]:
+        """Hand out the groups that are done, up to the first that is not."""
+        last = int(self.horizons[-1])
+        while self.open and self.open[0][1] == 0:
+            starts, at = self.open.popleft()[0], self.handed_out % self.ring
+            kept = {int(k): self.kept[i, at : at + self.size].clone() for i, k in enumerate(self.horizons)}
+            self.handed_out += self.size
+            yield Solution(kept[last], (starts.n - last).clamp(min=0), self.evaluations, kept)
+            self.evaluations = 0
 
 
 @torch.no_grad()
@@ -115,9 +200,12 @@ def solve_in_flight(
 
     Parameters
     ----------
+    teacher, solver, grid : as in :func:`dcm.solvers.solve`.
     groups : any number of :class:`Starts` of one size; they are asked for as slots come free.
-    slots : ODEs in flight, S; the teacher is called on S samples (2 S with guidance), always.
+    slots : ODEs in flight, S (``solves_in_flight`` of :class:`dcm.pairs.Pairs`); the teacher is called on S samples
+        (2 S with guidance), always.
     save_at : horizons k: every sample is kept after min(k, n) steps, and none goes further than the longest.
+    graph : see :class:`Stepper`.
 
     Yields, for each group in turn, a :class:`~dcm.solvers.Solution`. Short solves finish first, but a group is handed
     out only when all of it is done and all before it were: nothing favours short solves, at the beginning or the end.
@@ -127,80 +215,11 @@ def solve_in_flight(
     """
     if slots < 1:
         raise InputError(f"slots = {slots} is out of range; at least 1 is allowed.")
-    groups, horizons = iter(groups), np.array(sorted(save_at))
-    first = next(groups, None)
-    if first is None:
+    groups = iter(groups)
+    if (first := next(groups, None)) is None:
         return
-    stepper, size, device = Stepper(teacher, first, solver, grid, slots, graph), len(first.x), first.x.device
-    # A ring of whole groups. Those not yet handed out are few: a solve lasts about two average ones at most.
-    ring = size * (4 * -(-slots // size) + 2)
-    saved = torch.empty(len(horizons), ring, *first.x.shape[1:], dtype=first.x.dtype, device=device)
-    flat = saved.view(-1, *first.x.shape[1:])
-
-    def send(values: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(values))
-        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-
-    def check(starts: Starts) -> Starts:
-        if len(starts.x) != size:
-            raise InputError(f"groups of {size} and of {len(starts.x)} starting points were mixed; allowed: one size.")
-        if not (1 <= int(starts.n.min()) and int(starts.n.max()) <= grid.intervals):
-            raise InputError(f"grid index n is out of range; allowed: 1 to intervals = {grid.intervals}.")
-        return starts
-
-    taken: np.ndarray = np.zeros(slots, dtype=np.int64)  # steps so far
-    stops: np.ndarray = np.zeros(
-        (slots, len(horizons)), dtype=np.int64
-    )  # steps after which each horizon's sample is kept
-    place = np.full(slots, -1)  # in the ring; -1: empty
-    open_groups: deque[list] = deque()  # [starts, samples not yet done], oldest first
-    source: Starts | None = check(first)
-    used, admitted, handed_out, evaluations = 0, 0, 0, 0
-    open_groups.append([source, size])
-
-    while True:
-        # Give empty slots to the next starting points, as long as the ring has room.
-        empty = np.flatnonzero(place < 0)
-        while source is not None and len(empty):
-            room = ring - (admitted - handed_out)
-            count = min(len(empty), size - used, room)
-            if count == 0:
-                break
-            rows, chosen, empty = np.arange(used, used + count), empty[:count], empty[count:]
-            to, of = send(chosen), send(rows)
-            stepper.x[to], stepper.condition[to] = source.x[of], source.condition[of]
-            stepper.n[to] = send(source.n.numpy()[rows])
-            if isinstance(stepper.guidance, Tensor):
-                w = source.guidance
-                stepper.guidance[to] = w[of].to(stepper.guidance.dtype) if isinstance(w, Tensor) else float(w)
-            taken[chosen], place[chosen] = 0, (admitted + np.arange(count)) % ring
-            stops[chosen] = np.minimum(horizons[None], source.n.numpy()[rows, None])
-            used, admitted = used + count, admitted + count
-            if used == size:
-                source = next(groups, None)
-                used = 0
-                if source is not None:
-                    open_groups.append([check(source), size])
-
-        if (place < 0).all():
-            return
-        stepper.step()
-        evaluations += stepper.evaluations
-        taken += 1
-
-        # Keep what has reached a horizon, and free the slots that have reached the last one.
-        slot, horizon = np.nonzero((stops == taken[:, None]) & (place >= 0)[:, None])
-        if len(slot):
-            flat[send(horizon * ring + place[slot])] = stepper.x[send(slot)]
-        done = np.flatnonzero((place >= 0) & (stops[:, -1] == taken))
-        age = (place[done] - handed_out) % ring // size
-        for k, finished in zip(*np.unique(age, return_counts=True)):
-            open_groups[k][1] -= int(finished)
-        place[done] = -1
-        while open_groups and open_groups[0][1] == 0:
-            starts, _ = open_groups.popleft()
-            at = handed_out % ring
-            kept = {int(k): saved[i, at : at + size].clone() for i, k in enumerate(horizons)}
-            handed_out += size
-            yield Solution(kept[int(horizons[-1])], (starts.n - int(horizons[-1])).clamp(min=0), evaluations, kept)
-            evaluations = 0
+    stepper = Stepper(teacher, first, solver, grid, slots, graph)
+    flight = _Flight(stepper, chain([first], groups), len(first.x), save_at)
+    while flight.fill():
+        flight.step()
+        yield from flight.finished()

@@ -28,7 +28,16 @@ class Teacher(Protocol):
     shape: tuple[int, ...]
 
     def predict_noise(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """eps(x, t, c): `x` (*batch, *shape), `t` (*batch) integers 1..T, `condition` (*batch); returns x's shape."""
+        """eps(x, t, c), the noise in x_t.
+
+        Parameters
+        ----------
+        x : (*batch, *shape).
+        t : (*batch), integer timesteps 1..T.
+        condition : (*batch), what `null_condition` takes: class indices, say.
+
+        Returns (*batch, *shape), in the dtype of `x`.
+        """
         ...
 
     def null_condition(self, condition: Tensor) -> Tensor:
@@ -41,10 +50,12 @@ def guided_noise(teacher: Teacher, x: Tensor, t: Tensor, condition: Tensor, guid
 
     Parameters
     ----------
-    x, t, condition : as in :meth:`Teacher.predict_noise`, with exactly one batch axis.
-    guidance : w, one number or a tensor (*batch); 1 is unguided and costs one evaluation instead of two.
+    x : (B, *shape).
+    t : (B,), integer timesteps 1..T.
+    condition : (B,).
+    guidance : w, one number or (B,); the number 1 is unguided and costs one evaluation instead of two.
 
-    Source: Saharia et al. 2022 (Imagen), eq. 2; the scale of Ho & Salimans 2022 is w - 1.
+    Returns (B, *shape). Source: Saharia et al. 2022 (Imagen), eq. 2; the scale of Ho & Salimans 2022 is w - 1.
     """
     if hasattr(teacher, "guided_noise"):  # a teacher whose halves share work may do both at once
         return teacher.guided_noise(x, t, condition, guidance)

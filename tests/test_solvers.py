@@ -4,12 +4,12 @@ import torch
 from diffusers import DDIMScheduler
 from scipy.integrate import quad
 
-from dcm.schedule import ContinuousSchedule, Grid, NoiseSchedule
+from dcm.schedule import Grid, NoiseSchedule
 from dcm.solvers import SOLVERS, solve
 from dcm.support.errors import InputError
 from dcm.support.seeds import sample_noise
 from dcm.teacher import guided_noise
-from dcm.teachers.exact import exact_solution
+from dcm.teachers.exact import ContinuousSchedule, exact_solution
 from dcm.teachers.mixture import GaussianMixtureTeacher
 
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from dcm.analysis.measured import SETTING, final_one_step
 from dcm.metrics.metric import Metric
 from dcm.support.ranks import spearman
 
-SETTING = ["group", "solver", "intervals", "guidance"]
-CLAIMS = {
-    "C1": "Direct CM has the lower ODE-solving error than CM",
-    "C2": "yet the samples of Direct CM are worse than those of CM",
-}
+VERDICTS = ("supported", "contradicted", "inconclusive")
+ODE_ERROR = Metric("ODE error", ratio=True)
 MIN_SEEDS = 3
 
 
@@ -33,6 +32,13 @@ class Effect:
     low: float
     high: float
     n: int
+
+
+def interval(e: Effect | pd.Series) -> str:
+    """An effect as ``value [low, high]``, or that it or its interval is not defined."""
+    if not np.isfinite(e.value):
+        return "not defined"
+    return f"{e.value:.3g} [{e.low:.3g}, {e.high:.3g}]" if np.isfinite(e.low) else f"{e.value:.3g} (no interval)"
 
 
 def bootstrap(
@@ -77,47 +83,40 @@ def compare(rows: pd.DataFrame, column: str, metric: Metric, resamples: int, con
     return bootstrap(change.to_numpy(), np.mean, resamples, confidence)
 
 
-def stated(row) -> str:
-    """A row of :func:`verdicts` in words: ``ratio 0.5 [0.4, 0.6]``, without an interval where there is none."""
-    interval = f" [{row.low:.3g}, {row.high:.3g}]" if pd.notna(row.low) else ""
-    return f"{row.effect} {row.value:.3g}{interval}"
-
-
 def verdict(effect: Effect, expected_sign: int) -> str:
     """``supported`` when the whole interval has the expected sign, ``contradicted`` when it has the other one."""
-    if effect.n < MIN_SEEDS or not np.isfinite([effect.low, effect.high]).all():
-        return "inconclusive"
-    if effect.low * expected_sign > 0 and effect.high * expected_sign > 0:
-        return "supported"
-    if effect.low * expected_sign < 0 and effect.high * expected_sign < 0:
-        return "contradicted"
-    return "inconclusive"
+    ends = expected_sign * np.array([effect.low, effect.high])  # NaN compares false
+    supported, contradicted, inconclusive = VERDICTS
+    if effect.n < MIN_SEEDS:
+        return inconclusive
+    return supported if (ends > 0).all() else contradicted if (ends < 0).all() else inconclusive
 
 
-def final_one_step(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows at the end of training, sampled in one step."""
-    return rows[(rows.steps == 1) & rows.final]
+def verdicts(
+    rows: pd.DataFrame,
+    metrics: dict[str, Metric],
+    resamples: int,
+    confidence: float,
+    by: Sequence[str] = tuple(SETTING),
+) -> pd.DataFrame:
+    """Verdict on C1 (ODE error) and on C2 (every quality metric) in every setting of `by` that has both models.
 
-
-def verdicts(rows: pd.DataFrame, metrics: dict[str, Metric], resamples: int, confidence: float) -> pd.DataFrame:
-    """Verdict on C1 (ODE error) and on C2 (every quality metric) in every setting that has both models.
-
-    C2 asks for worse samples: the sign depends on the metric's direction. Effects of ratio metrics are given as
-    ratios Direct CM / CM, of the others as differences Direct CM - CM.
+    `rows` has one row a method and seed in each. C2 asks for worse samples: the sign depends on the metric's direction.
+    Effects of ratio metrics are given as ratios Direct CM / CM, of the others as differences Direct CM - CM.
     """
     out = []
-    ode = Metric("ODE error", ratio=True)
-    for setting, part in final_one_step(rows).groupby(SETTING, sort=True):
-        for claim, name, metric in [("C1", "ode_error", ode), *(("C2", k, m) for k, m in metrics.items() if m.judged)]:
+    judged = [("C1", "ode_error", ODE_ERROR), *(("C2", name, m) for name, m in metrics.items() if m.judged)]
+    for setting, part in rows.groupby(list(by), sort=True):
+        for claim, name, metric in judged:
             if name not in part or part[name].isna().all():
                 continue
             effect = compare(part, name, metric, resamples, confidence)
             if effect.n == 0:
                 continue
-            sign = -1 if claim == "C1" else (1 if metric.lower_is_better else -1)
+            sign = 1 if (claim == "C2") == metric.lower_is_better else -1
             f = np.exp if metric.ratio else (lambda v: v)
             out.append(
-                dict(zip(SETTING, setting))
+                dict(zip(by, setting))
                 | dict(
                     claim=claim, metric=name, effect="ratio" if metric.ratio else "difference", value=f(effect.value),
                     low=f(effect.low), high=f(effect.high), seeds=effect.n, verdict=verdict(effect, sign),

@@ -10,11 +10,14 @@ import pandas as pd
 
 from dcm.analysis import compare
 from dcm.analysis.compare import Effect
+from dcm.analysis.measured import final_one_step
 from dcm.analysis.regime_verdicts import supporting
-from dcm.analysis.regimes import REGIME, differences, log_ratios
+from dcm.analysis.regimes import REGIME, SETTING_OF_RUN, differences, log_ratios
 from dcm.analysis.runs import Run
 
-OUTCOMES = {"supported": "as predicted", "contradicted": "against it", "inconclusive": "undecided"}
+OUTCOMES = dict(zip(compare.VERDICTS, ("as predicted", "against it", "undecided")))
+FATES = ("survives", "undecided", "refuted")  # of an explanation
+NOTHING = Effect(np.nan, np.nan, np.nan, 0)
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,26 @@ AVERAGING, SMOOTHING, WANDERING, DISCRETISING = (
 )  # fmt: skip
 
 
+# (explanation, what must hold where C2 is supported, with this sign, in this unit, of this column of :func:`mechanisms`).
+PREDICTIONS = [
+    (AVERAGING, "the Direct CM errs more where the ODE map is steeper", 1, "Spearman", "steep_direct"),
+    (AVERAGING, "the Direct CM's error is that of an average: index above 0", 1, "index", "averaging_direct"),
+    (AVERAGING, "it averages more than the CM", 1, "index", "averaging"),
+    (SMOOTHING, "the CM's target is smoother than the ODE map", -1, "log ratio", "target"),
+    (SMOOTHING, "the CM's map is smoother than the Direct CM's", 1, "log ratio", "roughness"),
+    (WANDERING, "from pure noise the Direct CM's error grows more than the CM's", 1, "log ratio", "start"),
+    (WANDERING, "from its own samples noised anew it grows more too", 1, "log ratio", "own"),
+    (DISCRETISING, "the Direct CM is not nearer to the true solution", 1, "log ratio", "true"),
+]
+# (explanation, what C2 must grow with over all regimes, its column).
+DRIVES = [
+    (AVERAGING, "where it averages more than the CM, C2 is stronger", "averaging"),
+    (SMOOTHING, "where the CM is smoother by more, C2 is stronger", "roughness"),
+    (WANDERING, "where it grows more, C2 is stronger", "own"),
+    (DISCRETISING, "where the solver errs more, C2 is stronger", "solver_share"),
+]
+
+
 def mechanisms(run: Run, by_time: pd.DataFrame, starts: pd.DataFrame, claims: pd.DataFrame) -> pd.DataFrame:
     """One row a setting with maps: the effect of C2, and what each explanation says it comes from, Direct CM against CM.
 
@@ -57,15 +80,12 @@ def mechanisms(run: Run, by_time: pd.DataFrame, starts: pd.DataFrame, claims: pd
     reference solution), ``solver_share`` (log of the solver's error over the CM's), ``holds`` (see
     :func:`supporting`).
     """
-    noised = by_time[by_time.t == by_time.t.max()]
-    # The ends of trainings; a snapshot's own maps are not measured.
-    rows = run.rows[
-        (run.rows.sampled == 1) & (run.rows["update"] == run.rows.groupby("base")["update"].transform("max"))
-    ]
-    late, begin = noised.assign(run=run.name), starts.assign(run=run.name)
-    holds = pd.MultiIndex.from_frame(rows[REGIME]).isin(pd.MultiIndex.from_frame(supporting(claims, run)[REGIME]))
-    rows = rows.assign(group=rows.base, holds=holds)
-    mean_of = lambda table, method, column: table[table.method == method].groupby(REGIME)[column].mean()
+    by = SETTING_OF_RUN
+    rows = final_one_step(run.rows)  # a snapshot's own maps are not measured
+    held = pd.MultiIndex.from_frame(supporting(claims, run)[REGIME])
+    rows = rows.assign(holds=pd.MultiIndex.from_frame(rows[REGIME]).isin(held))
+    late, begin = by_time[by_time.t == by_time.t.max()].assign(run=run.name), starts.assign(run=run.name)
+    mean_of = lambda table, method, column: table[table.method == method].groupby(by)[column].mean()
     begin = begin.assign(
         start=begin.error_prior / begin.error_noised,
         own=begin.error_own / begin.error_renoised,
@@ -73,12 +93,13 @@ def mechanisms(run: Run, by_time: pd.DataFrame, starts: pd.DataFrame, claims: pd
     )
     late = late.assign(target=np.log(late.gain_target / late.gain_teacher))
     columns = {
-        "c2": log_ratios(rows, run.primary), "c2_data": log_ratios(rows, run.against_data), "c1": log_ratios(rows, "ode_error"),
+        "c2": log_ratios(rows, run.primary, by), "c2_data": log_ratios(rows, run.against_data, by),
+        "c1": log_ratios(rows, "ode_error", by),
         "steep_direct": mean_of(late, "Direct CM", "steep_correlation"), "steep_cm": mean_of(late, "CM", "steep_correlation"),
-        "averaging_direct": mean_of(begin, "Direct CM", "averaging"), "averaging": differences(begin, "averaging"),
-        "target": mean_of(late, "CM", "target"), "roughness": log_ratios(late, "gain_student"),
-        "start": log_ratios(begin, "start"), "own": log_ratios(begin, "own"), "true": log_ratios(begin, "error_true"),
-        "solver_share": mean_of(begin, "CM", "solver_share"), "holds": rows.groupby(REGIME).holds.all(),
+        "averaging_direct": mean_of(begin, "Direct CM", "averaging"), "averaging": differences(begin, "averaging", by),
+        "target": mean_of(late, "CM", "target"), "roughness": log_ratios(late, "gain_student", by),
+        "start": log_ratios(begin, "start", by), "own": log_ratios(begin, "own", by), "true": log_ratios(begin, "error_true", by),
+        "solver_share": mean_of(begin, "CM", "solver_share"), "holds": rows.groupby(by).holds.all(),
     }  # fmt: skip
     return pd.DataFrame(columns).dropna(subset=["c2", "averaging"]).reset_index().assign(family=run.family)
 
@@ -89,55 +110,24 @@ def predictions(table: pd.DataFrame, resamples: int, confidence: float) -> list[
     What C2 comes from must be there where C2 is: means are over the regimes that support it (:func:`supporting`). What drives it must grow
     with it: rank correlations are over all regimes.
     """
-
-    def mean(column: str) -> Effect:
-        values = table[column][table.holds.astype(bool)].dropna().to_numpy(float)
-        return (
-            compare.bootstrap(values, np.mean, resamples, confidence)
-            if len(values)
-            else Effect(np.nan, np.nan, np.nan, 0)
-        )
-
-    drives = lambda column, effect="c2": compare.rank_correlation(
-        table[column].to_numpy(), table[effect].to_numpy(), resamples, confidence
-    )
-    rho, log = "Spearman", "log ratio"
-
-    def both(explanation: str, statement: str, column: str) -> list[Prediction]:
-        """C2 grows with `column`, by either distance."""
-        return [
-            Prediction(explanation, statement, 1, rho, drives(column)),
-            Prediction(explanation, f"{statement}, by the distance to data", 1, rho, drives(column, "c2_data")),
-        ]
-
-    return [
-        Prediction(AVERAGING, "the Direct CM errs more where the ODE map is steeper", 1, rho, mean("steep_direct")),
-        Prediction(
-            AVERAGING,
-            "the Direct CM's error is that of an average: index above 0",
-            1,
-            "index",
-            mean("averaging_direct"),
-        ),
-        Prediction(AVERAGING, "it averages more than the CM", 1, "index", mean("averaging")),
-        *both(AVERAGING, "where it averages more than the CM, C2 is stronger", "averaging"),
-        Prediction(SMOOTHING, "the CM's target is smoother than the ODE map", -1, log, mean("target")),
-        Prediction(SMOOTHING, "the CM's map is smoother than the Direct CM's", 1, log, mean("roughness")),
-        *both(SMOOTHING, "where the CM is smoother by more, C2 is stronger", "roughness"),
-        Prediction(WANDERING, "from pure noise the Direct CM's error grows more than the CM's", 1, log, mean("start")),
-        Prediction(WANDERING, "from its own samples noised anew it grows more too", 1, log, mean("own")),
-        *both(WANDERING, "where it grows more, C2 is stronger", "own"),
-        Prediction(DISCRETISING, "the Direct CM is not nearer to the true solution", 1, log, mean("true")),
-        *both(DISCRETISING, "where the solver errs more, C2 is stronger", "solver_share"),
-    ]
+    holds = table.holds.astype(bool)
+    made = []
+    for explanation, statement, sign, unit, column in PREDICTIONS:
+        values = table[column][holds].dropna().to_numpy(float)
+        mean = compare.bootstrap(values, np.mean, resamples, confidence) if len(values) else NOTHING
+        made.append(Prediction(explanation, statement, sign, unit, mean))
+    for explanation, statement, column in DRIVES:
+        for effect, more in (("c2", ""), ("c2_data", ", by the distance to data")):
+            rho = compare.rank_correlation(table[column].to_numpy(), table[effect].to_numpy(), resamples, confidence)
+            made.append(Prediction(explanation, statement + more, 1, "Spearman", rho))
+    return sorted(made, key=lambda p: p.explanation)  # a stable order: first what must be there, then what drives
 
 
 def survival(made: Sequence[Prediction]) -> dict[str, str]:
     """Of every explanation: ``refuted`` by a prediction that fails, ``survives`` if all hold, else ``undecided``."""
     out = {}
     for name in dict.fromkeys(p.explanation for p in made):
-        outcomes = [p.outcome for p in made if p.explanation == name]
-        out[name] = (
-            "refuted" if "against it" in outcomes else "survives" if set(outcomes) == {"as predicted"} else "undecided"
-        )
+        outcomes = {p.outcome for p in made if p.explanation == name}
+        refuted, survives = OUTCOMES["contradicted"] in outcomes, outcomes == {OUTCOMES["supported"]}
+        out[name] = FATES[2] if refuted else FATES[0] if survives else FATES[1]
     return out

@@ -1,4 +1,4 @@
-"""Regimes: measured rows, one setting or moment each."""
+"""Regimes: measured rows, one setting, moment and number of sampling steps each."""
 
 from __future__ import annotations
 
@@ -7,20 +7,32 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from dcm.analysis.compare import SETTING
+from dcm.analysis.measured import METHODS, SETTING
 
-REGIME = ["run", *SETTING]
-ROW_KEY = [*SETTING, "horizon", "method", "seed", "update", "steps"]
+SETTING_OF_RUN = ["run", *SETTING]
+REGIME = [*SETTING_OF_RUN, "update", "steps"]
 DATA_METRIC = {"swd_teacher": "swd_data", "fd_teacher": "fd_real"}  # the primary metric's sibling: against data
 # The same two, by further encoders.
 FURTHER = {"fd_classifier": "fd_classifier_real", "fd_pixels": "fd_pixels_real", "fid_teacher": "fid_real"}
 
 
-def parts_of(regime: str) -> tuple[str, str, str]:
-    """(group, update of a snapshot, sampling steps) of a name that :func:`as_regimes` gave; empty where they are usual."""
-    base, _, moment = regime.partition("@")
-    base, _, steps = base.partition("/")
-    return base, moment, steps
+def as_regimes(rows: pd.DataFrame, constant: Sequence[str], run: str) -> pd.DataFrame:
+    """Those of a run's measured rows that are regimes, with columns ``run`` and ``curve``.
+
+    They are the ends of trainings; the ends sampled in several steps, without an ODE error, since fresh noise leads them
+    off the solution they would be compared with; and, in one step, the snapshots of groups whose learning rate is
+    `constant`. ``curve`` marks those and their end: the points of one curve.
+    """
+    several = rows.groupby("group")["update"].transform("nunique") > 1
+    rows = rows.assign(run=run, curve=(rows.steps == 1) & rows.group.isin(constant) & several)
+    rows = rows[rows.final | rows.curve]
+    return rows.assign(ode_error=rows.ode_error.where(rows.steps == 1))
+
+
+def paired(rows: pd.DataFrame, column: str, by: Sequence[str], compare) -> pd.Series:
+    """Mean over seeds of ``compare(Direct CM, CM)`` of a `column`, indexed by setting."""
+    wide = rows[rows.method.isin(METHODS)].pivot(index=[*by, "seed"], columns="method", values=column)
+    return compare(wide["Direct CM"], wide["CM"]).groupby(level=list(by)).mean().rename(column)
 
 
 def log_ratios(rows: pd.DataFrame, column: str, by: Sequence[str] = tuple(REGIME)) -> pd.Series:
@@ -31,9 +43,3 @@ def log_ratios(rows: pd.DataFrame, column: str, by: Sequence[str] = tuple(REGIME
 def differences(rows: pd.DataFrame, column: str, by: Sequence[str] = tuple(REGIME)) -> pd.Series:
     """Direct CM - CM of a `column`, as :func:`log_ratios`."""
     return paired(rows, column, by, lambda direct, cm: direct - cm)
-
-
-def paired(rows: pd.DataFrame, column: str, by: Sequence[str], compare) -> pd.Series:
-    """Mean over seeds of ``compare(Direct CM, CM)`` of a `column`, indexed by setting."""
-    wide = rows[rows.method.isin(["CM", "Direct CM"])].pivot(index=[*by, "seed"], columns="method", values=column)
-    return compare(wide["Direct CM"], wide["CM"]).groupby(level=list(by)).mean().rename(column)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
 import pandas as pd
+from pydantic import TypeAdapter
 from torch import Tensor
 
-from dcm.analysis.regimes import DATA_METRIC, ROW_KEY
+from dcm.analysis.measured import measured, with_columns, with_final
+from dcm.analysis.regimes import DATA_METRIC, as_regimes
 from dcm.horizon import Group
 from dcm.metrics.metric import Metric
-from dcm.parameters.check import validate
+from dcm.parameters.check import Name, StudyName, renamed, validate
 from dcm.parameters.notebooks import DistillParameters
 from dcm.studies.base import Study
 from dcm.studies.registry import load_study
@@ -32,7 +33,7 @@ class Facts:
     study's quality has them.
     """
 
-    study: str
+    study: StudyName  # which names files
     shape: tuple[int, ...]
     modes: int | None
     primary: str
@@ -43,13 +44,10 @@ class Facts:
         """Those of a loaded study."""
         t = study.teacher
         modes = len(t.labels) // t.num_classes if study.exact else None
-        return cls(study.name, tuple(t.shape), modes, study.quality.primary, study.quality.metrics)
+        return cls(cast(StudyName, study.name), tuple(t.shape), modes, study.quality.primary, study.quality.metrics)
 
-    @classmethod
-    def read(cls, values: dict) -> Facts:
-        """From what :func:`dataclasses.asdict` made of one."""
-        metrics = {name: Metric(**metric) for name, metric in values["metrics"].items()}
-        return cls(**values | {"shape": tuple(values["shape"]), "metrics": metrics})
+
+FACTS = TypeAdapter(dict[Name, Facts])  # by run: the file studies.json
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class Trained:
     @classmethod
     def of(cls, distilled: DistilledGroup) -> Trained:
         """What `distilled` says of itself."""
-        return cls(distilled.group, distilled.updates, distilled.about["parameters"])
+        return cls(distilled.group, distilled.updates, renamed(distilled.about["parameters"]))
 
     @classmethod
     def read(cls, parameters: dict) -> Trained:
@@ -78,7 +76,8 @@ class Run:
 
     Attributes
     ----------
-    name : of the folder. facts : of its study. rows : every measured student, as :func:`as_regimes` labels it.
+    name : of the folder. facts : of its study. rows : every measured student in a regime, see
+    :func:`dcm.analysis.regimes.as_regimes`.
     groups : what was distilled, by name. records : what the notebooks noted of themselves.
     study : the study, where the students are at hand. maps : tables of :func:`dcm.evaluation.flow_maps.measure_maps`, where they
     were measured before. shown : of images, samples (B, C, H, W) of teacher and main group from the same noise, by label.
@@ -129,26 +128,6 @@ def samples_file(run: str) -> str:
     return f"samples_{run}.safetensors"
 
 
-def as_regimes(rows: pd.DataFrame, groups: dict[str, Trained], run: str) -> pd.DataFrame:
-    """Measured rows with a column ``run``, and ``group`` naming the regime: the group, its update or its steps.
-
-    Kept are the ends of trainings; the ends sampled in several steps, without an ODE error, since fresh noise leads them
-    off the solution they would be compared with; and snapshots of trainings whose learning rate is constant.
-    """
-    last = rows.groupby("group")["update"].transform("max")
-    constant = rows.group.map({name: g.parameters["lr_decay"] == "constant" for name, g in groups.items()})
-    snapshots = (rows.steps == 1) & constant & (rows.groupby("group")["update"].transform("nunique") > 1)
-    rows = rows[(rows["update"] == last) | snapshots].copy()
-    base, several = rows.group.copy(), rows.steps > 1
-    rows["base"] = base
-    rows["curve"] = snapshots[rows.index]  # the points of one curve, its end included
-    early = rows.curve & (rows["update"] < last[rows.index])
-    rows.loc[early, "group"] = base + "@" + rows["update"].astype(str)
-    rows.loc[several, "group"] = base + "/" + rows.steps.astype(str) + " steps"
-    rows.loc[several, "ode_error"] = np.nan
-    return rows.assign(run=run, final=True, sampled=rows.steps, steps=1)
-
-
 def load_runs(folder: str, device) -> list[Run]:
     """The runs of a folder: one that notebooks 1 to 4 left, or those behind the results of an earlier notebook 6.
 
@@ -156,26 +135,41 @@ def load_runs(folder: str, device) -> list[Run]:
     Raises :class:`InputError` for what is missing, unfinished or has no distance both to teacher and data.
     """
     path = project_path(folder)
-    return _of_results(path) if (path / "studies.json").exists() else [_of_students(folder, path, device)]
+    if not (path / "studies.json").exists():
+        return [_of_students(folder, path, device)]
+    try:
+        return _of_results(path)
+    except (
+        OSError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        RecursionError,
+    ) as error:  # the folder may be another's
+        why = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} is no whole results folder of notebook 6 ({type(error).__name__}: {why}).") from None
 
 
 def _of_students(folder: str, path: Path, device) -> Run:
-    for name in ("provenance/1_teacher.json", "ode_error.csv", "quality.csv"):
-        if not (path / name).exists():
-            raise InputError(f"{folder}/{name} does not exist; run notebooks 1 to 4 with run_dir = {folder!r} first.")
-    study = load_study(read_json(path / "provenance/1_teacher.json")["parameters"]["study"], path, device)
+    teacher = path / "provenance/1_teacher.json"
+    if not teacher.exists():
+        raise InputError(
+            f"{folder}/provenance/1_teacher.json does not exist; run notebooks 1 to 4 with run_dir = {folder!r} first."
+        )
+    study = load_study(read_json(teacher)["parameters"]["study"], path, device)
     if study.quality.primary not in DATA_METRIC:
         raise InputError(
             f"{folder} is of the study {study.name}, whose quality has no distance both to teacher and data."
         )
-    ode, quality = (pd.read_csv(path / f"{name}.csv") for name in ("ode_error", "quality"))
-    rows = ode.merge(quality, on=ROW_KEY, validate="one_to_one")
+    rows = measured(path, study.quality.metrics)
     groups = {name: Trained.of(load_group(path, name)) for name in sorted(rows.group.unique())}
     notes = {p.stem: read_json(p) for p in sorted((path / "provenance").glob("*.json"))}
     # Not notebook 5's, nor a group's that is no longer among them.
     records = {k: r for k, r in notes.items() if k[0] in "134" or k.removeprefix("2_distill-") in groups}
     facts, shown = Facts.of(study), _shown(path / "samples_shown.safetensors") if study.is_image else {}
-    return Run(path.name, path, facts, as_regimes(rows, groups, path.name), groups, records, study, shown=shown)
+    constant = [name for name, g in groups.items() if g.parameters["lr_decay"] == "constant"]
+    return Run(path.name, path, facts, as_regimes(rows, constant, path.name), groups, records, study, shown=shown)
 
 
 def _shown(path: Path) -> dict[str, Tensor]:
@@ -186,19 +180,27 @@ def _shown(path: Path) -> dict[str, Tensor]:
     return {name: kept[name][:SHOWN] for name in ["teacher", *order] if name in kept}
 
 
+def _of_before(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows whose table had the group in ``base`` and the steps in ``sampled``, with the columns of today."""
+    return (
+        rows.assign(group=rows.base, steps=rows.sampled).drop(columns=["base", "sampled"]) if "base" in rows else rows
+    )
+
+
 def _of_results(path: Path) -> list[Run]:
-    for name in ("metrics.csv", "provenance.json", *(f"{table}.csv" for table in MAPS)):
-        if not (path / name).exists():
-            raise InputError(f"{path} is no whole results folder of notebook 6: {name} is missing.")
+    facts = FACTS.validate_json((path / "studies.json").read_text())
     rows, *maps = (pd.read_csv(path / f"{name}.csv") for name in ("metrics", *MAPS))
+    rows = with_final(_of_before(rows), ["run", "group"])
     records, runs = read_json(path / "provenance.json")["notebooks"], []
-    for run, facts in read_json(path / "studies.json").items():
+    for run, of_study in facts.items():
         own = {k.removeprefix(f"{run}/"): r for k, r in records.items() if k.startswith(f"{run}/")}
         groups = {
             k.removeprefix("2_distill-"): Trained.read(r["parameters"]) for k, r in own.items() if k.startswith("2_")
         }
-        part, *tables = (t[t.run == run].dropna(axis="columns", how="all") for t in (rows, *maps))
-        by_time, starts = (t.drop(columns="run") for t in tables)
-        rows_of_run, shown = part.drop(columns="family"), _shown(path / samples_file(run))
-        runs.append(Run(run, path, Facts.read(facts), rows_of_run, groups, own, maps=(by_time, starts), shown=shown))
+        part, by_time, starts = (t[t.run == run].dropna(axis="columns", how="all") for t in (rows, *maps))
+        if set(part.group) != set(groups) or not {of_study.primary, DATA_METRIC[of_study.primary]} <= set(part):
+            raise ValueError(f"the rows of {run} and what is said of them do not fit together")
+        part, shown = with_columns(part.drop(columns="family"), of_study.metrics), _shown(path / samples_file(run))
+        tables = (by_time.drop(columns="run"), starts.drop(columns="run"))
+        runs.append(Run(run, path, of_study, part, groups, own, maps=tables, shown=shown))
     return runs

@@ -10,6 +10,7 @@ import pandas as pd
 
 from dcm.analysis import compare
 from dcm.analysis.compare import Effect
+from dcm.analysis.measured import METHODS
 from dcm.support.errors import InputError
 from dcm.support.ranks import spearman
 
@@ -80,7 +81,7 @@ def at_equal_error(rows: pd.DataFrame, by: Sequence[str], resamples: int, confid
 
     `rows` has columns x, y, method; the interval resamples whole groups of `by`.
     """
-    rows = rows[rows.method.isin(["CM", "Direct CM"])]
+    rows = rows[rows.method.isin(METHODS)]
     A = np.column_stack([np.ones(len(rows)), rows.x, rows.method == "Direct CM"]).astype(float)
     group = rows.groupby(list(by)).ngroup().to_numpy()
     count = group.max() + 1

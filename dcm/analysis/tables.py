@@ -1,63 +1,110 @@
-"""Tables of a study."""
+"""Tables to be read."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from dcm.analysis.compare import final_one_step
+from dcm.analysis.compare import ODE_ERROR, interval
+from dcm.analysis.measured import METHODS, final_one_step
+from dcm.analysis.regimes import REGIME
+from dcm.analysis.runs import Run
+from dcm.horizon import method_name
 from dcm.metrics.metric import Metric
+from dcm.solvers import SOLVER_NAMES
+
+BUDGETS = {"update": "updates", "network_evaluations": "network evaluations", "seconds": "wall time"}
 
 
-def mean_and_spread(values: pd.Series) -> tuple[float, float]:
-    """Mean and standard deviation over seeds (0 for one seed)."""
-    return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
+def with_ode_error(metrics: dict[str, Metric]) -> dict[str, Metric]:
+    """`metrics` after the ODE error."""
+    return {"ode_error": ODE_ERROR} | metrics
 
 
 def main_table(rows: pd.DataFrame, teacher: pd.DataFrame, metrics: dict[str, Metric]) -> pd.DataFrame:
-    """tab1: method x solver in one step, at the main guidance and grid, mean and spread over seeds.
+    """tab1: method x solver in one step, at the main guidance and grid, mean and spread (0 for one seed) over seeds.
 
     `rows` : students of the settings to show. `teacher` : the teacher's own rows.
     """
-    columns = ["ode_error", *metrics]
-    out = []
-    for (solver, method), part in final_one_step(rows).groupby(["solver", "method"], sort=True):
-        line = dict(method=method, solver=solver, seeds=len(part), updates=int(part["update"].iloc[0]))
-        for c in columns:
-            if c in part:
-                line[c], line[f"{c}_sd"] = mean_and_spread(part[c])
+    own = teacher.assign(method="teacher", horizon=0, seeds=0, updates=0, ode_error=0.0)
+    out = own[["method", "horizon", "solver", "seeds", "updates", "ode_error", *metrics]].to_dict("records")
+    for (solver, horizon, method), part in final_one_step(rows).groupby(["solver", "horizon", "method"], sort=True):
+        line = dict(method=method, horizon=horizon, solver=solver, seeds=len(part), updates=int(part["update"].iloc[0]))
+        for c in with_ode_error(metrics):
+            line |= {c: part[c].mean(), f"{c}_sd": part[c].std(ddof=1) if len(part) > 1 else 0.0}
         out.append(line)
-    for _, row in teacher.iterrows():
-        out.append(
-            dict(method="teacher", solver=row.solver, seeds=0, updates=0, ode_error=0.0) | {m: row[m] for m in metrics}
-        )
-    order = {"teacher": 0, "CM": 1, "Direct CM": 99}
-    table = pd.DataFrame(out)
-    rank = table.method.map(lambda m: order.get(m) if m in order else 1 + int(m.split("=")[1]) / 1000)
-    return table.assign(rank=rank).sort_values(["solver", "rank"]).drop(columns="rank").reset_index(drop=True)
+    table = pd.DataFrame(out).sort_values(["solver", "horizon"], kind="stable", ignore_index=True)
+    values = [c for name in with_ode_error(metrics) for c in (name, f"{name}_sd")]
+    return table[["method", "solver", "seeds", "updates", *values]]
 
 
-def readable(table: pd.DataFrame, metrics: dict[str, Metric]) -> pd.DataFrame:
+def readable_main(table: pd.DataFrame, metrics: dict[str, Metric]) -> pd.DataFrame:
     """tab1 with ``mean ± spread`` in one cell and metrics by their labels."""
-    names = {"ode_error": "ODE error"} | {
-        k: m.label + (" ↓" if m.lower_is_better else " ↑") * m.judged for k, m in metrics.items()
-    }
     out = table[["method", "solver"]].copy()
     for column in ("seeds", "updates"):
-        out[column] = [v if m != "teacher" else "" for v, m in zip(table[column], table.method)]
-    for column, label in names.items():
-        if column in table:
-            spread = table.get(f"{column}_sd", pd.Series(np.nan, table.index))
-            out[label] = [
-                "not measured" if pd.isna(m) else f"{m:.3g}" + ("" if pd.isna(s) else f" ± {s:.2g}")
-                for m, s in zip(table[column], spread)
-            ]
+        out[column] = table[column].astype(object).where(table.method != "teacher", "")
+    for name, metric in with_ode_error(metrics).items():
+        arrow = "" if not metric.judged or name == "ode_error" else " ↓" if metric.lower_is_better else " ↑"
+        out[metric.label + arrow] = [
+            "not measured" if pd.isna(m) else f"{m:.3g}" + ("" if pd.isna(s) else f" ± {s:.2g}")
+            for m, s in zip(table[name], table[f"{name}_sd"])
+        ]
     return out
 
 
-BUDGETS = {"update": "updates", "network_evaluations": "network evaluations", "seconds": "wall time"}
+def readable_claims(claims: pd.DataFrame, metrics: dict[str, Metric]) -> pd.DataFrame:
+    """The verdicts of a study with labels and rounded intervals."""
+    label = {name: m.label for name, m in with_ode_error(metrics).items()}
+    return pd.DataFrame(
+        {
+            "claim": claims.claim, "solver": claims.solver.map(SOLVER_NAMES), "N": claims.intervals,
+            "w": claims.guidance.map("{:g}".format), "group": claims.group, "metric": claims.metric.map(label),
+            "Direct CM against CM": claims.effect + " " + claims.apply(interval, axis=1),
+            "seeds": claims.seeds, "verdict": claims.verdict,
+        }
+    )  # fmt: skip
+
+
+def readable_budgets(equal: pd.DataFrame, claims: pd.DataFrame, metrics: dict[str, Metric]) -> pd.DataFrame:
+    """`claims` on the rows `equal` of :func:`at_equal_budget`, with both models' means and updates."""
+    means = equal.groupby(["group", "method"]).mean(numeric_only=True)
+    table = readable_claims(claims, metrics)
+    for method in METHODS:
+        at = [means.loc[(r.group, method)] for r in claims.itertuples()]
+        table[f"{method}, updates"] = [f"{m['update']:.0f}" for m in at]
+        table[method] = [f"{m[r.metric]:.3g}" for m, r in zip(at, claims.itertuples())]
+    spent = [f"{method}, updates" for method in METHODS]
+    columns = ["group", *spent, "claim", "metric", *METHODS, "Direct CM against CM", "seeds", "verdict"]
+    order = [f"equal {name}" for name in BUDGETS.values()]
+    return table[columns].sort_values("group", key=lambda g: g.map(order.index), kind="stable")
+
+
+def readable_regimes(claims: pd.DataFrame, runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
+    """By family: one line a regime, one column a claim and metric: verdict, effect and interval."""
+    out, by = {}, [*REGIME, "regime"]
+    for family, part in claims.groupby("family", sort=False):
+        metrics = next(r.metrics for r in runs if r.family == family)
+        names = {"ode_error": "C1: ODE error"} | {k: f"C2: {m.label}" for k, m in metrics.items()}
+        text = part.verdict + ", " + part.effect + " " + part.apply(interval, axis=1)
+        wide = part.assign(text=text).pivot(index=by, columns="metric", values="text")
+        wide = wide[[k for k in names if k in wide]].rename(columns=names).assign(seeds=part.groupby(by).seeds.max())
+        wide = wide.reset_index().fillna("not compared")
+        out[str(family)] = wide.assign(regime=wide.run + ": " + wide.regime).drop(columns=REGIME)
+    return out
+
+
+def best_horizons(rows: pd.DataFrame, intervals: int, metrics: dict[str, Metric]) -> dict[str, list[str]]:
+    """By method, the labels of the ODE error and of the metrics by which its horizon is best, on the mean over seeds."""
+    best: dict[str, list[str]] = {}
+    for column, metric in with_ode_error(metrics).items():
+        means = rows.groupby("horizon")[column].mean()
+        if metric.judged and means.notna().all():
+            h = means.idxmin() if metric.lower_is_better else means.idxmax()
+            best.setdefault(method_name(int(h), intervals), []).append(metric.label)
+    return best
 
 
 def at_equal_budget(curves: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
@@ -65,15 +112,15 @@ def at_equal_budget(curves: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
 
     Parameters
     ----------
-    curves : final_one_step-like rows of every snapshot of a CM and a Direct CM that were trained alone, with columns of
+    curves : one-step rows of every snapshot of a CM and a Direct CM that were trained alone, with columns of
     :data:`BUDGETS` as spent up to there. metrics : columns to compare.
 
-    Returns rows for :func:`verdicts`, whose group is the budget that is equal. Between snapshots the CM is interpolated
-    linearly in the logarithm of the budget; where it never spent as much the pair is left out.
+    Returns rows for :func:`dcm.analysis.compare.verdicts`, whose group is the budget that is equal. Between snapshots the
+    CM is interpolated linearly in the logarithm of the budget; where it never spent as much the pair is left out.
     """
     out = []
     for (budget, name), (_, of_seed) in itertools.product(BUDGETS.items(), curves.groupby("seed")):
-        cm, direct = (of_seed[of_seed.method == m].sort_values(budget) for m in ("CM", "Direct CM"))
+        cm, direct = (of_seed[of_seed.method == m].sort_values(budget) for m in METHODS)
         if not len(cm) or not len(direct):
             continue
         end = direct.iloc[-1].to_dict() | {"group": f"equal {name}", "final": True}

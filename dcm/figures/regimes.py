@@ -12,7 +12,6 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from dcm.analysis.compare import SETTING
 from dcm.analysis.regime_verdicts import curves
 from dcm.analysis.regimes import FURTHER, REGIME, differences
 from dcm.analysis.runs import Run
@@ -55,15 +54,15 @@ def effects(claims: pd.DataFrame, runs: Sequence[Run]) -> Figure:
     The third column is the distance to data. Above 1 the Direct CM is worse.
     """
     primary = {r.name: ("ode_error", r.primary, r.against_data) for r in runs}
-    regimes = claims[["run", *SETTING, "regime"]].drop_duplicates().reset_index(drop=True)
+    regimes = claims[[*REGIME, "regime"]].drop_duplicates().reset_index(drop=True)
     figure, axes = plt.subplots(1, 3, figsize=(9.6, 1.1 + 0.2 * len(regimes)), sharey=True)
-    place = {tuple(row): i for i, row in enumerate(regimes[["run", *SETTING]].itertuples(index=False))}
+    place = {tuple(row): i for i, row in enumerate(regimes[REGIME].itertuples(index=False))}
     titles = ("C1: ODE error", "C2: distance to teacher's samples", "C2: distance to data")
     for k, (ax, title) in enumerate(zip(axes, titles)):
         part = claims[[primary[r.run][k] == r.metric for r in claims.itertuples()]]
         for verdict, (colour, marker) in VERDICTS.items():
             own = part[part.verdict == verdict]
-            y = [place[tuple(row)] for row in own[["run", *SETTING]].itertuples(index=False)]
+            y = [place[tuple(row)] for row in own[REGIME].itertuples(index=False)]
             low, high = (own.value - own.low).clip(lower=0), (own.high - own.value).clip(lower=0)
             ax.errorbar(own.value, y, xerr=[low, high], fmt=marker, color=colour, ms=5, lw=1.2, label=verdict)
         ax.axvline(1, color="black", lw=0.8)
@@ -80,10 +79,10 @@ def effects(claims: pd.DataFrame, runs: Sequence[Run]) -> Figure:
 
 def training(runs: Sequence[Run]) -> Figure:
     """ODE error, distance to the teacher's samples and to data against updates, of trainings at a constant rate."""
-    parts = [(r, base, p) for r in runs for base, p in r.rows[r.rows.curve].groupby("base")]
+    parts = [(r, group, p) for r in runs for group, p in r.rows[r.rows.curve].groupby("group")]
     figure, axes = plt.subplots(len(parts), 3, figsize=(9.6, 2.7 * len(parts)), squeeze=False)
-    for line, (run, base, part) in zip(axes, parts):
-        lr = run.groups[base].parameters["lr"]
+    for line, (run, group, part) in zip(axes, parts):
+        lr = run.groups[group].parameters["lr"]
         columns = {"ode_error": "ODE error (mean squared)", run.primary: "", run.against_data: ""}
         for ax, (column, name) in zip(line, columns.items()):
             sns.lineplot(
@@ -143,11 +142,11 @@ def onset(claims: pd.DataFrame, runs: Sequence[Run]) -> Figure:
     Lines: ODE error, distances to the teacher's samples and to data, dashed by a further encoder; bands: intervals;
     filled points: the claim is supported.
     """
-    parts = [(r, base, p) for r in runs for base, p in curves(r, claims).groupby("base")]
+    parts = [(r, group, p) for r in runs for group, p in curves(r, claims).groupby("group")]
     few = len(parts) < 3
     figure, axes = panels(len(parts), 6.6 / len(parts) if few else 3.3, 3.0)  # wide enough for the legend
     teacher, data = "#009E73", "#CC79A7"
-    for ax, (run, base, part) in zip(axes, parts):
+    for ax, (run, group, part) in zip(axes, parts):
         looks = {
             "ode_error": ("ODE error", "black", "-", "D"),
             run.primary: ("distance to the teacher's samples", teacher, "-", "o"),
@@ -162,10 +161,10 @@ def onset(claims: pd.DataFrame, runs: Sequence[Run]) -> Figure:
             own = part[part.metric == metric]
             if not len(own):
                 continue
-            ax.plot(own.moment, own.value, style, color=colour, lw=1.5, label=text)
-            ax.fill_between(own.moment, own.low, own.high, color=colour, alpha=0.15, lw=0)
+            ax.plot(own["update"], own.value, style, color=colour, lw=1.5, label=text)
+            ax.fill_between(own["update"], own.low, own.high, color=colour, alpha=0.15, lw=0)
             face = [colour if v == "supported" else "white" for v in own.verdict]
-            ax.scatter(own.moment, own.value, s=24, marker=marker, c=face, edgecolors=colour, zorder=3)
+            ax.scatter(own["update"], own.value, s=24, marker=marker, c=face, edgecolors=colour, zorder=3)
         ax.axhline(1, color="#555555", lw=0.8)
         ax.set(xscale="log", xlabel="updates", ylabel="Direct CM / CM")
         scale(ax, "y", part.value[part.metric.isin(looks)], log=True)
@@ -174,7 +173,7 @@ def onset(claims: pd.DataFrame, runs: Sequence[Run]) -> Figure:
         ax.set_yticks(ticks[(ticks >= low) & (ticks <= high)])
         ax.yaxis.set_major_formatter("{x:g}")
         ax.minorticks_off()
-        ax.set_title(f"{run.name}, learning rate {run.groups[base].parameters['lr']:g}", fontsize=9)
+        ax.set_title(f"{run.name}, learning rate {run.groups[group].parameters['lr']:g}", fontsize=9)
     handles = {text: h for ax in axes for h, text in zip(*ax.get_legend_handles_labels())}
     figure.legend(
         handles.values(), handles.keys(), loc="outside lower center", ncols=2 if few else 3, fontsize=8,

@@ -14,11 +14,17 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
+import stat
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated, NotRequired
 
 import pandas as pd
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from dcm.support.errors import InputError
 from dcm.support.files import csv_text, fingerprint, read_tensors, tensors_digest
@@ -31,6 +37,32 @@ KEYS = {  # columns by which a table's rows are found
     "solver_error.csv": ["solver", "guidance", "intervals"],
 }
 Clause = dict[str, list[str]]  # column -> allowed values, as text; a column that is not named may have any
+FIGURE_BYTES, RECORD_CHARACTERS = 1 << 26, 1 << 20  # a figure may come from others, and name files of any kind
+TABLE_BYTES, TENSOR_BYTES = 1 << 26, 1 << 36
+
+
+class Source(TypedDict):
+    """One thing that a figure depends on."""
+
+    file: str
+    fingerprint: str
+    rows: NotRequired[list[Clause]]
+    count: NotRequired[int]
+    notebooks: NotRequired[list[str]]
+
+
+class FigureRecord(TypedDict):
+    """What a figure's file says of itself."""
+
+    study: str
+    figure: str
+    caption: str
+    commit: str
+    parameters: Source
+    drawn_from: Annotated[list[Source], Field(max_length=100)]
+
+
+RECORD = TypeAdapter(FigureRecord)
 
 
 def as_text(table: pd.DataFrame | Path) -> pd.DataFrame:
@@ -95,52 +127,85 @@ def parameters_in(path: Path) -> dict[str, dict]:
     return {name: r["parameters"] for name, r in record.get("notebooks", {record.get("notebook"): record}).items()}
 
 
-def read(path: str | Path) -> dict:
+def regular(path: Path, most: int) -> Path:
+    """`path`, which may come from others: raises :class:`InputError` unless it is a regular file of at most `most` bytes."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(f"{path} is no regular file; allowed: png and pdf figures.")
+    if found.st_size > most:
+        raise InputError(f"{path} has {found.st_size} bytes; allowed: at most {most}.")
+    return path
+
+
+def printable(text: str, most: int = 2000) -> str:
+    """`text` on one line without what would steer a terminal, and not too long."""
+    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[: most + 1])
+    return line if len(line) <= most else f"{line[:most]} ..."
+
+
+def _text(path: Path) -> str | None:
+    """The record in a figure's file as it stands there; no pixel is decoded."""
+    if path.suffix == ".png":
+        from PIL import Image
+
+        with Image.open(path, formats=["PNG"]) as image:
+            return image.info.get(PNG_KEY)
+    if path.suffix == ".pdf":
+        from pypdf import PdfReader
+
+        logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # what it finds is said in our own sentence
+        return (PdfReader(path).metadata or {}).get("/Keywords")
+    raise InputError(f"{path} is no figure; allowed: png and pdf files that a notebook saved.")
+
+
+def read(path: str | Path) -> FigureRecord:
     """A figure's record. Raises :class:`InputError` for a file that is none of the study's figures."""
     path = Path(path)
     try:
-        if path.suffix == ".png":
-            from PIL import Image
-
-            with Image.open(path) as image:
-                text = getattr(image, "text", {}).get(PNG_KEY)
-        elif path.suffix == ".pdf":
-            from pypdf import PdfReader
-
-            text = (PdfReader(path).metadata or {}).get("/Keywords")
-        else:
-            raise InputError(f"{path} is no figure; allowed: png and pdf files that notebooks 1 and 5 saved.")
-        record = json.loads(text) if text else None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of images that are too large
+            text = _text(regular(path, FIGURE_BYTES))
+        if not isinstance(text, str) or len(text) > RECORD_CHARACTERS:
+            raise InputError(f"{path} says nothing of where it came from; it was not saved by this study.")
+        return RECORD.validate_json(text, strict=True)
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist.") from None
-    except InputError:
-        raise
+        raise InputError(printable(f"{path} does not exist.")) from None
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "it"
+        raise InputError(
+            printable(f"{path} has a record that is none of this study's: {where}: {first['msg']}.")
+        ) from None
+    except InputError as error:
+        raise InputError(printable(str(error))) from None
     except Exception as error:  # a damaged file makes either library raise almost anything
-        raise InputError(f"{path} cannot be read as a figure ({type(error).__name__}: {error}).") from None
-    if not isinstance(record, dict) or "drawn_from" not in record:
-        raise InputError(f"{path} says nothing of where it came from; it was not saved by this study.")
-    return record
+        why = f"{type(error).__name__}: {error}"
+        raise InputError(printable(f"{path} cannot be read as a figure ({why}).")) from None
 
 
-def state(entry: dict, folder: Path) -> str:
+def state(entry: Source, folder: Path) -> str:
     """``unchanged``, ``changed`` or ``not here``: an entry of a record against the file that it names."""
     path = folder / entry["file"]
-    if not path.exists():
-        return "not here"
     try:
+        tensors = path.suffix == ".safetensors"
+        regular(path, TENSOR_BYTES if tensors else TABLE_BYTES)
         if "notebooks" in entry:
             now = fingerprint(parameters_in(path))
         elif "rows" in entry:
             table = as_text(path)
+            if len(entry["rows"]) > len(table):  # we write a clause a row at most
+                return "changed"
             now = fingerprint(table[find(table, entry["rows"])].to_csv(index=False))
         else:
             now = file_fingerprint(path)
-    except (InputError, ValueError, KeyError):
+    except FileNotFoundError:
+        return "not here"
+    except (OSError, RecursionError, ValueError, KeyError, AttributeError, TypeError):
         return "changed"
     return "unchanged" if now == entry["fingerprint"] else "changed"
 
 
-def inputs(record: dict) -> list[dict]:
+def inputs(record: FigureRecord) -> list[Source]:
     """Everything that a figure depends on."""
     return [record["parameters"], *record["drawn_from"]]
 
@@ -165,12 +230,13 @@ def report(path: str | Path) -> tuple[str, bool]:
         f"  caption     {record['caption']}",
         f"  commit      {record['commit']}",
     ]
-    for entry in inputs(record):
+    states = [(e, state(e, folder)) for e in inputs(record)]
+    for entry, now in states:
         what = "parameters" if entry is record["parameters"] else "drawn from"
         count = f", {entry['count']} rows" if "count" in entry else ""
-        lines.append(f"  {what}  {entry['file']}{count}, {entry['fingerprint']}: {state(entry, folder)}")
+        lines.append(f"  {what}  {entry['file']}{count}, {entry['fingerprint']}: {now}")
         if "rows" in entry:
             lines.append(f"              {where(entry['rows'])}")
-    changed = stale(path)
+    changed = [e["file"] for e, now in states if now == "changed"]
     lines.append(f"  STALE: {', '.join(changed)} changed after it was drawn." if changed else "  up to date")
-    return "\n".join(lines), not changed
+    return "\n".join(map(printable, lines)), not changed

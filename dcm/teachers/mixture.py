@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcm.schedule import ContinuousSchedule
 from dcm.support.errors import InputError
+from dcm.teachers.exact import ContinuousSchedule
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,126 @@
+"""From the tables of one study to sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from dcm import solvers
+from dcm.analysis import tables
+from dcm.analysis.compare import MIN_SEEDS, VERDICTS, interval
+from dcm.analysis.measured import SETTING
+from dcm.metrics.metric import Metric
+
+MEANING = {  # of a claim and its verdict
+    "C1": dict(zip(VERDICTS, (
+        "the Direct CM solves the ODE better", "the Direct CM does not solve the ODE better, but worse",
+        "it is open which of the two solves the ODE better",
+    ))),
+    "C2": dict(zip(VERDICTS, (
+        "the Direct CM's samples are worse", "the Direct CM's samples are not worse, but better",
+        "it is open whose samples are worse",
+    ))),
+}  # fmt: skip
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in one line, or that there are none."""
+    return "; ".join(names) if len(names) else "none"
+
+
+def span(values) -> str:
+    """The range of whole numbers."""
+    return f"{min(values)}" if min(values) == max(values) else f"{min(values)} to {max(values)}"
+
+
+def counted(table: pd.DataFrame) -> str:
+    """How often each verdict fell."""
+    return ", ".join(f"{int((table.verdict == v).sum())} {v}" for v in VERDICTS)
+
+
+def behind(rows: pd.DataFrame) -> str:
+    """What stands behind a figure of `rows`, for its caption: setting, seeds, updates."""
+    parts = []
+    for column, text in (("solver", "{}"), ("intervals", "N = {}"), ("guidance", "w = {:g}")):
+        if rows[column].nunique() == 1:
+            value = rows[column].iloc[0]
+            parts.append(text.format(solvers.SOLVER_NAMES.get(value, value)))
+    seeds = rows.groupby([*SETTING, "horizon"]).seed.nunique()
+    band = "; bands are 95 % bootstrap intervals of the mean" if seeds.max() > 1 else ""
+    return f"{', '.join(parts) + '; ' if parts else ''}{span(seeds)} seeds, {rows['update'].max()} updates{band}."
+
+
+def measured(claim: pd.Series, metric: Metric) -> str:
+    """What was measured: the Direct CM's `metric` against the CM's."""
+    found = (
+        f"{interval(claim)} times the CM's"
+        if claim.effect == "ratio"
+        else f"differs from the CM's by {interval(claim)}"
+    )
+    return f"{metric.label} {found}, {claim.seeds} seeds"
+
+
+def at_main(claims: pd.DataFrame, group: str, guidance: float, primary: str) -> pd.DataFrame:
+    """The two claims, the second by the `primary` metric, at the main setting."""
+    judged = (claims.claim == "C1") | (claims.metric == primary)
+    return claims[(claims.group == group) & (claims.guidance == guidance) & judged]
+
+
+def verdict_lines(main: pd.DataFrame, metrics: dict[str, Metric], numbers: bool = True) -> list[str]:
+    """One line a claim of :func:`at_main`: the verdict, what it says, and what was measured."""
+    of, lines = tables.with_ode_error(metrics), []
+    for row in main.itertuples():
+        words = f"{row.claim} {row.verdict}: {MEANING[row.claim][row.verdict]}"
+        lines.append(f"{words}: {measured(row, of[row.metric])}" if numbers else words)
+    return lines
+
+
+def tally(claims: pd.DataFrame, metrics: dict[str, Metric], primary: str) -> list[str]:
+    """How often each verdict fell over all settings, C2 by the `primary` metric."""
+    lines = []
+    for claim, name in (("C1", "ode_error"), ("C2", primary)):
+        part = claims[(claims.claim == claim) & (claims.metric == name)]
+        few, enough = part[part.seeds < MIN_SEEDS], part[part.seeds >= MIN_SEEDS]
+        line = f"{claim} over {len(enough)} {'setting' if len(enough) == 1 else 'settings'}: {counted(enough)}"
+        if len(few):
+            lower = (few.value < few.effect.map({"ratio": 1, "difference": 0})).sum()
+            label = tables.with_ode_error(metrics)[name].label
+            line += (
+                f"; of {len(few)} more with too few seeds for an interval {label} is lower for the Direct CM in {lower}"
+            )
+        lines.append(line)
+    return lines
+
+
+def takeaway(main: pd.DataFrame, claims: pd.DataFrame, metrics: dict[str, Metric], primary: str) -> str:
+    """What a study says of the paper's two claims, in its own numbers."""
+    of = tables.with_ode_error(metrics)
+    said = "; ".join(f"{MEANING[r.claim][r.verdict]} ({measured(r, of[r.metric])})" for r in main.itertuples())
+    return f"**Takeaway.** At the main setting {said}. {'. '.join(tally(claims, metrics, primary))}."
+
+
+def notes(
+    quality, teacher: pd.DataFrame, best: dict[str, list[str]], horizons: Sequence[int], samples: int
+) -> list[str]:
+    """What helps to read the numbers: best horizons, the metrics' background and, for images, how far real ones are apart.
+
+    `quality` is the study's, `teacher` has the rows of its teacher, `best` is :func:`dcm.analysis.tables.best_horizons`.
+    """
+    each = "; ".join(f"{name} by {', '.join(labels)}" for name, labels in best.items())
+    lines = [
+        f"Best of the horizons {', '.join(map(str, horizons))} (mean over seeds): {each}",
+        f"Quality is measured on {samples} samples of each student.",
+        quality.note,
+    ]
+    for row in teacher[teacher.solver == "real images"].itertuples():
+        lines.append(
+            f"For scale: as many real training images have a Frechet distance of {row.fd_real:.3g} to the held-out ones, "
+            f"and {row.agreement:.1%} of them agree with their class."
+        )
+    return lines
+
+
+def bullets(lines: Sequence[str]) -> str:
+    """Lines as one list."""
+    return "\n".join(f"- {line}" for line in lines)

@@ -1,0 +1,37 @@
+"""Measured rows and a run of them, as notebooks 3 and 4 would leave them."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+
+from dcm.analysis import regimes, runs
+from dcm.analysis.measured import with_final
+from dcm.horizon import Group
+from dcm.metrics.mixture import MixtureQuality
+from dcm.teachers.mixture import GaussianMixtureTeacher
+
+
+def rows_of(*settings) -> pd.DataFrame:
+    out = []
+    for group, update, steps in settings:
+        for method, horizon, ode, quality in (("CM", 1, 0.2, 0.3), ("Direct CM", 10, 0.1, 0.6)):
+            for seed in range(4):
+                setting = dict(group=group, solver="ddim", intervals=10, guidance=2.0, horizon=horizon, method=method)
+                more = dict(seed=seed, update=update, steps=steps, ode_error=ode * (1 + 0.01 * seed))
+                out.append(
+                    setting | more | dict(swd_teacher=quality * (1 + 0.02 * seed), swd_data=quality, nll=1.0 + seed)
+                )
+    return pd.DataFrame(out)
+
+
+def run_of(rows: pd.DataFrame, **parameters) -> runs.Run:
+    teacher = GaussianMixtureTeacher.of()
+    study = SimpleNamespace(name="gmm", quality=MixtureQuality(teacher), teacher=teacher, exact=True)
+    usual = dict(solver="ddim", intervals=10, lr=0.1, lr_decay="linear", updates=80, loss="l2", lora_rank=0, width=64)
+    updates = {name: [int(u) for u in sorted(set(part))] for name, part in rows.groupby("group", sort=False)["update"]}
+    group = Group("ddim", 10, (2.0,), (1, 10), (0,))
+    groups = {name: runs.Trained(group, u, usual | parameters.get(name, {})) for name, u in updates.items()}
+    constant = [name for name, g in groups.items() if g.parameters["lr_decay"] == "constant"]
+    rows = regimes.as_regimes(with_final(rows), constant, "one")
+    return runs.Run("one", Path("x"), runs.Facts.of(study), rows, groups, {}, study)

@@ -1,0 +1,62 @@
+"""Each metric is measured on the samples it is about, not on those beside them."""
+
+import pytest
+import torch
+
+from dcm.metrics.images import ImageQuality
+from dcm.metrics.metric import ode_error
+
+
+class Brightness:
+    """In place of a classifier: class 1 is a bright image, class 0 a dark one; features are three means."""
+
+    name, accuracy, hidden = "brightness", 1.0, 3
+
+    def features(self, x):
+        return torch.stack([x.mean((1, 2, 3)), x[..., :4].mean((1, 2, 3)), x[..., :4, :].mean((1, 2, 3))], 1).double().numpy()
+
+    def classify(self, x):
+        return (x.mean((1, 2, 3)) > 0).long()
+
+
+def images(classes: torch.Tensor, seed: int) -> torch.Tensor:
+    """Images (B, 1, 8, 8) that are bright where the class is 1."""
+    noise = torch.randn(len(classes), 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return (0.5 * (2 * classes - 1)).reshape(-1, 1, 1, 1) + 0.1 * noise
+
+
+@pytest.fixture
+def judged():
+    """Class of 40 samples; the student shows 30 of them, the teacher 10; real images are as the student's."""
+    condition = torch.arange(40) % 2
+    x, teacher_x = condition.clone(), condition.clone()
+    x[:10], teacher_x[:30] = 1 - x[:10], 1 - teacher_x[:30]
+    judge = Brightness()
+    return ImageQuality(judge, judge, images(x, 2)), images(x, 0), condition, images(teacher_x, 1)
+
+
+def test_class_agreement_is_that_of_the_samples(judged):
+    quality, x, condition, teacher_x = judged
+    assert quality.measure(x, condition, teacher_x)["agreement"] == 0.75
+    assert quality.measure(teacher_x, condition, x)["agreement"] == 0.25
+
+
+def test_each_distance_is_to_its_own_reference(judged):
+    """To the teacher's samples, or to the real images, of which the samples are nearer here when all are bright."""
+    quality, x, condition, _ = judged
+    bright = images(torch.ones(40), 3)
+    found = quality.measure(x, condition, bright)
+    assert found["fd_teacher"] > 10 * found["fd_real"] and found["fd_pixels"] > found["fd_pixels_real"]
+    same = quality.measure(bright, condition, bright)
+    assert same["fd_teacher"] == pytest.approx(0, abs=1e-6) and same["fd_real"] > 0.1 and same["sharpness"] == 1
+
+
+def test_sharpness_is_relative_to_the_teacher(judged):
+    quality, x, condition, teacher_x = judged
+    rough = x + 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(4))
+    assert quality.measure(rough, condition, x)["sharpness"] > 2 > 0.5 > quality.measure(x, condition, rough)["sharpness"]
+
+
+def test_ode_error_is_the_mean_square_over_elements():
+    x, solution = torch.zeros(4, 2), torch.tensor([[1.0, 3.0]]).expand(4, 2)
+    assert ode_error(x, solution) == 5.0 == ode_error(solution, x)

@@ -1,0 +1,133 @@
+"""What results/ ships is whole, up to date, from the committed configuration, and there once."""
+
+import hashlib
+import json
+from io import StringIO
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from dcm.analysis import regime_verdicts, runs
+from dcm.parameters.check import validate
+from dcm.parameters.notebooks import NOTEBOOKS
+from dcm.parameters.regimes import EVERY_NOTEBOOK, RegimesConfig
+from dcm.parameters.study import StudyConfig, load_config
+from dcm.report import provenance
+from dcm.support.files import csv_text, read_tensors, tensors_digest
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "results"
+STUDIES = ("gmm", "digits", "cifar10")
+SOURCES = ("regimes", "regimes_cifar10")  # what notebook 6 is run on again
+FILES = [p for p in RESULTS.rglob("*") if p.is_file() and p.relative_to(RESULTS).parts[0] != "local"]
+
+
+def records(name: str) -> dict[str, dict]:
+    """What the notebooks behind a results folder noted of themselves."""
+    return json.loads((RESULTS / name / "provenance.json").read_text())["notebooks"]
+
+
+def without_dry_run(parameters: dict) -> dict:
+    """A parameter that notebook 1 once had; nothing that was kept ran with it."""
+    assert parameters.pop("dry_run", False) is False
+    return parameters
+
+
+def test_results_are_small_and_nothing_is_there_twice():
+    assert sum(p.stat().st_size for p in FILES) <= 16e6
+    assert [p for p in FILES if p.suffix in (".html", ".pdf")] == []
+    contents = [hashlib.sha256(p.read_bytes()).hexdigest() for p in FILES if p.stat().st_size]
+    assert len(set(contents)) == len(contents)
+    tensors = [tensors_digest(read_tensors(p)[0]) for p in FILES if p.suffix == ".safetensors"]
+    assert tensors and len(set(tensors)) == len(tensors)
+
+
+def test_committed_results_are_complete():
+    """Every figure and table of every study."""
+    for study in STUDIES:
+        alone = study == "cifar10"  # it alone trains both models alone, too: equal budgets
+        tables = ["tab1", "verdicts", "correlations", *(["tab2"] if alone else [])]
+        names = [f"fig{i}.png" for i in range(1, 12 if alone else 11)]
+        names += [f"{t}.{kind}" for t in tables for kind in ("csv", "md")]
+        names += ["metrics.csv", "provenance.json", "README.md"]
+        assert [n for n in names if not (RESULTS / study / n).exists()] == []
+
+
+def test_committed_figures_are_not_stale():
+    """Every figure says where it came from, and the tables beside it are still those."""
+    for study in STUDIES:
+        figures = list((RESULTS / study).glob("fig*.png"))
+        assert figures and [path for path in figures if provenance.stale(path)] == []
+
+
+def test_committed_results_come_from_the_committed_configuration():
+    """Every notebook ran with the parameters that the configuration has today, to the last default."""
+    for study in STUDIES:
+        config = load_config(ROOT / f"workflow/config/{study}.yaml")
+        ran = records(study)
+        expected = {name: config.notebook(name) for name in NOTEBOOKS if name != "2_distill"}
+        expected |= {f"2_distill-{g}": config.notebook("2_distill", g) for g in config.groups}
+        assert set(ran) == set(expected)
+        for name, values in expected.items():
+            # A parameter that came later stood at its default.
+            parameters = without_dry_run(ran[name]["parameters"])
+            now = validate(NOTEBOOKS[name.split("-")[0]], parameters).model_dump(mode="json")
+            assert now == values, name
+
+
+@pytest.mark.parametrize("regimes", SOURCES)
+def test_the_regimes_come_from_the_committed_configuration(regimes):
+    config = validate(RegimesConfig, yaml.safe_load((ROOT / f"workflow/config/{regimes}.yaml").read_text()))
+    ran = records(regimes)
+
+    def now(name: str) -> dict:
+        """A notebook's parameters as today's code has them; a first form of lora_rank, never above 0 here, is gone."""
+        parameters = ran.pop(name)["parameters"]
+        assert parameters.pop("rank", 0) == 0
+        without_dry_run(parameters)
+        model = EVERY_NOTEBOOK[name.split("/")[-1].split("-")[0]]
+        return validate(model, parameters).model_dump(mode="json")
+
+    # Notebook 6 may have been run again on its own results.
+    assert now("6_when_it_fails") | {"runs": config.notebook()["runs"]} == config.notebook()
+    for name in config.studies:
+        study = validate(StudyConfig, config.study(name))
+        expected = {f"{name}/{n}": study.notebook(n) for n in ("1_teacher", "3_ode_error", "4_sample_quality")}
+        expected |= {f"{name}/2_distill-{g}": study.notebook("2_distill", g) for g in study.groups}
+        for notebook, values in expected.items():
+            found = now(notebook)
+            for parameters in (found, values):
+                parameters.get("groups", []).sort()  # their order changes nothing
+            assert found == values, notebook
+    assert ran == {}
+
+
+def test_the_figures_of_all_regimes_are_complete_and_not_stale():
+    """Those of measures once a study, those of samples once a run that keeps some."""
+    whole = RESULTS / "regimes_all"
+    figures, families = sorted(whole.glob("*.png")), set(pd.read_csv(whole / "verdicts.csv").family)
+    shown = [path for name in SOURCES for path in (RESULTS / name).glob("samples_*.safetensors")]
+    assert shown and len(figures) == 8 + len(families) + len(shown)
+    assert [path for path in figures if provenance.stale(path)] == []
+
+
+def test_all_regimes_are_those_of_both_sources():
+    """``make regimes-all``: the rows of both folders, and the records of every notebook behind them."""
+    rows = pd.concat([pd.read_csv(RESULTS / name / "metrics.csv") for name in SOURCES], ignore_index=True)
+    made = pd.read_csv(RESULTS / "regimes_all/metrics.csv")
+    pd.testing.assert_frame_equal(made[sorted(made)], rows[sorted(rows)], rtol=1e-4)
+    each = [records(name) for name in (*SOURCES, "regimes_all")]
+    own = [{name: r["parameters"] for name, r in record.items() if "/" in name} for record in each]
+    assert own[0] | own[1] == own[2]
+
+
+def test_the_committed_verdicts_follow_from_the_committed_rows():
+    """What was measured, on a GPU or not, judged anew; every digit but the last, which processors round differently."""
+    loaded = [run for name in SOURCES for run in runs.load_runs(f"results/{name}", torch.device("cpu"))]
+    assert all(run.study is None and set(run.groups) == set(run.rows.base) for run in loaded)
+    judged = pd.concat([regime_verdicts.verdict_table(run, 10000, 0.95) for run in loaded], ignore_index=True)
+    committed = pd.read_csv(RESULTS / "regimes_all/verdicts.csv")
+    pd.testing.assert_frame_equal(pd.read_csv(StringIO(csv_text(judged))), committed, rtol=1e-4)

@@ -1,0 +1,192 @@
+"""README and docs: short, filled from today's results, links that lead somewhere, sentences that the results bear out."""
+
+import re
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "docs"))
+import fill  # noqa: E402
+
+PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in fill.PAGES}
+OTHERS = ["CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "weights/README.md"]
+LINKED = [*PAGES, *OTHERS, *(str(p.relative_to(ROOT)) for p in ROOT.glob("results/*/README.md") if "local" not in p.parts)]
+README = PAGES["README.md"]
+# Numbers that no result holds, and where each is from.
+BY_HAND = {
+    "README.md": {"6.5", "3.11"},  # measured: du of the virtual environment; pyproject.toml (below)
+    "docs/method.md": {"7e-5", "7e-6"},  # Heun's two codes fed the same predictions, once, outside this repository
+    "docs/regimes.md": {"5e-5", "1e-5", "1e-4"},  # learning rates: tested as statements below
+    "docs/cifar10.md": {"1e-4", "1e-5"},
+    "docs/sdxl.md": {"0.3", "0.1", "1.2", "1.7", "6.5", "2.7", "6.3", "0.8"},  # sizes of files
+    "docs/reproducibility.md": {"2e-5", "6.5"},  # tests/evaluation hold samples to it; du, as there
+}
+
+
+def prose(text: str) -> str:
+    """What a person typed: without code, links' targets and what is filled in."""
+    text = re.sub(r"<!-- (?!example|tree)[^>]+ -->\n.*?<!-- end -->", "", text, flags=re.DOTALL)
+    text = re.sub(r"<!--\w[^>]*-->.*?<!--/-->", "", text)
+    text = re.sub(r"```.*?```|`[^`\n]*`|\]\([^)]*\)", "", text, flags=re.DOTALL)
+    return text
+
+
+def test_the_readme_is_short():
+    assert len(README.encode()) <= 12_000
+    assert max(len(p.split()) for p in re.split(r"\n\n|\n[-\d|]", prose(README))) <= 100
+
+
+def test_pages_are_filled_from_todays_results():
+    stale = [name for name, text in PAGES.items() if fill.filled(text) != text]
+    assert stale == [], "run python docs/fill.py"
+    assert all(fill.filled(fill.filled(text)) == fill.filled(text) for text in PAGES.values())
+
+
+def test_every_block_and_number_is_on_a_page():
+    """And no page has one that nothing fills."""
+    text = "".join(PAGES.values())
+    assert set(re.findall(r"^<!-- ([\w ]+) -->$", text, re.MULTILINE)) == {*fill.BLOCKS, "end", "example", "tree"}
+    assert set(re.findall(r"<!--(\w+)[^>]*-->", text)) == set(fill.NUMBERS)
+    assert re.search("<!--/-->", text) and "--><!--/-->" not in text
+
+
+def test_filling_repairs_what_was_typed_over_and_names_what_is_not_there():
+    assert fill.filled("<!--minutes regimes-->9<!--/-->") == f"<!--minutes regimes-->{fill.minutes('regimes')}<!--/-->"
+    assert fill.filled(README.replace("**C1 holds", "**C1 fails")) == README
+    with pytest.raises(SystemExit, match="has 0 rows of digits, no such regime, fd_teacher"):
+        fill.filled("<!--ratio regimes_all; digits; no such regime; fd_teacher-->1<!--/-->")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_no_number_is_typed_by_hand(name):
+    """Decimals and powers of ten stand in blocks and comments that fill.py fills, or are accounted for above."""
+    typed = set(re.findall(r"(?<![\w.])\d+(?:\.\d+|e-\d+)(?![\w.]*\d)", prose(PAGES[name])))
+    assert typed == BY_HAND.get(name, set())
+
+
+def test_the_filled_numbers_are_those_of_the_csv_files():
+    """One of each kind, read here by other means."""
+    claims = pd.read_csv(ROOT / "results/regimes_all/verdicts.csv")
+    one = claims.query("run == 'cifar10_long' and regime == '15000 updates' and metric == 'ode_error'").iloc[0]
+    assert fill.effect("regimes_all", one.run, one.regime, one.metric) in README
+    assert fill.effect("regimes_all", one.run, one.regime, one.metric) == f"{one.value:.3g} [{one.low:.3g}, {one.high:.3g}]"
+    supported = claims[claims.verdict == "supported"].groupby(["run", "regime"]).metric.agg(set)
+    both = [k for k, m in supported.items() if {"ode_error", "fd_classifier"} <= m and k[0].startswith("cifar10")]
+    assert fill.both("cifar10", "fd_classifier") == str(len(both))
+    every = pd.concat([pd.read_csv(ROOT / f"results/{s}/verdicts.csv") for s in ("gmm", "digits", "cifar10", "regimes_all")])
+    c1 = every[(every.claim == "C1") & (every.seeds >= 3)]
+    assert f"in {(c1.value[c1.verdict == 'supported'] < 1).sum()} of the {len(c1)} settings" in README
+
+
+def regimes(verdict: str, metric: str, run: str, also: str = "") -> set[str]:
+    """Regimes of a run in which a measure gave `verdict`, and another, if named, supports its claim."""
+    rows = fill.table("regimes_all")
+    rows = rows[rows.run == run]
+    found = set(rows[(rows.metric == metric) & (rows.verdict == verdict)].regime)
+    return found & set(rows[(rows.metric == also) & (rows.verdict == "supported")].regime) if also else found
+
+
+def at_updates(rate: str, *metrics: str) -> set[str]:
+    """Updates of digits' training at a rate at which C1 and C2 by all `metrics` are supported."""
+    each = [regimes("supported", m, "digits", also="ode_error") for m in metrics]
+    return {r.split()[-2] for r in set.intersection(*each) if r.startswith(rate) and r.endswith("updates")}
+
+
+def verdict(folder: str, run: str, regime: str, metric: str) -> str:
+    return fill.row(folder, run, regime, metric).verdict
+
+
+ALL = "regimes_all"
+STATEMENTS = [  # page, words, whether the results bear them out
+    ("docs/regimes.md", "both claims hold by both encoders, features of a classifier and bare pixels, at 276 and 594 updates",
+     lambda: at_updates("lr 5e-05", "fd_teacher", "fd_pixels") == {"276", "594"}),
+    ("docs/regimes.md", "At 1,280 updates the classifier's distance to the teacher's samples leaves C2 open, while pixels still support it",
+     lambda: [verdict(ALL, "digits", "lr 5e-05, constant lr, 1280 updates", m) for m in ("fd_teacher", "fd_pixels")] == ["inconclusive", "supported"]),
+    ("docs/regimes.md", "By EfficientNet's features C2 is supported at 32 and 80 updates, and later contradicted or open",
+     lambda: {r for run in ("cifar10", "cifar10_long") for r in regimes("supported", "fd_teacher", run) if "updates" in r} == {"32 updates", "80 updates"}),
+    ("docs/regimes.md", "At 15,000 updates it is contradicted most clearly",
+     lambda: (t := fill.of("cifar10", "fd_teacher"))[t.regime.str.endswith("updates")].sort_values("value").regime.iloc[0] == "15000 updates"),
+    ("docs/regimes.md", "By the features of a CIFAR-10 classifier both claims hold late in training and at its end, after 15,000 updates",
+     lambda: {"3200 updates", "6962 updates", "15000 updates"} <= {r for run in ("cifar10", "cifar10_long") for r in regimes("supported", "fd_classifier", run, also="ode_error")}),
+    ("docs/regimes.md", "the regime (N = 10) contradicts C2", lambda: verdict(ALL, "digits", "Heun", "fd_teacher") == "contradicted"),
+    ("docs/regimes.md", "(N = 20) supports it", lambda: verdict("digits", "digits", "heun", "fd_teacher") == "supported"),
+    ("docs/regimes.md", "In 2-D nearly every regime contradicts C2",
+     lambda: all(regimes("supported", "swd_teacher", r) == set() and len(regimes("supported", "swd_data", r)) < 2 for r in ("gmm", "gmm_modes"))),
+    ("docs/regimes.md", "At width 192, w = 4 and N = 50 it is contradicted",
+     lambda: {"width 192", "w = 4", "N = 50"} <= regimes("contradicted", "swd_teacher", "gmm_16d_modes")),
+    ("docs/regimes.md", "By likelihood the Direct CM is ahead, but for the first updates of training",
+     lambda: {r.split()[-2] for r in regimes("supported", "nll", "gmm_16d_modes")} == {"24", "60", "151"}
+     and regimes("inconclusive", "nll", "gmm_16d_modes") == set()),
+    ("docs/regimes.md", "the Direct CM's samples have the higher precision in nearly every regime",
+     lambda: all(len(fill.of(s, "precision", "contradicted")) > 0.85 * len(fill.of(s, "precision")) for s in ("digits", "cifar10"))),
+    ("docs/regimes.md", "None survives all its tests in any study",
+     lambda: "Explanations that survive in every study here: none." in summary() and summary().count("survives: none.") == 3),
+    ("docs/regimes.md", "Its three direct predictions hold in the exact teacher's and in digits' regimes that support C2",
+     lambda: (t := fill.table(ALL, "predictions"))[t.explanation.str.startswith("1")].iloc[:3][["gmm", "digits"]].map(lambda v: v.startswith("as predicted")).all(axis=None)),
+    ("docs/cifar10.md", "C1 is supported", lambda: verdict("cifar10", "cifar10", "main", "ode_error") == "supported"),
+    ("docs/cifar10.md", "C2 contradicted", lambda: verdict("cifar10", "cifar10", "main", "fd_teacher") == "contradicted"),
+    ("docs/cifar10.md", "(1e-4, N = 50)", lambda: training("cifar10", "2_distill-main") == (1e-4, 50, 400)),
+    ("docs/cifar10.md", "In the longest run, 8,000 updates of one seed", lambda: training("cifar10", "2_distill-cm_longest") == (1e-4, 50, 8000)),
+    ("docs/regimes.md", "The regimes train at lr 1e-5 with N = 10", lambda: training(ALL, "cifar10/2_distill-main") == (1e-5, 10, 400)),
+    ("docs/method.md", "From N = 200 on Heun's error no longer falls", lambda: float(fill.solver_error("gmm", "heun", "1", "500")) > float(fill.solver_error("gmm", "heun", "1", "200"))),
+    ("README.md", "Three to eight seeds a setting", lambda: {int(t.seeds.max()) for t in map(fill.table, ("gmm", ALL, "cifar10"))} == {8, 5, 3}),
+]  # fmt: skip
+
+
+def summary() -> str:
+    return (ROOT / f"results/{ALL}/summary.md").read_text()
+
+
+def training(folder: str, notebook: str) -> tuple[float, int, int]:
+    """Learning rate, intervals and updates that a group was trained with."""
+    p = fill.read(folder, "provenance")["notebooks"][notebook]["parameters"]
+    return p["lr"], p["intervals"], p["updates"]
+
+
+@pytest.mark.parametrize("page, words, holds", STATEMENTS, ids=[s[1][:40] for s in STATEMENTS])
+def test_statements_are_borne_out_by_the_results(page, words, holds):
+    assert words in PAGES[page] and holds()
+
+
+def anchors(text: str) -> set[str]:
+    """Headings as GitHub links to them."""
+    heads = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", h)).strip().lower().replace(" ", "-") for h in heads}
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_links_and_images_lead_somewhere(name):
+    folder, missing = (ROOT / name).parent, []
+    for link in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", (ROOT / name).read_text(), flags=re.DOTALL)):
+        path, _, anchor = link.partition("#")
+        target = folder / path if path else ROOT / name
+        if "://" not in link and not (target.is_file() and (not anchor or anchor in anchors(target.read_text()))):
+            missing.append(link)
+    assert missing == []
+
+
+def test_captions_and_code_name_files_that_exist():
+    """Paths in code spans of README and docs: files of this repository, or what a run makes."""
+    made = ("runs/", "data/", ".venv", "my.yaml", "out.ipynb", "/tmp", "site/", "results/local")
+    for name, text in PAGES.items():
+        spans = re.findall(r"`([\w./]+/[\w./-]*)`", text)
+        assert [s for s in spans if not s.startswith(made) and "-" not in s and not (ROOT / s).exists()] == [], name
+
+
+def test_the_tree_shows_what_dcm_has():
+    tree = re.search(r"<!-- tree -->\n```\ndcm/\n(.*?)```", README, re.DOTALL)[1]
+    shown = {line.split()[0].rstrip("/") for line in tree.splitlines()}
+    there = {p.name for p in (ROOT / "dcm").iterdir() if not p.name.startswith("__")}
+    assert shown == there
+
+
+def test_versions_agree():
+    version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    python = re.search(r'requires-python = ">=(.*)"', (ROOT / "pyproject.toml").read_text())[1]
+    assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == version
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"version: {version}\n" in citation and "arXiv:2411.08954" in citation and "layer6ai-labs/direct-cms" in README
+    assert f"Python {python} or later" in README

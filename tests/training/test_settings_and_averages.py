@@ -1,0 +1,60 @@
+"""The learning rate of every update, and the averaged weights that a run keeps."""
+
+import pytest
+import torch
+from test_horizon import students_of
+from training.test_run import CPU, parameters, study  # noqa: F401
+
+from dcm.horizon import Group
+from dcm.pairs import Pairs
+from dcm.training.loop import distill
+from dcm.training.run import train_group
+from dcm.training.settings import Settings, learning_rate, make_optimizer
+
+
+def test_the_rate_is_constant_or_falls_linearly_to_zero_over_the_last_half():
+    linear, constant = (Settings(updates=100, lr=2.0, lr_decay=decay) for decay in ("linear", "constant"))
+    assert {learning_rate(constant, u) for u in range(1, 101)} == {2.0}
+    rates = [learning_rate(linear, u) for u in range(1, 101)]
+    assert rates[:51] == 51 * [2.0]
+    assert rates[51:] == pytest.approx([2.0 * (100 - u) / 50 for u in range(51, 100)])
+    assert rates[75] == pytest.approx(1.0) and 0 < rates[99] == pytest.approx(0.04)
+
+
+def test_every_update_is_made_at_its_own_rate(teacher, f):
+    group, settings = Group("ddim", 10, (2.0,), (1, 10), (0,)), Settings(updates=8, lr=1e-3, lr_decay="linear")
+    states = distill(Pairs(teacher, teacher, group, 8), students_of(group, 8), settings, f)
+    rates = [float(state.optimizer.param_groups[0]["lr"]) for state in states]
+    assert rates == pytest.approx([1e-3 * r for r in (1, 1, 1, 1, 1, 0.75, 0.5, 0.25)])
+
+
+def test_settings_reach_the_optimizer():
+    students = students_of(Group("ddim", 10, (2.0,), (1,), (0,)), 8)
+    [made] = make_optimizer(students, Settings(updates=1, lr=0.25, weight_decay=0.125)).param_groups
+    assert (float(made["lr"]), made["weight_decay"], made["betas"]) == (0.25, 0.125, (0.9, 0.999))
+
+
+def raw_weights(study, p) -> list[dict]:  # noqa: F811
+    """Weights after every update of the run with parameters `p`, by plain distillation."""
+    group = p.group()
+    students = study.make_students([m.seed for m in group.members], p.width)
+    study.start_from_teacher(students, [m.seed for m in group.members], p.pretrain)
+    pairs = Pairs(study.teacher, study.data, group, p.batch, CPU, p.updates_per_solve)
+    copied = lambda: {name: value.clone() for name, value in students.state_dict().items()}
+    return [copied() for _ in distill(pairs, students, Settings.of(p), study.f)]
+
+
+@pytest.mark.parametrize("ema", [0.9, 0.0])
+def test_what_is_kept_is_the_average_of_the_weights(study, tmp_path, ema):  # noqa: F811
+    """At every snapshot: e <- ema e + (1 - ema) w from the first update on, and the weights themselves without."""
+    p = parameters(tmp_path, updates=20, ema=ema, snapshots=2, seeds=[0])
+    every, made = raw_weights(study, p), train_group(study, p, CPU)
+    assert len(made.updates) == 3 and made.updates[-1] == 20
+    for update in made.updates:
+        for name in every[0]:
+            average = every[0][name]
+            for weights in every[1:update]:
+                average = ema * average + (1 - ema) * weights[name]
+            torch.testing.assert_close(made.tensors[f"{update}/{name}"], average, rtol=1e-5, atol=1e-7, msg=name)
+    moved = max(float((every[-1][n] - made.tensors[f"20/{n}"]).abs().max()) for n in every[0])
+    assert moved > 1e-3 if ema else moved == 0
