@@ -14,7 +14,8 @@ from dcm.analysis.measured import measured, with_columns, with_final
 from dcm.analysis.regimes import DATA_METRIC, as_regimes
 from dcm.horizon import Group
 from dcm.metrics.metric import Metric
-from dcm.parameters.check import Name, StudyName, renamed, validate
+from dcm.parameters.check import renamed, validate
+from dcm.parameters.kinds import Name, StudyName
 from dcm.parameters.notebooks import DistillParameters
 from dcm.studies.base import Study
 from dcm.studies.registry import load_study

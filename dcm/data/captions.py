@@ -52,20 +52,19 @@ def _beside(image: Path) -> str:
 
 
 def _metadata(folder: Path) -> dict[str, str]:
-    rows: list[dict] = []
-    for name in ("metadata.jsonl", "metadata.csv"):
-        path = folder / name
-        if path.exists():
-            with path.open(encoding="utf-8", newline="") as file:
-                try:
-                    rows += (
-                        [json.loads(line) for line in file if line.strip()] if "jsonl" in name else csv.DictReader(file)
-                    )
-                except (ValueError, csv.Error) as error:
-                    raise InputError(f"{path} cannot be read ({error}); each line must be one image.") from None
-            if any("file_name" not in row for row in rows):
-                raise InputError(f"{path} must name each image in a column file_name, relative to {folder}.")
-    return {row["file_name"]: (row.get("text") or row.get("caption") or "").strip() for row in rows}
+    listed: dict[str, str] = {}
+    for path in filter(Path.exists, (folder / "metadata.jsonl", folder / "metadata.csv")):
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+            rows = (
+                csv.DictReader(lines) if path.suffix == ".csv" else [json.loads(line) for line in lines if line.strip()]
+            )
+            listed |= {row["file_name"]: (row.get("text") or row.get("caption") or "").strip() for row in rows}
+        except KeyError:
+            raise InputError(f"{path} must name each image in a column file_name, relative to {folder}.") from None
+        except (ValueError, TypeError, AttributeError, csv.Error) as error:
+            raise InputError(f"{path} cannot be read ({error}); each line must be one image.") from None
+    return listed
 
 
 def pixels(path: Path, resolution: int, g: torch.Generator, flip: bool) -> tuple[Tensor, tuple[int, ...]]:

@@ -8,6 +8,7 @@ from scipy import stats
 from torch import Tensor
 
 from dcm.metrics.metric import Metric
+from dcm.support.seeds import generator
 
 
 def directions(count: int, dimension: int = 2) -> Tensor:
@@ -63,13 +64,10 @@ class MixtureQuality:
 
     def _reference(self, condition: Tensor) -> Tensor:
         """Exact samples of the given classes, drawn once."""
-        from dcm.support.seeds import generator
-
-        key = len(condition)
-        if key not in self._data:
+        if len(condition) not in self._data:
             g = generator(condition.device, self.seed, "reference")
-            self._data[key] = self.teacher.draw_class(g, condition)
-        return self._data[key]
+            self._data[len(condition)] = self.teacher.draw_class(g, condition)
+        return self._data[len(condition)]
 
     def measure(self, x: Tensor, condition: Tensor, teacher_x: Tensor) -> dict[str, float]:
         """All metrics of samples `x` (B, D) of classes `condition` (B,), against `teacher_x` (B, D)."""

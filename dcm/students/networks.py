@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dcm.students.lora import TARGETS
 from dcm.support.errors import InputError
+from dcm.teachers.unet import build_unet
 
 
 class VelocityNetwork(nn.Module):
@@ -16,8 +18,6 @@ class VelocityNetwork(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        from dcm.teachers.unet import build_unet
-
         self.unet = build_unet(config)
         self.autocast = False
 
@@ -35,11 +35,8 @@ class VelocityNetwork(nn.Module):
         try:
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError:
-            raise InputError(
-                f"lora_rank = {rank} needs the package peft, which is not installed; allowed here: 0."
-            ) from None
-        from dcm.students.lora import TARGETS
-
+            why = "needs the package peft, which is not installed"
+            raise InputError(f"lora_rank = {rank} {why}; allowed here: 0.") from None
         inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS), self.unet)
 
     def start_as(self, teacher: nn.Module) -> None:

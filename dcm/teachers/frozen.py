@@ -16,19 +16,21 @@ REGIONS = ("ResnetBlock2D", "BasicTransformerBlock", "GroupNorm")
 FP8_MAX = 448.0  # of float8_e4m3fn
 
 
-def frozen_copy(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+def frozen_copy(network: nn.Module, dtype: torch.dtype, precision: str = "auto") -> nn.Module:
     """A diffusers network without its adapters, in `dtype` and channels-last memory.
 
-    Weights that need no change are shared with `network`, not copied.
+    Weights that need no change are shared with `network`, not copied. With `precision` ``fp8`` linear layers are rounded
+    further (:func:`to_float8`); raises :class:`InputError` where that is not possible.
     """
+    if precision == "fp8":
+        check_float8(network.device)
     with torch.device("meta"):
         copy = type(network).from_config(network.config)
-    weights = {
-        name.replace(".base_layer.", "."): w.to(dtype)
-        for name, w in network.state_dict().items()
-        if ".lora_" not in name
-    }
+    own = ((n, w) for n, w in network.state_dict().items() if ".lora_" not in n)
+    weights = {name.replace(".base_layer.", "."): w.to(dtype) for name, w in own}
     copy.load_state_dict(weights, assign=True)
+    if precision == "fp8":
+        to_float8(copy)
     return copy.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 

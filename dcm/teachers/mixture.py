@@ -125,8 +125,13 @@ class GaussianMixtureTeacher:
         log_p = -0.5 * ((z * whitened).sum(1) + log_det + D * np.log(2 * np.pi))
         return log_p, whitened
 
-    def _score(self, x: Tensor, alpha: Tensor, sigma: Tensor, condition: Tensor, guidance: float | Tensor) -> Tensor:
-        """Guided score (B, D): components share all work, so guidance only mixes their responsibilities."""
+    def score_at(
+        self, x: Tensor, alpha: Tensor, sigma: Tensor, condition: Tensor, guidance: float | Tensor = 1
+    ) -> Tensor:
+        """Gradient of :meth:`log_density_at` in x, in closed form, with guidance w; (B, D).
+
+        Components share all work, so guidance only mixes their responsibilities.
+        """
         c = self._constants(x.device, x.dtype)
         if "round" in c:  # what the components share cancels: two products of (K, D) with (D, B)
             a, variance = alpha.reshape(-1), alpha.reshape(-1) ** 2 * c["round"] + sigma.reshape(-1) ** 2
@@ -146,10 +151,6 @@ class GaussianMixtureTeacher:
         log_p, _ = self._components(x, alpha, sigma)
         return (self._constants(x.device, x.dtype)["log_weights"][:, condition] + log_p).logsumexp(0)
 
-    def score_at(self, x: Tensor, alpha: Tensor, sigma: Tensor, condition: Tensor, guidance: float = 1) -> Tensor:
-        """Gradient of :meth:`log_density_at` in x, in closed form, with guidance w; (B, D)."""
-        return self._score(x, alpha, sigma, condition, guidance)
-
     def log_density(self, x_0: Tensor, condition: Tensor) -> Tensor:
         """log p(x_0 | c) in nats for data `x_0` (B, D); (B,)."""
         one = torch.ones(1, dtype=x_0.dtype, device=x_0.device)
@@ -162,7 +163,7 @@ class GaussianMixtureTeacher:
     def guided_noise(self, x: Tensor, t: Tensor, condition: Tensor, guidance: float | Tensor) -> Tensor:
         """eps_w as :func:`dcm.teacher.guided_noise` has it, at the price of one evaluation."""
         alpha, sigma = self.schedule.alpha(t, x), self.schedule.sigma(t, x)
-        return -sigma * self._score(x, alpha, sigma, condition, guidance)
+        return -sigma * self.score_at(x, alpha, sigma, condition, guidance)
 
     def nearest_mode(self, x_0: Tensor, condition: Tensor) -> Tensor:
         """Index k of the component of class c that most likely made `x_0`; (*batch)."""

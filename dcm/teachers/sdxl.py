@@ -123,10 +123,8 @@ class PromptedUNet:
         # Adapters are in float32: autocast brings their products to the network's precision.
         low = self.dtype != torch.float32
         with torch.autocast(x.device.type, self.dtype if low else None, enabled=low and self.in_use is not None):
-            eps = self.unet(
-                x.to(self.dtype), t, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False
-            )[0]
-        return eps.to(x.dtype)
+            out = self.unet(x.to(self.dtype), t, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False)
+        return out[0].to(x.dtype)
 
     def in_chunks(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """The same, `chunk` samples at a time."""
@@ -145,7 +143,6 @@ class SDXLTeacher:
     def __init__(self, network: PromptedUNet, schedule: NoiseSchedule, shape: tuple[int, ...]):
         self.network, self.schedule, self.shape = network, schedule, shape
         self.num_classes = len(network.prompts)
-
         self.precision = "auto"
         self._fast: Any = None  # the frozen copy
         self._attention = "cudnn"
@@ -181,9 +178,7 @@ class SDXLTeacher:
         if self._fast is None:
             network = self.network
             network.prompts = network.prompts.to(network.device)
-            fast = frozen.frozen_copy(network.unet, network.dtype)
-            if self.precision == "fp8":
-                frozen.to_float8(fast)
+            fast = frozen.frozen_copy(network.unet, network.dtype, self.precision)
             frozen.skip_empty_prompts(fast)
             if compile == "regions":
                 frozen.compile_regions(fast)
@@ -197,10 +192,8 @@ class SDXLTeacher:
         text, added = self.network.prompts.of(condition, self.network.dtype)
         low = x.to(self.network.dtype, memory_format=torch.channels_last)
         with frozen.attention_by(self._attention):
-            eps = self._fast(low, t, encoder_hidden_states=text[:prompted], added_cond_kwargs=added, return_dict=False)[
-                0
-            ]
-        return eps.to(x.dtype)
+            out = self._fast(low, t, encoder_hidden_states=text[:prompted], added_cond_kwargs=added, return_dict=False)
+        return out[0].to(x.dtype)
 
     @torch.no_grad()
     def predict_noise(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:

@@ -57,10 +57,10 @@ def build_unet(config: UNetConfig) -> nn.Module:
     down = tuple("AttnDownBlock2D" if on else "DownBlock2D" for on in config.attention)
     up = tuple("AttnUpBlock2D" if on else "UpBlock2D" for on in reversed(config.attention))
     return UNet2DModel(
-        config.image_size, config.image_channels, config.image_channels, down_block_types=down, up_block_types=up,
-        block_out_channels=tuple(config.widths), layers_per_block=config.layers, attention_head_dim=config.head_width,
-        norm_num_groups=config.groups, dropout=config.dropout, num_class_embeds=config.num_classes + 1,
-        add_attention=any(config.attention),
+        sample_size=config.image_size, in_channels=config.image_channels, out_channels=config.image_channels,
+        down_block_types=down, up_block_types=up, block_out_channels=tuple(config.widths),
+        layers_per_block=config.layers, attention_head_dim=config.head_width, norm_num_groups=config.groups,
+        dropout=config.dropout, num_class_embeds=config.num_classes + 1, add_attention=any(config.attention),
     )  # fmt: skip
 
 
@@ -100,15 +100,10 @@ class UNetTeacher(nn.Module):
     def freeze(self, precision: str = "auto", dtype: torch.dtype = torch.bfloat16) -> UNetTeacher:
         """Evaluate by a copy with weights in `dtype` from now on; what happens to the weights later is not seen.
 
-        Samples, the noise schedule and guidance stay in their own precision. With `precision` ``fp8`` the linear layers
-        are rounded further (:class:`~dcm.teachers.frozen.Float8Linear`). Raises :class:`InputError` where FP8 is not
-        possible.
+        Samples, the noise schedule and guidance stay in their own precision. `precision` : see
+        :func:`~dcm.teachers.frozen.frozen_copy`.
         """
-        if precision == "fp8":
-            frozen.check_float8(self.unet.device)
-        copy = frozen.frozen_copy(self.unet, dtype)
-        if precision == "fp8":
-            frozen.to_float8(copy)
+        copy = frozen.frozen_copy(self.unet, dtype, precision)
         self._frozen, self._compiled = (copy,), {}
         return self
 

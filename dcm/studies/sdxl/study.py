@@ -11,6 +11,8 @@ from torch import Tensor
 
 from dcm.consistency import ConsistencyFunction
 from dcm.data.captions import CachedLatents
+from dcm.metrics.captioned import SDXLQuality
+from dcm.metrics.encoders import find_encoders
 from dcm.schedule import NoiseSchedule
 from dcm.students.lockstep import Students
 from dcm.students.lora import LoRAStudents
@@ -35,9 +37,6 @@ class SDXLStudy(Study):
     def __init__(self, name: str, run_dir: Path, device: torch.device):
         from diffusers import DDPMScheduler, UNet2DConditionModel
 
-        from dcm.metrics.captioned import SDXLQuality
-        from dcm.metrics.encoders import find_encoders
-
         check_packages()
         about: Any = teacher_record(run_dir, needed_by=name)
         folder, dtype = Path(about["folder"]), PRECISIONS[about["precision"]]
@@ -55,16 +54,8 @@ class SDXLStudy(Study):
         teacher = SDXLTeacher(self.network, schedule, tuple(data.latents.shape[1:]))
         f = ConsistencyFunction(schedule, prediction="epsilon")
         quality = SDXLQuality(self.pictures, about["captions"], lambda: find_encoders(about, device))
-        super().__init__(
-            name,
-            teacher,
-            data,
-            quality,
-            f,
-            chunk=about["batch"],
-            exact=False,
-            teacher_id=fingerprint(about["identity"]),
-        )
+        mark = fingerprint(about["identity"])
+        super().__init__(name, teacher, data, quality, f, chunk=about["batch"], exact=False, teacher_id=mark)
 
     def make_students(self, seeds: Sequence[int], width: int, lora_rank: int = 0) -> Students:
         """Fresh adapters of rank and alpha `width`; they start as the teacher. `lora_rank` is of no use here."""
