@@ -1,4 +1,5 @@
 # make study   set up a virtual environment and run the studies that need no GPU, to the last figure
+# make compare what was run here, against what the repository ships
 # make test    set up and run everything that CI runs
 PYTHON ?= python3
 VENV ?= .venv
@@ -15,28 +16,44 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 # Every notebook is a process that imports torch: seconds more, each time, where Python may not keep what it compiles.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: study study-regimes study-regimes_cifar10 regimes-all test unit smoke faults nbval lowest lint notebooks lab browser clean
+.PHONY: study regimes-all compare publish test shipped unit smoke faults nbval lowest lint notebooks lab browser clean
+
+# Figures, tables and pages go to results/local; what lies in results/ besides is the repository's own.
+RUN_STUDY = $(BIN)/python workflow/study.py workflow/config/$(1).yaml -j $(JOBS) $(if $(filter-out 0,$(DOWNLOAD)),--download)
+COMPARE := $(BIN)/python workflow/compare.py
 
 study: $(BIN)/.ready
-	@for study in $(STUDIES); do $(MAKE) --no-print-directory study-$$study || exit 1; done
+	@for study in $(STUDIES); do $(call RUN_STUDY,$$study) || exit 1; done
+	@$(COMPARE) $(STUDIES:%=workflow/config/%.yaml)
 
-# One study by name: make study-gmm, study-digits, study-cifar10, study-sdxl.
-# (Without Snakemake's lock, which a killed run would leave behind: files are written whole or not at all.)
+# One study by name: make study-gmm, study-digits, study-cifar10, study-sdxl (with DOWNLOAD=1 it fetches what it needs);
+# and the regimes of notebook 6: study-regimes, study-regimes_cifar10. What is finished is not run again.
 study-%: $(BIN)/.ready
-	$(BIN)/snakemake -s workflow/Snakefile --configfile workflow/config/$*.yaml -j $(JOBS) --rerun-incomplete --nolock
+	@$(call RUN_STUDY,$*)
+	@$(COMPARE) workflow/config/$*.yaml
 
-# The regimes of notebook 6, on CPU or a GPU; what is finished is not run again.
-study-regimes study-regimes_cifar10: study-%: $(BIN)/.ready
-	$(BIN)/snakemake -s workflow/regimes.smk --configfile workflow/config/$*.yaml -j $(JOBS) --rerun-incomplete --nolock
-
-# Notebook 6 over the results of both: a minute, without students or a GPU.
+# Notebook 6 over the results of both regimes: a minute, without students or a GPU.
 regimes-all: $(BIN)/.ready
-	$(BIN)/snakemake -s workflow/regimes_all.smk -j 1 --rerun-incomplete --nolock
+	@$(BIN)/python -m snakemake -s workflow/regimes_all.smk -j 1 --rerun-incomplete --nolock --quiet all
+	@$(COMPARE) results/local/regimes_all
+
+# Verdicts and metrics of everything that was run here, against those of the repository.
+compare: $(BIN)/.ready
+	@$(COMPARE)
+
+# A maintainer's step: what was run here becomes what the repository ships, and the pages that state it are filled anew.
+publish: $(BIN)/.ready
+	@$(COMPARE) --publish $(or $(STUDY),$(error make publish STUDY=gmm, say))
+	$(BIN)/python docs/fill.py
 
 # All of lint, unit, smoke and nbval, the tests in JOBS processes (tests/conftest.py says which stay together).
 test: lint
 	rm -rf runs/quick
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(NBVAL) tests $(QUICK)
+
+# Those of them that read what the repository ships, which no run may change.
+shipped: $(BIN)/.ready
+	$(BIN)/python -m pytest tests/report
 
 # uv installs in a fifth of pip's time. Where it cannot be had, or does not find the registry that pip is told of, pip does.
 INSTALL := -m pip install --quiet --disable-pip-version-check
@@ -74,10 +91,13 @@ nbval: $(BIN)/.ready
 	rm -rf runs/quick
 	$(BIN)/python -m pytest $(NBVAL) $(QUICK)
 
-# Store the notebooks' outputs anew, after a change that is meant to change them.
+# Store the notebooks' outputs anew, after a change that is meant to change them. (A backend that is named in the
+# environment would keep their figures out; progress is nothing to store.)
 notebooks: $(BIN)/.ready
 	rm -rf runs/quick
-	for n in $(QUICK); do $(BIN)/jupyter nbconvert --to notebook --execute --inplace $$n || exit 1; done
+	for n in $(QUICK); do \
+		env -u MPLBACKEND DCM_BATCH=silent $(BIN)/jupyter nbconvert --to notebook --execute --inplace $$n || exit 1; \
+	done
 
 # Figures appear in the notebook only without a backend named in the environment.
 lab: $(BIN)/.ready
@@ -88,5 +108,6 @@ browser: $(BIN)/.ready
 	$(BIN)/python $(INSTALL) playwright
 	$(BIN)/python tests/browser.py
 
+# All that was run here, trained teachers and students too.
 clean:
-	rm -rf runs .snakemake
+	rm -rf runs results/local .snakemake

@@ -15,8 +15,9 @@ from dcm.parameters.regimes import EVERY_NOTEBOOK
 from dcm.report.page import Page
 from dcm.studies.base import Study
 from dcm.studies.registry import check_folder, check_students, load_study
+from dcm.support import lock
 from dcm.support.device import find_device, ready_device
-from dcm.support.files import project_path
+from dcm.support.files import ROOT, WRITTEN, project_path
 from dcm.support.record import Record
 
 
@@ -48,8 +49,24 @@ class Session:
         page.figure(figure, name, caption, *drawn_from)
 
     def finish(self, name: str | None = None, **more) -> None:
-        """Write the provenance record, with anything in `more` (teacher evaluations, say)."""
+        """Write the provenance record, with anything in `more` (teacher evaluations, say), and name the files written."""
         self.provenance.write(self.run_dir / "provenance" / f"{name or self.notebook}.json", **more)
+        print("\n".join(["Files written:", *written()]))
+
+
+def written() -> list[str]:
+    """What this process wrote and kept since the notebook's start, several files of one folder as that folder.
+
+    Paths count from the repository's root, where they lie in it.
+    """
+    folders: dict[Path, list[Path]] = {}
+    for path in dict.fromkeys(p for p in WRITTEN if p.exists()):
+        folders.setdefault(path.parent, []).append(path)
+    lines = []
+    for folder, paths in folders.items():
+        home = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
+        lines += [f"  {home}/ ({len(paths)} files)"] if len(paths) > 3 else [f"  {home / p.name}" for p in paths]
+    return lines
 
 
 def start(notebook: str, namespace: dict) -> Session:
@@ -58,7 +75,9 @@ def start(notebook: str, namespace: dict) -> Session:
     Raises :class:`dcm.support.errors.InputError`, one sentence, for a parameter that is unknown, of a wrong type or
     impossible, and for a run_dir that another study uses.
     """
+    WRITTEN.clear()
     p: Any = check(EVERY_NOTEBOOK[notebook], namespace)
+    lock.check_free(project_path(p.run_dir))
     if hasattr(p, "study"):
         facts = p.model_dump(include={"dimension", "modes"})
         check_folder(p.study, project_path(p.run_dir), **facts)

@@ -110,8 +110,9 @@ def solver_error(folder: str, solver: str, guidance: str, intervals: str) -> str
 
 def on_mode() -> str:
     """Per cent of a student's samples on a mode, lowest to highest mean over seeds, where the exact teacher supports C2."""
-    key = ["run", "group", "guidance"]
-    rows = table(ALL, "metrics").merge(of("gmm", "swd_teacher", "supported")[key], on=key)
+    held = of("gmm", "swd_teacher", "supported")
+    key = [name for name in ("run", "group", "guidance", "update", "steps") if name in held]
+    rows = table(ALL, "metrics").merge(held[key], on=key)
     shares = 100 * rows[rows.method.isin(["CM", "Direct CM"])].groupby([*key, "method"]).on_mode.mean()
     return f"{shares.min():.1g} to {shares.max():.1g}"
 

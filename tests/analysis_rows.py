@@ -7,8 +7,9 @@ import pandas as pd
 
 from dcm.analysis import regimes, runs
 from dcm.analysis.measured import with_final
-from dcm.horizon import Group
 from dcm.metrics.mixture import MixtureQuality
+from dcm.parameters.check import validate
+from dcm.parameters.notebooks import DistillParameters
 from dcm.teachers.mixture import GaussianMixtureTeacher
 
 
@@ -28,10 +29,12 @@ def rows_of(*settings) -> pd.DataFrame:
 def run_of(rows: pd.DataFrame, **parameters) -> runs.Run:
     teacher = GaussianMixtureTeacher.of()
     study = SimpleNamespace(name="gmm", quality=MixtureQuality(teacher), teacher=teacher, exact=True)
-    usual = dict(solver="ddim", intervals=10, lr=0.1, lr_decay="linear", updates=80, loss="l2", lora_rank=0, width=64)
-    updates = {name: [int(u) for u in sorted(set(part))] for name, part in rows.groupby("group", sort=False)["update"]}
-    group = Group("ddim", 10, (2.0,), (1, 10), (0,))
-    groups = {name: runs.Trained(group, u, usual | parameters.get(name, {})) for name, u in updates.items()}
-    constant = [name for name, g in groups.items() if g.parameters["lr_decay"] == "constant"]
+    usual = dict(
+        study="gmm", run_dir="x", solver="ddim", intervals=10, guidance=[2.0], horizons=["cm", "direct"], seeds=[0],
+        updates=80, batch=8, lr=0.1, lr_decay="linear",
+    )  # fmt: skip
+    make = lambda name: validate(DistillParameters, usual | {"group_name": name} | parameters.get(name, {}))
+    groups = {name: make(name) for name in rows.group.unique()}
+    constant = [name for name, p in groups.items() if p.lr_decay == "constant"]
     rows = regimes.as_regimes(with_final(rows), constant, "one")
     return runs.Run("one", Path("x"), runs.Facts.of(study), rows, groups, {}, study)

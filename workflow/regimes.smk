@@ -1,4 +1,4 @@
-# Notebook 6 and the studies behind it: `snakemake -s workflow/regimes.smk --configfile workflow/config/regimes.yaml -j 2`
+# Notebook 6 and the studies behind it: `python workflow/study.py workflow/config/regimes.yaml -j 2`
 #
 # Each study is measured by the Snakefile of all studies (notebooks 1 to 4), so what is finished there is not run again.
 import sys
@@ -49,7 +49,8 @@ rule when_it_fails:
         notebook="notebooks/6_when_it_fails.ipynb",
     output:
         f"{RESULTS}/metrics.csv",
-        html=f"{RESULTS}/notebooks/6_when_it_fails.html",
+    log:
+        f"{RUN}/notebooks/6_when_it_fails.ipynb",
     params:
         values=regimes.notebook(),
     threads: regimes.threads

@@ -1,14 +1,22 @@
-"""Run one notebook through papermill with a rule's parameters and keep it, executed, as html."""
+"""Run one notebook through papermill, a rule's or one named by hand; bad input ends in one sentence.
 
+python workflow/run_notebook.py notebooks/2_distill.ipynb out.ipynb -p updates 100 -p guidance "[1.0, 2.0]"
+"""
+
+import argparse
+import ast
 import os
 import sys
+import tempfile
+import time
 from pathlib import Path
 
-import nbconvert
-import nbformat
 import papermill
-from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
+
+from dcm.support import lock
+from dcm.support.files import sha256, write_json
 
 # glibc hands a network's buffers back to the system after a layer and takes them anew, page by page, for the next.
 # Kernels keep up to a gigabyte instead, and buffers of more than 32 MB (the most that it allows) go back as ever. A C
@@ -18,37 +26,91 @@ KEEP_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
     "MALLOC_TOP_PAD_": str(64 << 20),
 }
+KEPT = {".csv", ".json", ".md", ".png", ".pdf", ".safetensors"}
+LONGEST = 60  # letters of a folder in which sockets can be made: a path of theirs has at most 107
 
 
-def run(source: str, parameters: dict, html: str) -> None:
-    """Execute `source`; on failure leave the half-run notebook beside `html` and exit with one sentence."""
-    executed = Path(html).with_suffix(".ipynb")
+def execute(source: str, executed: Path, parameters: dict) -> None:
+    """The notebook `source` with `parameters`, kept as `executed` cell by cell."""
     executed.parent.mkdir(parents=True, exist_ok=True)
-    for name, value in KEEP_MEMORY.items():
-        os.environ.setdefault(name, value)
-    os.environ["DCM_BATCH"] = "1"  # the kernel's progress bars as text, which papermill hands on
-    try:
+    executed.unlink(missing_ok=True)  # a link of this name would lead elsewhere
+    with tempfile.TemporaryDirectory(prefix="dcm-", ignore_cleanup_errors=True) as sockets:
+        # Sockets that are files: nothing of the kernel can be reached over the network.
+        settings = {"transport": "ipc", "ip": f"{sockets}/kernel"} if len(sockets) <= LONGEST else {}
+        # A kernel that is asked to stop logs an error; all that it made is kept by now.
         papermill.execute_notebook(
-            source, executed, parameters, kernel_name="python3", progress_bar=True, stderr_file=sys.stderr
-        )
-        book = nbformat.read(executed, as_version=4)
-        # A page needs no live progress bars, nor the scripts that a browser would fetch for them.
-        book.metadata.pop("widgets", None)
-        exporter = nbconvert.HTMLExporter(template_name="lab")
-        page, _ = exporter.from_notebook_node(book)
-        whole = Path(html).with_suffix(".part")  # renamed when it is whole
-        whole.write_text(page)
-        whole.replace(html)
+            source, executed, parameters, kernel_name="python3", progress_bar=False, stderr_file=sys.stderr,
+            config=Config({"KernelManager": settings}), shutdown_kernel="immediate",
+        )  # fmt: skip
+
+
+def run_or_exit(source: str, executed: Path, parameters: dict) -> None:
+    """:func:`execute`; on failure leave the half-run notebook and exit with one sentence."""
+    try:
+        execute(source, executed, parameters)
     except PapermillExecutionError as error:
         sys.exit(f"{source}: {error.evalue or error.ename} (the notebook as far as it ran: {executed})")
-    except DeadKernelError:
+    except RuntimeError as error:  # DeadKernelError is one
+        if "ernel d" not in str(error):  # "Kernel died", "Kernel didn't respond"
+            raise
         sys.exit(
             f"{source}: its kernel died, killed from outside or for want of memory; run again to go on from the last "
-            f"checkpoint, with a smaller batch, together or samples if memory was short (as far as it ran: {executed})"
+            "checkpoint, with a smaller batch, updates_per_solve or samples if memory was short (as far as it ran: "
+            f"{executed})"
         )
     except OSError as error:
         sys.exit(f"{source}: {executed.parent} cannot be written ({error.strerror or error}); make room and run again.")
-    executed.unlink()
 
 
-run(snakemake.input.notebook, dict(snakemake.params.values), snakemake.output.html)  # noqa: F821
+def note(run: Path, executed: Path, outputs: list[str], beside: list[Path]) -> None:
+    """Keep checksums of a rule's `outputs`, and of files that it wrote `beside` them, for workflow/study.py."""
+    also = [
+        p for b in beside for p in (sorted(b.glob("*.*")) if b.is_dir() else [b]) if p.suffix in KEPT and p.is_file()
+    ]
+    # Tensors have a checksum of their own, of what counts in them.
+    marks = {
+        os.path.relpath(p, run): None if p.suffix == ".safetensors" else sha256(p) for p in [*map(Path, outputs), *also]
+    }
+    write_json(run / "checksums" / f"{executed.stem}.json", {"outputs": list(outputs), "files": marks})
+
+
+def run_rule(rule) -> None:
+    """What a rule of Snakemake asks for."""
+    lock.end_with_the_study()
+    source, executed, values = rule.input.notebook, Path(rule.log[0]), dict(rule.params.values)
+    for name, value in KEEP_MEMORY.items():
+        os.environ.setdefault(name, value)
+    os.environ["DCM_BATCH"] = "1"
+    start = time.time()
+    print(f"{executed.stem} ..", file=sys.stderr)
+    run_or_exit(source, executed, values)
+    run, name = Path(values["run_dir"]), executed.stem
+    made = (
+        [run / "teacher"] if name == "1_teacher" else [Path(values["results_dir"])] if "results_dir" in values else []
+    )
+    note(run, executed, rule.output, [*made, run / "provenance" / f"{name}.json"])
+    print(f"{name} done in {time.time() - start:.0f} s", file=sys.stderr)
+
+
+def value(text: str):
+    """A parameter from the command line: a number, a list, true or false, else text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def run_by_hand() -> None:
+    """What the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("notebook", help="notebooks/2_distill.ipynb, say")
+    parser.add_argument("executed", type=Path, help="where it is kept, executed")
+    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter")
+    asked = parser.parse_args()
+    run_or_exit(asked.notebook, asked.executed, {name: value(text) for name, text in asked.p})
+
+
+if "snakemake" in globals():
+    run_rule(snakemake)  # noqa: F821
+elif __name__ == "__main__":
+    run_by_hand()

@@ -10,6 +10,5 @@ run = Path(snakemake.params.values["run_dir"])  # noqa: F821
 run.mkdir(parents=True, exist_ok=True)
 config = run / "config.yaml"
 config.write_text(yaml.safe_dump(snakemake.params.values, sort_keys=False))  # noqa: F821
-command = [sys.executable, "-m", "snakemake", "-s", "workflow/Snakefile", "--configfile", config, "--nolock"]
-options = ["--rerun-incomplete", "-j", snakemake.threads, "--", *snakemake.params.files]  # noqa: F821
-sys.exit(subprocess.run([str(part) for part in [*command, *options]]).returncode)
+command = [sys.executable, "workflow/study.py", config, "-j", snakemake.threads, "--", *snakemake.params.files]  # noqa: F821
+sys.exit(subprocess.run([str(part) for part in command]).returncode)

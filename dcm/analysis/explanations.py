@@ -70,7 +70,8 @@ DRIVES = [
 def mechanisms(run: Run, by_time: pd.DataFrame, starts: pd.DataFrame, claims: pd.DataFrame) -> pd.DataFrame:
     """One row a setting with maps: the effect of C2, and what each explanation says it comes from, Direct CM against CM.
 
-    `by_time`, `starts` are rows of :func:`dcm.evaluation.flow_maps.measure_maps`, `claims` of :func:`verdict_table`.
+    `by_time`, `starts` are rows of :func:`dcm.evaluation.flow_maps.measure_maps`, with ``run``, and `claims` of
+    :func:`dcm.analysis.regime_verdicts.verdict_table`.
 
     Columns: ``c2``, ``c2_data`` and ``c1`` (log ratios of the primary metric, of its sibling against data, and of the ODE
     error); ``steep_direct``, ``steep_cm`` (rank correlation of the map's steepness and the error); ``averaging_direct``,
@@ -84,12 +85,12 @@ def mechanisms(run: Run, by_time: pd.DataFrame, starts: pd.DataFrame, claims: pd
     rows = final_one_step(run.rows)  # a snapshot's own maps are not measured
     held = pd.MultiIndex.from_frame(supporting(claims, run)[REGIME])
     rows = rows.assign(holds=pd.MultiIndex.from_frame(rows[REGIME]).isin(held))
-    late, begin = by_time[by_time.t == by_time.t.max()].assign(run=run.name), starts.assign(run=run.name)
+    late = by_time[by_time.t == by_time.t.max()]
     mean_of = lambda table, method, column: table[table.method == method].groupby(by)[column].mean()
-    begin = begin.assign(
-        start=begin.error_prior / begin.error_noised,
-        own=begin.error_own / begin.error_renoised,
-        solver_share=np.log(begin.solver_true / begin.error_prior),
+    begin = starts.assign(
+        start=starts.error_prior / starts.error_noised,
+        own=starts.error_own / starts.error_renoised,
+        solver_share=np.log(starts.solver_true / starts.error_prior),
     )
     late = late.assign(target=np.log(late.gain_target / late.gain_teacher))
     columns = {

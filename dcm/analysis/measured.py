@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from pydantic import TypeAdapter
 
-from dcm.support.errors import InputError
+from dcm.parameters.kinds import Name
+from dcm.support.errors import InputError, why
 
 SETTING = ["group", "solver", "intervals", "guidance"]
+NAMES = TypeAdapter(list[Name])  # of groups; they name files
 METHODS = ["CM", "Direct CM"]
 ROW_KEY = [*SETTING, "horizon", "method", "seed", "update", "steps"]
 
@@ -18,13 +21,15 @@ ROW_KEY = [*SETTING, "horizon", "method", "seed", "update", "steps"]
 def read(run_dir: Path, name: str) -> pd.DataFrame:
     """A csv file of notebooks 3 and 4; raises :class:`InputError` where it is not there or is empty."""
     try:
-        return pd.read_csv(run_dir / f"{name}.csv")
+        table = pd.read_csv(run_dir / f"{name}.csv", dtype={"group": str})
+        NAMES.validate_python(list(table.get("group", [])))
+        return table
     except FileNotFoundError:
         raise InputError(
             f"{run_dir / name}.csv does not exist; run notebooks 1 to 4 with this run_dir first."
         ) from None
     except ValueError as error:
-        raise InputError(f"{run_dir / name}.csv is damaged ({error}); run notebooks 3 and 4 again.") from None
+        raise InputError(f"{run_dir / name}.csv is damaged ({why(error)}); run notebooks 3 and 4 again.") from None
 
 
 def measured(run_dir: Path, metrics: Iterable[str]) -> pd.DataFrame:

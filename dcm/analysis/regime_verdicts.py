@@ -10,7 +10,6 @@ from dcm.analysis import compare
 from dcm.analysis.compare import VERDICTS
 from dcm.analysis.regimes import REGIME
 from dcm.analysis.runs import Run
-from dcm.parameters.notebooks import DistillParameters
 from dcm.solvers import SOLVER_NAMES
 
 NAMES = {
@@ -22,16 +21,15 @@ NAMES = {
 
 def label(regime, run: Run) -> str:
     """What a `regime` differs in from the run's main group, in words; it has the attributes of :data:`REGIME`."""
-    later = {k: DistillParameters.model_fields[k].default for k in NAMES}  # what older runs did not name
     main, group = run.groups[run.main], run.groups[regime.group]
-    early = regime.update < group.updates[-1]
-    own = later | group.parameters | {"guidance": regime.guidance}
-    usual = later | main.parameters | {"guidance": main.group.guidance[0]}
-    differ = [text(own[k]) for k, text in NAMES.items() if own[k] != usual[k] and not (early and k == "updates")]
+    early = regime.update < group.updates
+    of = lambda p, name: p.guidance[0] if name == "guidance" else getattr(p, name)
+    own = {name: of(group, name) for name in NAMES} | {"guidance": regime.guidance}
+    differ = [text(own[k]) for k, text in NAMES.items() if own[k] != of(main, k) and not (early and k == "updates")]
     differ += [f"{regime.update} updates"] * early + [f"{regime.steps} steps"] * (regime.steps > 1)
     # The end of a curve is called as its other points are.
-    curve = len(main.updates) > 1 and main.parameters["lr_decay"] == "constant"
-    return ", ".join(differ) or (f"{main.updates[-1]} updates" if curve else "main")
+    curve = main.snapshots and main.lr_decay == "constant"
+    return ", ".join(differ) or (f"{main.updates} updates" if curve else "main")
 
 
 def verdict_table(run: Run, resamples: int, confidence: float) -> pd.DataFrame:
@@ -46,10 +44,10 @@ def verdict_table(run: Run, resamples: int, confidence: float) -> pd.DataFrame:
     table = table.assign(other=table.group != "main")
     table = table.sort_values(["other", "group", "update", "steps"], kind="stable", ignore_index=True)
     main = run.groups[run.main]
-    at = (table.group == run.main) & (table.guidance == main.group.guidance[0])
-    at &= (table["update"] == main.updates[-1]) & (table.steps == 1)
+    at = {"group": run.main, "guidance": main.guidance[0], "update": main.updates, "steps": 1}
     names = [label(row, run) for row in table.itertuples()]
-    return table.drop(columns="other").assign(family=run.family, regime=names, main=at)
+    at_main = (table[list(at)] == pd.Series(at)).all(axis=1)
+    return table.drop(columns="other").assign(family=run.family, regime=names, main=at_main)
 
 
 def counts(claims: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
@@ -79,9 +77,3 @@ def supporting(claims: pd.DataFrame, run: Run) -> pd.DataFrame:
     own = claims[(claims.run == run.name) & claims.metric.isin([run.primary, run.against_data])]
     said = own.groupby([*REGIME, "regime"], sort=False).verdict.agg(set).reset_index()
     return said[[("supported" in v) and ("contradicted" not in v) for v in said.verdict]].drop(columns="verdict")
-
-
-def strongest(claims: pd.DataFrame) -> dict[str, pd.Series]:
-    """Of C2's `claims` by one ratio metric the regime with the largest, and that with the smallest, ratio."""
-    order = claims.sort_values("value")
-    return {"for": order.iloc[-1], "against": order.iloc[0]}

@@ -21,14 +21,13 @@ class Slopes:
 
     Attributes
     ----------
-    pooled : over all points. within : common slope with a level for each group. between : over group means.
+    pooled : over all points. within : common slope with a level for each group.
     by_group : slope and Spearman's correlation in each group. rank_pooled, rank_within : Spearman's over all points, and
     the mean over groups.
     """
 
     pooled: Effect
     within: Effect
-    between: Effect
     by_group: pd.DataFrame
     rank_pooled: Effect
     rank_within: Effect
@@ -55,12 +54,6 @@ def slopes(rows: pd.DataFrame, x: str, y: str, by: Sequence[str], resamples: int
         i = index.astype(int)
         return (sxy - sx * sy / n)[i].sum(axis) / (sxx - sx * sx / n)[i].sum(axis)
 
-    def between(index, axis=-1):
-        i = index.astype(int)
-        a, b = (sx / n)[i], (sy / n)[i]
-        a, b = a - a.mean(axis, keepdims=True), b - b.mean(axis, keepdims=True)
-        return (a * b).sum(axis) / (a * a).sum(axis)
-
     def effect(statistic) -> Effect:
         with np.errstate(divide="ignore", invalid="ignore"):  # resamples of one group alone
             return compare.bootstrap(np.arange(len(groups)), statistic, resamples, confidence)
@@ -71,7 +64,7 @@ def slopes(rows: pd.DataFrame, x: str, y: str, by: Sequence[str], resamples: int
     table = table.assign(runs=n.astype(int), slope=[alone(within, k) for k in range(len(groups))], spearman=ranks)
     all_x, all_y = (np.concatenate([g[i] for g in groups]) for i in (1, 2))
     return Slopes(
-        effect(pooled), effect(within), effect(between), table,
+        effect(pooled), effect(within), table,
         compare.rank_correlation(all_x, all_y, resamples, confidence), compare.bootstrap(ranks, np.mean, resamples, confidence),
     )  # fmt: skip
 
@@ -97,4 +90,4 @@ def at_equal_error(rows: pd.DataFrame, by: Sequence[str], resamples: int, confid
     try:
         return compare.bootstrap(np.arange(count), offset, resamples, confidence)
     except np.linalg.LinAlgError:  # too few groups to tell the three apart
-        return Effect(float("nan"), float("nan"), float("nan"), count)
+        return Effect(np.nan, np.nan, np.nan, count)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcm.evaluation.by_time import noised_data
+from dcm.evaluation.by_time import noised_data, starting_indices
 from dcm.evaluation.samples import EvaluationSet
 from dcm.evaluation.students import describe
 from dcm.schedule import Grid
@@ -68,22 +68,10 @@ class Steepness:
     @classmethod
     def of(cls, jacobian: Tensor, axes: int) -> Steepness:
         """From :func:`derivatives` (..., P, B, *shape), where shape has `axes` axes."""
-        columns = cls._columns(jacobian, axes)
-        return cls(torch.linalg.matrix_norm(columns, 2), cls.gain_of(jacobian, axes))
-
-    @classmethod
-    def gain_of(cls, jacobian: Tensor, axes: int) -> Tensor:
-        """The gain alone."""
-        return cls._columns(jacobian, axes).square().sum(-2).mean(-1).sqrt()
-
-    @staticmethod
-    def _columns(jacobian: Tensor, axes: int) -> Tensor:
-        return jacobian.flatten(-axes).movedim(-3, -1)  # (..., B, D, P)
-
-
-def rms(x: Tensor) -> Tensor:
-    """Root mean square over the last axis."""
-    return x.square().mean(-1).sqrt()
+        columns = jacobian.flatten(-axes).movedim(-3, -1)  # (..., B, D, P)
+        gain = columns.square().sum(-2).mean(-1).sqrt()
+        # Where a derivative is not finite there are no singular values.
+        return cls(torch.linalg.matrix_norm(columns.nan_to_num(0, 0, 0), 2) + 0 * gain, gain)
 
 
 def averaging_index(x: Tensor, solution: Tensor, condition: Tensor) -> float:
@@ -134,8 +122,7 @@ class Maps:
         common = x.ndim == len(self.study.teacher.shape) + 1
         x = x.expand(self.students.size, *x.shape) if common else x
         c = c.expand(x.shape[:2])
-        t = torch.full(x.shape[:2], int(self.grid.time(torch.tensor(n))), device=self.device)
-        return self.study.f(self.students, x, t, c)
+        return self.study.f(self.students, x, torch.full(x.shape[:2], self.grid.time(n), device=self.device), c)
 
     def own_targets(self, x: Tensor, n: int, c: Tensor) -> Tensor:
         """What students are trained towards at x_{t_n}, (M, B, *shape); NaN where that is the teacher's solution."""
@@ -151,13 +138,6 @@ class Maps:
         many = c.repeat(2 * len(self.directions))
         return Steepness.of(derivatives(lambda y: function(y, many), x, self.directions), x.ndim - 1)
 
-    def target_gain(self, n: int, x: Tensor, c: Tensor, teacher: Tensor) -> Tensor:
-        """Gain (M, B) of every student's target; `teacher` (B,) is that of the ODE map, the target of long horizons."""
-        many = c.repeat(2 * len(self.directions))
-        J = derivatives(lambda y: self.own_targets(y, n, many), x, self.directions)
-        own = Steepness.gain_of(J, x.ndim - 1)
-        return torch.where(own.isnan(), teacher, own)
-
     def by_time(self) -> Iterator[dict]:
         """One row a student and starting time: steepness of teacher, student and target, and where the student errs.
 
@@ -165,19 +145,19 @@ class Maps:
         between the teacher's local Lipschitz constant and the squared error; ``error_1`` .. ``error_4`` are mean squared
         errors by quarters of points from the flattest to the steepest, ``lipschitz_1`` .. their Lipschitz constants.
         """
-        N = self.grid.intervals
-        for n in sorted({max(1, round(N * k / PARTS)) for k in range(1, PARTS + 1)}):
+        rms = lambda v: float(v.square().mean(-1).sqrt())
+        for n in starting_indices(self.grid.intervals, PARTS):
             x, c = noised_data(self.study, self.seed, self.points, n, self.grid, self.device)
             teacher = self.steepness(lambda y, k: self.solve(y, n, k).x, x, c)
             student = self.steepness(lambda y, k: self.answers(y, n, k), x, c)
-            target = self.target_gain(n, x, c, teacher.gain)
+            own = self.steepness(lambda y, k: self.own_targets(y, n, k), x, c).gain
+            target = torch.where(own.isnan(), teacher.gain, own)  # of long horizons the target is the ODE map
             errors = (self.answers(x, n, c) - self.solve(x, n, c).x).square().flatten(2).mean(2)
             quarters = teacher.lipschitz.argsort().tensor_split(PARTS)
             for i in self.members:
                 yield self._describe(i) | {
-                    "t": int(self.grid.time(torch.tensor(n))), "error": float(errors[i].mean()),
-                    "gain_teacher": float(rms(teacher.gain)), "gain_student": float(rms(student.gain[i])),
-                    "gain_target": float(rms(target[i])),
+                    "t": self.grid.time(n), "error": float(errors[i].mean()),
+                    "gain_teacher": rms(teacher.gain), "gain_student": rms(student.gain[i]), "gain_target": rms(target[i]),
                     "steep_correlation": float(spearman(teacher.lipschitz.cpu().numpy(), errors[i].cpu().numpy())),
                     **{f"error_{q}": float(errors[i][rows].mean()) for q, rows in enumerate(quarters, 1)},
                     **{f"lipschitz_{q}": float(teacher.lipschitz[r].mean()) for q, r in enumerate(quarters, 1)},
@@ -198,16 +178,16 @@ class Maps:
         noise, c = evaluation.noise[rows].to(self.device), evaluation.condition[rows].to(self.device)
         path = self.solve(noise, N, c, trajectory=True).trajectory
         solution = path[-1]
-        along = torch.stack([self.answers(path[N - n], n, c) for n in range(N, 0, -1)] + [solution.expand(self.students.size, *solution.shape)])  # fmt: skip
+        along = [self.answers(path[N - n], n, c) for n in range(N, 0, -1)]
+        along = torch.stack([*along, solution.expand_as(along[0])])
         residual = (along[:-1] - along[1:]).double().square().sum(0).flatten(2).mean((1, 2))
         samples = along[0]
         x_T, c_T = noised_data(self.study, self.seed, self.points, N, self.grid, self.device)
         middle = self.grid.student_indices(2)[1] if N > 1 else N
         x_m, c_m = noised_data(self.study, self.seed, self.points, middle, self.grid, self.device)
         fresh = sample_noise(self.seed, "renoise", range(self.points), self.study.teacher.shape, 1).to(self.device)
-        own = self.study.teacher.schedule.add_noise(
-            samples, fresh.expand_as(samples), torch.full(samples.shape[:2], int(self.grid.time(torch.tensor(middle))), device=self.device)
-        )  # fmt: skip
+        t_m = torch.full(samples.shape[:2], self.grid.time(middle), device=self.device)
+        own = self.study.teacher.schedule.add_noise(samples, fresh.expand_as(samples), t_m)
         own_solution = torch.stack([self.solve(own[i], middle, c).x for i in self.members])
         truth = reference(noise, c).to(samples.dtype)
         every = evaluation.student_samples(self.students, N, 1)
@@ -243,31 +223,26 @@ def measure_maps(
 
     What is found in the folder `store` is not measured again.
     """
-    times, starts = (RowStore(store / f"{name}.jsonl", KEY) for name in ("by_time", "from_noise"))
+    stores = [RowStore(store / f"{name}.jsonl", KEY) for name in ("by_time", "from_noise")]
     truth: dict[float, Tensor] = {}
     out: tuple[list[dict], list[dict]] = ([], [])
     work = [(g, w) for g in groups for w in g.group.guidance]
     for distilled, w in tqdm(work, desc="maps measured", unit="group"):
         mark = fingerprint(distilled.path, study.teacher_id, points, probes, evaluation.samples, evaluation.seed)
-        found = [
-            [r for r in s.done.values() if r["fingerprint"] == mark and r["guidance"] == w] for s in (times, starts)
-        ]
-        members = [m for m in distilled.group.members if m.guidance == w]
-        if len(found[1]) < len(members):  # written last
+        known = lambda s: [r for r in s.done.values() if r["fingerprint"] == mark and r["guidance"] == w]
+        if len(known(stores[1])) < sum(m.guidance == w for m in distilled.group.members):  # written last
             students = distilled.students(study, distilled.updates[-1], evaluation.device)
             maps = Maps(study, distilled, students, w, points, probes, evaluation.seed)
-            T = study.teacher.schedule.T
 
             def reference(x: Tensor, c: Tensor) -> Tensor:
                 if w not in truth:
                     truth[w] = study.reference(x, maps.grid.intervals, c, w, maps.grid)
                 return truth[w]
 
-            made = [list(maps.by_time()), [r | {"t": T} for r in maps.from_noise(evaluation, reference)]]
-            found = [[{"fingerprint": mark} | r for r in rows] for rows in made]
-            for s, rows in zip((times, starts), found):
+            made = [list(maps.by_time()), [r | {"t": maps.grid.T} for r in maps.from_noise(evaluation, reference)]]
+            for s, rows in zip(stores, made):
                 for row in rows:
-                    s.add(row)
-        for part, rows in zip(out, found):
-            part += [{k: v for k, v in row.items() if k != "fingerprint"} for row in rows]
+                    s.add({"fingerprint": mark} | row)
+        for part, s in zip(out, stores):
+            part += [{k: v for k, v in row.items() if k != "fingerprint"} for row in known(s)]
     return out

@@ -1,9 +1,11 @@
-"""Samples of teacher and students from the same noise."""
+"""Samples of teacher and students from the same noise: notebook 2 makes and keeps them, the others read."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import torch
@@ -13,16 +15,21 @@ from dcm.consistency import sample
 from dcm.schedule import Grid
 from dcm.students.lockstep import Students
 from dcm.studies.base import Study, solve_in_chunks
+from dcm.support.errors import InputError
 from dcm.support.files import fingerprint, read_tensors, write_tensors
 from dcm.support.progress import tqdm
 from dcm.support.seeds import sample_noise
+from dcm.training.saved import DistilledGroup
+
+KEPT = 1 << 26  # bytes of one set of students' samples that are still worth their room on the disk
 
 
-@dataclass
+@dataclass(eq=False)
 class EvaluationSet:
     """Fixed noise and conditions, shared by the teacher and every student.
 
-    Sample i has class i mod num_classes; its noise depends on (seed, i) alone.
+    Sample i has class i mod num_classes; its noise depends on (seed, i) alone. What is sampled is kept in
+    ``run_dir/samples``.
     """
 
     study: Study
@@ -51,14 +58,25 @@ class EvaluationSet:
         shape = self.study.teacher.shape
         return sample_noise(self.seed, "renoise", range(self.samples), shape, step).to(self.home)
 
-    def cached(self, name: str, make) -> Tensor:
-        """A tensor kept in ``run_dir/evaluation``, made once per teacher and evaluation set."""
-        key = fingerprint(self.study.teacher_id, self.samples, self.seed)
-        path = self.run_dir / "evaluation" / f"{name}-{key}.safetensors"
-        if not path.exists():
-            write_tensors(path, {"x": make()})
-        return read_tensors(path, self.home)[0]["x"]
+    def mark(self, *parts) -> str:
+        """What a file of this set is known by: teacher, number of samples, seed and any `parts`."""
+        return fingerprint(*parts, self.study.teacher_id, self.samples, self.seed)
 
+    def kept(self, name: str, make: Callable[[], Tensor], *parts) -> Tensor:
+        """A tensor of ``run_dir/samples``; made where there is none, or a damaged one, or one of another :meth:`mark`."""
+        path, mark = self.run_dir / "samples" / f"{name}.safetensors", self.mark(*parts)
+        try:
+            tensors, about = read_tensors(path, self.home) if path.exists() else ({}, {})
+        except InputError:
+            print(f"{path} is damaged, and made again.")
+            about = {}
+        if about.get("mark") == mark:
+            return tensors["x"]
+        x = make().to(self.home)
+        write_tensors(path, {"x": x}, {"mark": mark})
+        return x
+
+    @cache  # noqa: B019 - read once; a set lasts as long as its notebook
     def teacher_samples(self, solver: str, intervals: int, guidance: float) -> Tensor:
         """The teacher's N-step solutions (B, *shape) from the noise."""
         grid, name = Grid(intervals, self.study.teacher.schedule.T), f"{solver}-{intervals}-{guidance:g}"
@@ -68,17 +86,17 @@ class EvaluationSet:
             return solve_in_chunks(self.study, x, c, guidance, solver, grid)
 
         if not self.study.costly:
-            return self.cached(name, make)
+            return self.kept(name, make)
         parts = [slice(i, i + self.study.chunk) for i in range(0, self.samples, self.study.chunk)]
         bar = tqdm(parts, desc=f"teacher's samples, {name}", unit="chunk", leave=False)
-        return torch.cat([self.cached(f"{name}-parts/{rows.start:06d}", lambda: make(rows)) for rows in bar])
+        return torch.cat([self.kept(f"{name}-parts/{rows.start:06d}", lambda: make(rows)) for rows in bar])
 
+    @cache  # noqa: B019
     def exact_samples(self, guidance: float) -> Tensor:
         """The PF-ODE's true solutions (B, *shape) from the noise, where they are known."""
         T = self.study.teacher.schedule.T
-        return self.cached(
-            f"exact-{guidance:g}", lambda: self.study.reference(self.noise, T, self.condition, guidance, Grid(T, T))
-        )
+        make = lambda: self.study.reference(self.noise, T, self.condition, guidance, Grid(T, T))
+        return self.kept(f"exact-{guidance:g}", make)
 
     def student_samples(self, students: Students, intervals: int, steps: int, count: int | None = None) -> Tensor:
         """Samples (M, B, *shape) of every student in `steps` steps from the common noise, or the first `count`."""
@@ -92,3 +110,31 @@ class EvaluationSet:
             x, c = (v.expand(students.size, *v.shape) for v in (x, c))
             out.append(sample(self.study.f, students, x, c, grid, again).to(self.home))
         return torch.cat(out, 1)
+
+    def keeps(self, distilled: DistilledGroup) -> bool:
+        """Whether a group's samples are kept; a costly study's, and larger ones, are sampled whenever they are asked for."""
+        size = 4 * len(distilled.group.members) * self.samples * math.prod(self.study.teacher.shape)
+        return not self.study.costly and size <= KEPT
+
+    def of_group(self, distilled: DistilledGroup, update: int, steps: int, count: int | None = None) -> Tensor:
+        """Samples (M, B, *shape) of a group's students with their weights at `update`, or the first `count`."""
+
+        def make(count: int | None = None) -> Tensor:
+            students = distilled.students(self.study, update, self.device)
+            return self.student_samples(students, distilled.group.intervals, steps, count)
+
+        if not self.keeps(distilled):
+            return make(count)
+        return self.kept(f"{distilled.name}-{update}-{steps}", make, distilled.digest)[:, :count]
+
+
+def sample_group(evaluation: EvaluationSet, distilled: DistilledGroup, steps: Sequence[int]) -> None:
+    """Sample a group and its teacher, for notebooks 3 and 4 to measure; what is kept already is left as it is."""
+    group = distilled.group
+    for w in group.guidance:
+        evaluation.teacher_samples(group.solver, group.intervals, w)
+        if evaluation.study.exact:
+            evaluation.exact_samples(w)
+    if evaluation.keeps(distilled):
+        for update, k in tqdm(distilled.sets(steps), desc="students sampled", unit="set"):
+            evaluation.of_group(distilled, update, k)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -10,29 +12,39 @@ from dcm.evaluation.samples import EvaluationSet
 from dcm.horizon import method_name
 from dcm.schedule import Grid
 from dcm.solvers import solve
+from dcm.students.lockstep import Students
 from dcm.studies.base import Study
 from dcm.training.saved import DistilledGroup
 
 
 def samples_to_show(
-    study: Study, evaluation: EvaluationSet, distilled: DistilledGroup, steps: list[int], count: int = 1200
+    evaluation: EvaluationSet, distilled: DistilledGroup, steps: Sequence[int], count: int = 1200
 ) -> dict[str, Tensor]:
     """Samples of the teacher and, of the first seed, of CM and Direct CM in each number of steps; same noise (fig2)."""
     group = distilled.group
-    count = 64 if study.is_image else count  # more than a figure shows
-    students = distilled.students(study, distilled.updates[-1], evaluation.device)
-    out = {"teacher": evaluation.teacher_samples(group.solver, group.intervals, group.guidance[0])}
-    first = [i for i in group.ends if group.members[i].seed == group.seeds[0]]
-    by_steps = {
-        k: evaluation.student_samples(students, group.intervals, k, count) for k in steps if k <= group.intervals
-    }
-    for i in first:
-        for k, x in by_steps.items():
-            out[f"{method_name(group.members[i].horizon, group.intervals)}, {k} step{'s' * (k > 1)}"] = x[i]
-    return {label: x[:count] for label, x in out.items()}
+    count = 64 if evaluation.study.is_image else count  # more than a figure shows
+    out = {"teacher": evaluation.teacher_samples(group.solver, group.intervals, group.guidance[0])[:count]}
+    end = distilled.updates[-1]
+    by_steps = {k: evaluation.of_group(distilled, end, k, count) for k in steps if k <= group.intervals}
+    for i in group.ends:
+        if group.members[i].seed == group.seeds[0]:
+            name = method_name(group.members[i].horizon, group.intervals)
+            out |= {f"{name}, {k} step{'s' * (k > 1)}": x[i] for k, x in by_steps.items()}
+    return out
 
 
 @torch.no_grad()
+def target_on(
+    study: Study, students: Students, member: int, paths: Tensor, n: int, h: int, c: Tensor, grid: Grid
+) -> tuple[Tensor, Tensor]:
+    """(x_hat, target), each (B, *shape), of horizon `h` on the teacher's `paths` (n + 1, B, *shape) from x_{t_n} to data.
+
+    The answer at x_hat is that of student number `member`; f is the identity at data.
+    """
+    x_hat, t_hat = paths[min(h, n)], torch.full(c.shape, grid.time(max(n - h, 0)), device=paths.device)
+    return x_hat, study.f(students, x_hat[None], t_hat[None], c[None], members=slice(member, member + 1))[0]
+
+
 def targets_to_show(
     study: Study, device: torch.device, distilled: DistilledGroup, count: int = 7
 ) -> tuple[Tensor, int, dict[str, tuple[Tensor, Tensor]]]:
@@ -41,17 +53,12 @@ def targets_to_show(
     Returns (paths (n + 1, B, *shape), n, {method: (x_hat, target)}), with the first seed's distilled students.
     """
     group = distilled.group
-    grid, w = Grid(group.intervals, study.teacher.schedule.T), group.guidance[0]
-    n = max(1, round(0.8 * group.intervals))
+    grid, n = Grid(group.intervals, study.teacher.schedule.T), max(1, round(0.8 * group.intervals))
     x, c = noised_data(study, 0, 12 if study.is_image else count, n, grid, device)
-    paths = solve(study.teacher, x, n, c, w, group.solver, grid, trajectory=True).trajectory
+    paths = solve(study.teacher, x, n, c, group.guidance[0], group.solver, grid, trajectory=True).trajectory
     students = distilled.students(study, distilled.updates[-1], device)
-    targets = {}
-    for i in group.ends:
-        member = group.members[i]
-        if member.seed == group.seeds[0]:
-            h = min(member.horizon, n)
-            x_hat, t_hat = paths[h], torch.full(c.shape, grid.time(n - h), device=device)
-            answer = study.f(students, x_hat[None], t_hat[None], c[None], members=slice(i, i + 1))[0]
-            targets[method_name(member.horizon, group.intervals)] = (x_hat, answer)
+    targets = {
+        method_name(m.horizon, group.intervals): target_on(study, students, i, paths, n, m.horizon, c, grid)
+        for i, m in enumerate(group.members) if i in group.ends and m.seed == group.seeds[0]
+    }  # fmt: skip
     return paths, n, targets

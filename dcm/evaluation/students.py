@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-
-from torch import Tensor
 
 from dcm.evaluation.samples import EvaluationSet
 from dcm.horizon import Group, Member, method_name
-from dcm.studies.base import Study
-from dcm.support.files import fingerprint
 from dcm.support.progress import tqdm
 from dcm.support.rows import RowStore
 from dcm.support.threads import in_threads
-from dcm.training.saved import DistilledGroup, load_group
+from dcm.training.saved import DistilledGroup
 
 
 def describe(name: str, group: Group, member: Member, update: int, steps: int) -> dict:
@@ -27,61 +22,40 @@ def describe(name: str, group: Group, member: Member, update: int, steps: int) -
 
 
 KEY = ("fingerprint", "group", "guidance", "horizon", "seed", "update", "steps")
-KEPT = 1 << 26  # bytes of one set of students' samples that are still worth their room on the disk
-
-
-def _samples_of(evaluation: EvaluationSet, g: DistilledGroup, mark: str, update: int, steps: int) -> Tensor:
-    """Samples (M, B, *shape) of a group's students; kept in ``run_dir/evaluation``, since two notebooks ask for them."""
-
-    def make() -> Tensor:
-        students = g.students(evaluation.study, update, evaluation.device)
-        return evaluation.student_samples(students, g.group.intervals, steps)
-
-    size = 4 * len(g.group.members) * evaluation.samples * math.prod(evaluation.study.teacher.shape)
-    if evaluation.study.costly or size > KEPT:
-        return make()
-    return evaluation.cached(f"students-{g.name}-{update}-{steps}-{mark}", make)
 
 
 def measure_students(
-    study: Study,
     evaluation: EvaluationSet,
-    groups: dict[str, list[int]],
+    groups: Iterable[DistilledGroup],
+    steps_of: Callable[[str], Sequence[int]],
     store: Path,
-    measure,
-    last_first: bool = False,
+    measures: Sequence[str],
+    measure: Callable,
     workers: int = 1,
 ) -> Iterator[dict]:
-    """One row for every student, snapshot and number of sampling steps; rows found in `store` are not made again.
+    """One row for every student, snapshot and number of sampling steps, in a fixed order.
 
     Parameters
     ----------
-    groups : numbers of sampling steps to measure by name of group; snapshots before the end are measured in one step.
-    store : where finished rows are kept. ``measure(x (B, *shape), group, member)`` returns the
-    values of a row. last_first : begin at the end; two notebooks that run side by side, one from either end, then
-    sample half of the students each and read the other half. workers : threads that call `measure`, which must allow
-    it. Yields the rows in a fixed order.
+    groups : whose students are measured. steps_of : by a group's name, the numbers of sampling steps at its end;
+        snapshots are measured in one step.
+    store : where finished rows are kept. Those that have all `measures` are not made again.
+    measure : ``measure(x (B, *shape), group, member)`` returns the values of a row, by name.
+    workers : threads that call `measure`, which must allow it.
     """
-    rows = RowStore(store, KEY)
-    work = []
-    for name, steps in groups.items():
-        g = load_group(evaluation.run_dir, name)
-        mark = fingerprint(g.path, study.teacher_id, evaluation.samples, evaluation.seed)
-        for update in g.updates:
-            for k in steps if update == g.updates[-1] else [1]:
-                if k <= g.group.intervals:
-                    keys = [{"fingerprint": mark} | describe(name, g.group, m, update, k) for m in g.group.members]
-                    work.append((g, mark, update, k, keys))
+    rows, work = RowStore(store, KEY), []
+    for g in groups:
+        mark = evaluation.mark(g.digest)
+        for update, k in g.sets(steps_of(g.name)):
+            keys = [{"fingerprint": mark} | describe(g.name, g.group, m, update, k) for m in g.group.members]
+            work.append((g, update, k, keys))
+    done = lambda key: key in rows and rows[key].keys() >= set(measures)
 
-    def missing() -> Iterator[tuple]:  # sampled as they are asked for
-        for g, mark, update, k, keys in tqdm(work[::-1] if last_first else work, desc="students measured", unit="set"):
-            if not all(key in rows for key in keys):
-                x = _samples_of(evaluation, g, mark, update, k)
-                yield from (
-                    (key, (x_m, g.group, member))
-                    for x_m, key, member in zip(x, keys, g.group.members)
-                    if key not in rows
-                )
+    def missing() -> Iterator[tuple]:  # samples are read as they are asked for
+        for g, update, k, keys in tqdm(work, desc="students measured", unit="set"):
+            if not all(map(done, keys)):
+                x = evaluation.of_group(g, update, k)
+                yield from ((key, (x_m, g.group, m)) for x_m, key, m in zip(x, keys, g.group.members) if not done(key))
 
     for key, values in in_threads(lambda job: (job[0], measure(*job[1])), missing(), workers):
         rows.add(key | values)

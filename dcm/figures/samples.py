@@ -3,64 +3,58 @@
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from dcm.figures.style import CLASS_COLOURS, COLOURS
+from dcm.figures.style import CLASS_COLOURS, COLOURS, GREY, WIDTH, key, panels
 
 
-def density(ax, teacher, condition: int | None = None, extent: float = 2.4) -> None:
-    """Draw a mixture's density as grey shades, of one class or of all; above 2-D leave the plane of the first two empty."""
+def density(ax, teacher, extent: float = 2.4) -> None:
+    """Draw a mixture's density as grey shades; above 2-D leave the plane of the first two empty."""
     if teacher.shape != (2,):
         ax.set(xlabel="first coordinate", ylabel="second coordinate")
         return
     u = torch.linspace(-extent, extent, 220)
     x = torch.stack(torch.meshgrid(u, u, indexing="xy"), -1).reshape(-1, 2)
-    c = torch.full((len(x),), teacher.num_classes if condition is None else condition)
+    c = torch.full((len(x),), teacher.num_classes)
     p = teacher.log_density(x, c).exp().reshape(len(u), len(u))
     ax.imshow(p**0.5, origin="lower", extent=[-extent, extent] * 2, cmap="Greys", alpha=0.65, aspect="equal")
     ax.set(xlim=(-extent, extent), ylim=(-extent, extent), xticks=[], yticks=[])
     ax.grid(False)
+    ax.spines[:].set_visible(False)
 
 
-def image(x: Tensor) -> np.ndarray:
-    """An image (C, H, W) in [-1, 1] as an array that matplotlib shows."""
-    return ((x.clamp(-1, 1) + 1) / 2).movedim(0, -1).squeeze(-1).cpu().numpy()
-
-
-def image_rows(rows: dict[str, Tensor], columns: int, size: float = 0.62) -> Figure:
+def image_rows(rows: dict[str, Tensor], columns: int) -> Figure:
     """Images in labelled rows; column i of every row is one and the same noise.
 
-    `rows` maps a label to images (B, C, H, W), of which the first `columns` are shown.
+    `rows` maps a label to images (B, C, H, W), in [-1, 1], of which the first `columns` are shown, twelve at most.
     """
-    columns = min(columns, *(len(x) for x in rows.values()))
-    figure, axes = plt.subplots(len(rows), columns, figsize=(size * columns + 1.2, size * len(rows)), squeeze=False)
+    columns = min(columns, 12, *(len(x) for x in rows.values()))
+    size = (WIDTH - 0.2 - 0.075 * max(map(len, rows))) / columns  # beside the longest label
+    figure, axes = plt.subplots(len(rows), columns, figsize=(WIDTH, size * len(rows)), squeeze=False)
     for line, (label, x) in zip(axes, rows.items()):
         for ax, one in zip(line, x):
-            ax.imshow(image(one), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            picture = ((one.clamp(-1, 1) + 1) / 2).movedim(0, -1).squeeze(-1).cpu().numpy()
+            ax.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             ax.set_axis_off()
-        line[0].text(-0.15, 0.5, label, transform=line[0].transAxes, ha="right", va="center", fontsize=8)
+        line[0].text(-0.1, 0.5, label, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
     return figure
 
 
 def samples(study, rows: dict[str, Tensor], condition: Tensor) -> Figure:
-    """fig2: samples of teacher and students from the same noise.
+    """fig2: samples of teacher and students from the same noise, the teacher's first and the others in threes beside it.
 
     `rows` maps a label to samples (B, *shape); `condition` (B,) colours 2-D points by class.
     """
     if study.is_image:
-        return image_rows({label: study.pictures(x[:16]) for label, x in rows.items()}, 16)
-    count = len(rows)
-    across = (count + 1) // 2 if count > 4 else count
-    figure, axes = plt.subplots(
-        -(-count // across), across, figsize=(2.5 * across, 2.65 * -(-count // across)), squeeze=False
-    )
+        return image_rows({label: study.pictures(x[:12]) for label, x in rows.items()}, 12)
+    down = max(1, -(-(len(rows) - 1) // 3))
+    figure, axes = plt.subplots(down, 4, figsize=(WIDTH, 2 * down), squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
-    for ax, (label, x) in zip(axes.flat, rows.items()):
+    for ax, (label, x) in zip([axes[0, 0], *axes[:, 1:].flat], rows.items()):
         ax.set_axis_on()
         density(ax, study.teacher)
         for c in range(study.teacher.num_classes):
@@ -84,19 +78,22 @@ def objectives(study, paths: Tensor, start: int, targets: dict[str, tuple[Tensor
             rows[f"target of {method}"] = target
         rows["teacher's solution"] = paths[-1]
         return image_rows({label: study.pictures(x[:12]) for label, x in rows.items()}, 12)
-    figure, axes = plt.subplots(1, len(targets), figsize=(4.2 * len(targets), 4.3), squeeze=False)
-    for ax, (method, (origin, target)) in zip(axes[0], targets.items()):
-        density(ax, study.teacher, extent=2.9)
+    figure, axes = panels(len(targets), 3.5)
+    extent = 1.1 * float(max(v.abs().max() for v in (paths, *(y for pair in targets.values() for y in pair))))
+    for ax, (method, (origin, target)) in zip(axes, targets.items()):
+        density(ax, study.teacher, extent=extent)
         p, o, y = (v.cpu().numpy() for v in (paths, origin, target))
-        ax.plot(p[..., 0], p[..., 1], "-", color=COLOURS["teacher"], lw=1, alpha=0.55)
-        ax.plot(p[0, :, 0], p[0, :, 1], "o", color="black", ms=5, label="$x_{t_n}$, where the student is called")
-        ax.plot(
-            p[-1, :, 0], p[-1, :, 1], "D", mfc="none", color=COLOURS["teacher"], ms=7, label="teacher's ODE solution"
-        )
+        colour, grey = COLOURS.get(method, "#009E73"), COLOURS["teacher"]  # green: a horizon between the two
+        ax.plot(p[..., 0], p[..., 1], "-", color=grey, lw=1, alpha=0.55)
+        ax.plot(*p[0].T, "o", color="black", ms=5, label="$x_{t_n}$, where the student is called")
+        ax.plot(*p[-1].T, "D", mfc="none", color=grey, ms=7, label="teacher's ODE solution")
         for a, b in zip(o, y):
-            ax.annotate("", b, a, arrowprops=dict(arrowstyle="->", color=COLOURS[method], lw=1.2, ls="--", alpha=0.8))
-        ax.plot(o[:, 0], o[:, 1], ".", color=COLOURS[method], ms=6, label=r"$\hat{x}$, where the teacher's steps end")
-        ax.plot(y[:, 0], y[:, 1], "*", color=COLOURS[method], ms=12, label="target of the regression")
-        ax.set_title(method)
-        ax.legend(fontsize=7, loc="upper left", framealpha=0.8, frameon=True)
-    return figure
+            ax.annotate("", b, a, arrowprops=dict(arrowstyle="->", color=colour, lw=1.2, ls="--", alpha=0.8))
+        for marks, look, text in (
+            (o, ".", r"$\hat{x}$, where the teacher's steps end"),
+            (y, "*", "target of the regression"),
+        ):
+            ax.plot(*marks.T, look, color=colour, ms=12 if look == "*" else 6)
+            ax.plot([], [], look, color=GREY, ms=12 if look == "*" else 6, label=text)  # of either colour
+        ax.set_title(method, color=colour)
+    return key(figure, ncols=2)

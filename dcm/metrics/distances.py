@@ -14,6 +14,8 @@ from torch import Tensor
 from dcm.support.errors import InputError
 
 NAN = float("nan")
+# Expected of a product of covariances; set here, not around the call, since threads share the filters.
+warnings.filterwarnings("ignore", "Matrix is singular", scipy.linalg.LinAlgWarning)
 _numpy_draws = Lock()  # of NumPy's global generator
 
 

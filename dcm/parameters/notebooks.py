@@ -151,10 +151,27 @@ class TrainingParameters(Parameters):
     processes: k.Count = 1
 
 
+def _with_one(steps: list[int]) -> list[int]:
+    """Verdicts and most figures are about one-step samples."""
+    if 1 not in steps:
+        raise ValueError
+    return steps
+
+
+Steps = Annotated[
+    list[Annotated[int, Field(ge=1, le=1000)]],
+    AfterValidator(_with_one),
+    Field(description="a list of whole numbers from 1 to 1000, 1 among them"),
+]
+
+
 class DistillParameters(Common, GroupParameters, TrainingParameters):
-    """Notebook 2."""
+    """Notebook 2, which ends by sampling its students: ``samples``, ``evaluation_seed`` and ``steps`` say how."""
 
     group_name: k.Name
+    samples: k.Samples = 1024
+    evaluation_seed: k.Seed = 0
+    steps: Steps = [1]
 
     @model_validator(mode="after")
     def _trainable(self):
@@ -165,23 +182,12 @@ class DistillParameters(Common, GroupParameters, TrainingParameters):
         return self
 
 
-def _with_one(steps: list[int]) -> list[int]:
-    """Verdicts and most figures are about one-step samples."""
-    if 1 not in steps:
-        raise ValueError
-    return steps
-
-
 class EvaluationParameters(Parameters):
     """The evaluation set that notebooks 3 and 4 share."""
 
     samples: k.Samples
     seed: k.Seed = 0
-    steps: Annotated[
-        list[Annotated[int, Field(ge=1, le=1000)]],
-        AfterValidator(_with_one),
-        Field(description="a list of whole numbers from 1 to 1000, 1 among them"),
-    ]
+    steps: Steps
     groups: Annotated[list[k.Name], Field(min_length=1, description="a list of names of distilled groups")]
     main_group: k.Name = "main"
 
@@ -190,6 +196,10 @@ class EvaluationParameters(Parameters):
         if self.main_group not in self.groups:
             raise refusal("main_group", self.main_group, ", ".join(self.groups))
         return self
+
+    def steps_of(self, group: str) -> list[int]:
+        """In how many steps a group's students are sampled: the main group's in all, the others' in one."""
+        return self.steps if group == self.main_group else [1]
 
 
 class ODEErrorParameters(Common, EvaluationParameters):

@@ -30,7 +30,7 @@ class StudyConfig(Common, WithResults):
     def _parts(self):
         if self.main_group not in self.groups:
             raise InputError(f"main_group = {self.main_group!r} is not a group; allowed: {', '.join(self.groups)}.")
-        for notebook in NOTEBOOKS:
+        for notebook in sorted(NOTEBOOKS, key="2_distill".__eq__):  # last, since it takes from evaluation, too
             for name in self.groups if notebook == "2_distill" else [None]:
                 self.notebook(notebook, name)
         check_ends(self.main_group, self.notebook("2_distill", self.main_group))
@@ -61,10 +61,15 @@ class StudyConfig(Common, WithResults):
         common = dict(study=self.study, run_dir=self.run_dir, device=self.device, threads=self.threads)
         groups = dict(groups=list(self.groups), main_group=self.main_group)
         members = self.groups[group] if group else {}
+        of_set = self.evaluation
+        sampled = {
+            "samples": of_set.get("samples"), "evaluation_seed": of_set.get("seed", 0),
+            "steps": of_set.get("steps") if group == self.main_group else [1],
+        }  # fmt: skip
         results = dict(results_dir=self.results_dir, main_group=self.main_group)
         parts: dict[str, tuple[dict, str, dict]] = {
             "1_teacher": ({}, "teacher", self.teacher),
-            "2_distill": ({"group_name": group}, f"group {group}", self.training | members),
+            "2_distill": ({"group_name": group} | sampled, f"group {group}", self.training | members),
             "3_ode_error": (groups, "evaluation and ode_error", self.evaluation | self.ode_error),
             "4_sample_quality": (groups, "evaluation", self.evaluation),
             "5_figures": (results, "figures", self.figures),

@@ -1,13 +1,8 @@
 """Where a figure came from: written into its own file, read back, and held against what it was drawn from.
 
-A figure's record is JSON in the png's text chunk ``dcm`` and in the pdf's keywords. It has no dates, so equal inputs
-give equal bytes::
-
-    {"study", "figure", "caption", "commit",
-     "parameters": {"file", "fingerprint", "notebooks"},          of every notebook that had a part in it
-     "drawn_from": [{"file", "fingerprint", "rows", "count"}]}    without rows and count: the whole file
-
-Files are named relative to the figure's folder.
+A figure's record is JSON in the png's text chunk ``dcm`` and in the pdf's keywords (:class:`FigureRecord`). It has no
+dates, so equal inputs give equal bytes. Files in the figure's folder are named relative to it, others of the repository
+relative to that, so that the folder can be copied (``make publish``).
 """
 
 from __future__ import annotations
@@ -26,8 +21,8 @@ import pandas as pd
 from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from dcm.support.errors import InputError
-from dcm.support.files import csv_text, fingerprint, read_tensors, tensors_digest
+from dcm.support.errors import InputError, why
+from dcm.support.files import ROOT, csv_text, fingerprint, read_tensors, tensors_digest
 
 PNG_KEY = "dcm"
 KEYS = {  # columns by which a table's rows are found
@@ -42,7 +37,10 @@ TABLE_BYTES, TENSOR_BYTES = 1 << 26, 1 << 36
 
 
 class Source(TypedDict):
-    """One thing that a figure depends on."""
+    """One thing that a figure depends on: a file, or those of its `rows` (`count`) that fulfil a clause.
+
+    Of parameters: the file that has them in full, and the `notebooks` that had a part in the figure.
+    """
 
     file: str
     fingerprint: str
@@ -65,6 +63,12 @@ class FigureRecord(TypedDict):
 RECORD = TypeAdapter(FigureRecord)
 
 
+def name_of(path: Path, folder: Path) -> str:
+    """How a record of a figure in `folder` names the file `path`."""
+    inside = path.is_relative_to(folder) or not path.is_relative_to(ROOT)
+    return os.path.relpath(path, folder if inside else ROOT)
+
+
 def as_text(table: pd.DataFrame | Path) -> pd.DataFrame:
     """A table (or csv file) cell by cell as its csv file has it, so that rounding is behind us."""
     source = table if isinstance(table, Path) else io.StringIO(csv_text(table))
@@ -81,12 +85,10 @@ def find(table: pd.DataFrame, clauses: Iterable[Clause]) -> pd.Series:
 
 def describe(table: pd.DataFrame, mask: pd.Series, columns: list[str]) -> list[Clause]:
     """Few clauses in `columns` that :func:`find` exactly the rows in `mask`: one for all, one a group, or one a row."""
-    chosen = table[mask]
+    varying = lambda part: {c: list(part[c].unique()) for c in columns if set(part[c]) != set(table[c])}
     for by in ([], columns[:1], columns):
-        parts = [part for _, part in chosen.groupby(by)] if by else [chosen]
-        clauses = [
-            {c: list(part[c].unique()) for c in columns if set(part[c]) != set(table[c])} for part in parts
-        ]  # fmt: skip
+        parts = table[mask].groupby(by) if by else [((), table[mask])]
+        clauses = [varying(part) for _, part in parts]
         if find(table, clauses).equals(mask):
             return clauses
     raise InputError(f"the columns {', '.join(columns)} do not tell the table's rows apart.")
@@ -99,12 +101,12 @@ def of_rows(path: Path, table: pd.DataFrame, part: pd.DataFrame, folder: Path) -
     mask = pd.Series(pd.MultiIndex.from_frame(texts[columns]).isin(pd.MultiIndex.from_frame(wanted[columns])))
     rows = describe(texts, mask, columns)
     mark = fingerprint(texts[mask].to_csv(index=False))
-    return {"file": os.path.relpath(path, folder), "fingerprint": mark, "rows": rows, "count": int(mask.sum())}
+    return {"file": name_of(path, folder), "fingerprint": mark, "rows": rows, "count": int(mask.sum())}
 
 
 def of_file(path: Path, folder: Path) -> dict:
     """A ``drawn_from`` entry for a whole file; of tensors their values alone count, not the time it took to make them."""
-    return {"file": os.path.relpath(path, folder), "fingerprint": file_fingerprint(path)}
+    return {"file": name_of(path, folder), "fingerprint": file_fingerprint(path)}
 
 
 def file_fingerprint(path: Path) -> str:
@@ -114,11 +116,7 @@ def file_fingerprint(path: Path) -> str:
 
 def of_parameters(parameters: dict[str, dict], path: Path, folder: Path) -> dict:
     """The ``parameters`` entry: their fingerprint, and the file that has them in full."""
-    return {
-        "file": os.path.relpath(path, folder),
-        "fingerprint": fingerprint(parameters),
-        "notebooks": sorted(parameters),
-    }
+    return {"file": name_of(path, folder), "fingerprint": fingerprint(parameters), "notebooks": sorted(parameters)}
 
 
 def parameters_in(path: Path) -> dict[str, dict]:
@@ -169,23 +167,20 @@ def read(path: str | Path) -> FigureRecord:
             raise InputError(f"{path} says nothing of where it came from; it was not saved by this study.")
         return RECORD.validate_json(text, strict=True)
     except FileNotFoundError:
-        raise InputError(printable(f"{path} does not exist.")) from None
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"])) or "it"
-        raise InputError(
-            printable(f"{path} has a record that is none of this study's: {where}: {first['msg']}.")
-        ) from None
+        wrong = f"{path} does not exist."
     except InputError as error:
-        raise InputError(printable(str(error))) from None
+        wrong = str(error)
+    except ValidationError as error:
+        wrong = f"{path} has a record that is none of this study's ({why(error)})."
     except Exception as error:  # a damaged file makes either library raise almost anything
-        why = f"{type(error).__name__}: {error}"
-        raise InputError(printable(f"{path} cannot be read as a figure ({why}).")) from None
+        wrong = f"{path} cannot be read as a figure ({why(error)})."
+    raise InputError(printable(wrong))
 
 
 def state(entry: Source, folder: Path) -> str:
     """``unchanged``, ``changed`` or ``not here``: an entry of a record against the file that it names."""
-    path = folder / entry["file"]
+    places = (folder / entry["file"], ROOT / entry["file"])
+    path = next((p for p in places if p.exists()), places[0])
     try:
         tensors = path.suffix == ".safetensors"
         regular(path, TENSOR_BYTES if tensors else TABLE_BYTES)
@@ -205,38 +200,38 @@ def state(entry: Source, folder: Path) -> str:
     return "unchanged" if now == entry["fingerprint"] else "changed"
 
 
-def inputs(record: FigureRecord) -> list[Source]:
-    """Everything that a figure depends on."""
-    return [record["parameters"], *record["drawn_from"]]
+def states(path: str | Path) -> tuple[FigureRecord, list[tuple[Source, str]]]:
+    """A figure's record, and the :func:`state` of everything that it depends on, its parameters first."""
+    record = read(path)
+    sources = [record["parameters"], *record["drawn_from"]]
+    return record, [(entry, state(entry, Path(path).parent)) for entry in sources]
 
 
 def stale(path: str | Path) -> list[str]:
     """Files among a figure's inputs that have changed since it was drawn; empty for a figure that is up to date."""
-    return [e["file"] for e in inputs(read(path)) if state(e, Path(path).parent) == "changed"]
+    return [entry["file"] for entry, now in states(path)[1] if now == "changed"]
 
 
 def where(rows: list[Clause]) -> str:
     """Clauses in words."""
-    each = [" and ".join(f"{c} in {{{', '.join(v)}}}" for c, v in clause.items()) or "all" for clause in rows]
-    return ", or ".join(each)
+    return ", or ".join(" and ".join(f"{c} in {{{', '.join(v)}}}" for c, v in r.items()) or "all" for r in rows)
 
 
 def report(path: str | Path) -> tuple[str, bool]:
     """A figure's provenance in words, and whether it is up to date."""
-    record, folder = read(path), Path(path).parent
+    record, found = states(path)
     lines = [
         f"{path}",
         f"  figure      {record['figure']} of the study {record['study']}",
         f"  caption     {record['caption']}",
         f"  commit      {record['commit']}",
     ]
-    states = [(e, state(e, folder)) for e in inputs(record)]
-    for entry, now in states:
+    for entry, now in found:
         what = "parameters" if entry is record["parameters"] else "drawn from"
         count = f", {entry['count']} rows" if "count" in entry else ""
         lines.append(f"  {what}  {entry['file']}{count}, {entry['fingerprint']}: {now}")
         if "rows" in entry:
             lines.append(f"              {where(entry['rows'])}")
-    changed = [e["file"] for e, now in states if now == "changed"]
+    changed = [entry["file"] for entry, now in found if now == "changed"]
     lines.append(f"  STALE: {', '.join(changed)} changed after it was drawn." if changed else "  up to date")
     return "\n".join(map(printable, lines)), not changed

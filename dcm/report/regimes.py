@@ -21,11 +21,10 @@ from dcm.evaluation.samples import EvaluationSet
 from dcm.report.page import Page
 from dcm.report.sentences import span
 from dcm.support.errors import InputError
-from dcm.support.files import project_path
+from dcm.support.files import project_path, write_json
 from dcm.training.saved import load_group
 
 EXACT_POINTS = 16  # how many times as many points the exact teacher takes
-Maps = dict[str, tuple[pd.DataFrame, pd.DataFrame]]  # by run: rows by time, and rows from noise
 
 
 @dataclass
@@ -73,7 +72,7 @@ class Regimes:
     @property
     def behind(self) -> str:
         """Seeds and updates, for captions."""
-        updates = [g.updates[-1] for r in self.runs for g in r.groups.values()]
+        updates = [g.updates for r in self.runs for g in r.groups.values()]
         return f"{span(self.claims.seeds)} seeds, {span(updates)} updates; intervals of {self.confidence:.0%}."
 
     def primary(self, which: str, family: str | None = None) -> pd.DataFrame:
@@ -88,7 +87,7 @@ class Regimes:
         page = Page(project_path(folder), "regimes", records | {own["notebook"]: own})
         page.csv("metrics", self.rows)
         page.csv("verdicts", self.claims)
-        page.json("studies.json", {run.name: asdict(run.facts) for run in self.runs})
+        write_json(page.folder / "studies.json", {run.name: asdict(run.facts) for run in self.runs})
         return page
 
     @cached_property
@@ -111,22 +110,23 @@ class Regimes:
     @cached_property
     def at_equal_error(self) -> dict[str, Effect]:
         """By study, how many times the CM's the Direct CM's primary metric is at equal ODE error."""
-        gaps = {
-            f: slopes.at_equal_error(r, REGIME, self.resamples, self.confidence) for f, (r, _, _) in self.slopes.items()
-        }
+        rows = {family: rows for family, (rows, _, _) in self.slopes.items()}
+        gaps = {f: slopes.at_equal_error(r, REGIME, self.resamples, self.confidence) for f, r in rows.items()}
         return {f: Effect(np.exp(gap.value), np.exp(gap.low), np.exp(gap.high), gap.n) for f, gap in gaps.items()}
 
-    def measure_maps(self, store: Path, map_samples: int, probes: int, device) -> Maps:
-        """Maps of every student of every run; see :func:`dcm.evaluation.flow_maps.measure_maps`.
+    def measure_maps(self, store: Path, map_samples: int, probes: int, device) -> list[pd.DataFrame]:
+        """Maps of every student of every run: the two tables of :func:`dcm.evaluation.flow_maps.measure_maps`, with ``run``.
 
         `map_samples`, `probes` : points and directions; the exact teacher is cheap, so it takes more points, and all
         directions. `store` : a folder that keeps what was measured.
         """
-        return {r.name: r.maps or _measured(r, store / r.name, map_samples, probes, device) for r in self.runs}
+        found = {r.name: r.maps or _measured(r, store / r.name, map_samples, probes, device) for r in self.runs}
+        return [pd.concat([t.assign(run=run) for run, t in zip(found, each)]) for each in zip(*found.values())]
 
-    def mechanisms(self, maps: Maps) -> pd.DataFrame:
+    def mechanisms(self, by_time: pd.DataFrame, starts: pd.DataFrame) -> pd.DataFrame:
         """:func:`dcm.analysis.explanations.mechanisms` of all runs."""
-        tables = [explanations.mechanisms(r, *maps[r.name], self.claims[self.claims.run == r.name]) for r in self.runs]
+        of = lambda table, run: table[table.run == run.name]
+        tables = [explanations.mechanisms(r, *(of(t, r) for t in (by_time, starts, self.claims))) for r in self.runs]
         return pd.concat(tables, ignore_index=True)
 
     def predictions(self, mechanisms: pd.DataFrame) -> dict[str, list[Prediction]]:
@@ -134,7 +134,7 @@ class Regimes:
         parts = mechanisms.groupby("family", sort=False)
         return {family: explanations.predictions(t, self.resamples, self.confidence) for family, t in parts}
 
-    def shown(self, maps: Maps) -> dict[str, pd.DataFrame]:
+    def shown(self, by_time: pd.DataFrame) -> dict[str, pd.DataFrame]:
         """Rows by time of main groups: of each study the first run's, and that with the strongest effect of C2."""
         out = {}
         for family in self.families:
@@ -142,8 +142,8 @@ class Regimes:
             strongest = claims[claims.main].sort_values("value").run[-1:]
             for run in self.of(family):
                 if run.name in {self.of(family)[0].name, *strongest}:
-                    rows, guidance = maps[run.name][0], run.groups[run.main].group.guidance[0]
-                    out[run.name] = rows[(rows.group == run.main) & (rows.guidance == guidance)]
+                    at = {"run": run.name, "group": run.main, "guidance": run.groups[run.main].guidance[0]}
+                    out[run.name] = by_time[(by_time[list(at)] == pd.Series(at)).all(axis=1)]
         return out
 
     def by_steps(self) -> pd.DataFrame:
@@ -164,14 +164,6 @@ def _measured(run: Run, store: Path, map_samples: int, probes: int, device) -> t
     groups = [load_group(run.folder, name) for name in run.groups]
     by_time, starts = flow_maps.measure_maps(study, evaluation, groups, points, probes, store)
     return pd.DataFrame(by_time), pd.DataFrame(starts)
-
-
-def joined(maps: Maps) -> dict[str, pd.DataFrame]:
-    """The two tables of maps over all runs, by their names in a results folder."""
-    return {
-        name: pd.concat([tables[i].assign(run=run) for run, tables in maps.items()], ignore_index=True)
-        for i, name in enumerate(runs.MAPS)
-    }
 
 
 def prediction_table(predictions: dict[str, list[Prediction]]) -> pd.DataFrame:

@@ -24,11 +24,6 @@ MEANING = {  # of a claim and its verdict
 }  # fmt: skip
 
 
-def listed(names: Sequence[str]) -> str:
-    """Names in one line, or that there are none."""
-    return "; ".join(names) if len(names) else "none"
-
-
 def span(values) -> str:
     """The range of whole numbers."""
     return f"{min(values)}" if min(values) == max(values) else f"{min(values)} to {max(values)}"
@@ -53,12 +48,8 @@ def behind(rows: pd.DataFrame) -> str:
 
 def measured(claim: pd.Series, metric: Metric) -> str:
     """What was measured: the Direct CM's `metric` against the CM's."""
-    found = (
-        f"{interval(claim)} times the CM's"
-        if claim.effect == "ratio"
-        else f"differs from the CM's by {interval(claim)}"
-    )
-    return f"{metric.label} {found}, {claim.seeds} seeds"
+    against = "{} times the CM's" if claim.effect == "ratio" else "differs from the CM's by {}"
+    return f"{metric.label} {against.format(interval(claim))}, {claim.seeds} seeds"
 
 
 def at_main(claims: pd.DataFrame, group: str, guidance: float, primary: str) -> pd.DataFrame:
@@ -78,18 +69,15 @@ def verdict_lines(main: pd.DataFrame, metrics: dict[str, Metric], numbers: bool 
 
 def tally(claims: pd.DataFrame, metrics: dict[str, Metric], primary: str) -> list[str]:
     """How often each verdict fell over all settings, C2 by the `primary` metric."""
-    lines = []
+    lines, metrics = [], tables.with_ode_error(metrics)
     for claim, name in (("C1", "ode_error"), ("C2", primary)):
         part = claims[(claims.claim == claim) & (claims.metric == name)]
         few, enough = part[part.seeds < MIN_SEEDS], part[part.seeds >= MIN_SEEDS]
-        line = f"{claim} over {len(enough)} {'setting' if len(enough) == 1 else 'settings'}: {counted(enough)}"
+        lines.append(f"{claim} over {len(enough)} {'setting' if len(enough) == 1 else 'settings'}: {counted(enough)}")
         if len(few):
             lower = (few.value < few.effect.map({"ratio": 1, "difference": 0})).sum()
-            label = tables.with_ode_error(metrics)[name].label
-            line += (
-                f"; of {len(few)} more with too few seeds for an interval {label} is lower for the Direct CM in {lower}"
-            )
-        lines.append(line)
+            of = f"{len(few)} more with too few seeds for an interval"
+            lines[-1] += f"; {metrics[name].label} is lower for the Direct CM in {lower} of {of}"
     return lines
 
 

@@ -27,3 +27,12 @@ class TrainingError(RuntimeError):
 
     def _render_traceback_(self) -> list[str]:
         return [f"TrainingError: {self}"]
+
+
+def why(error: Exception) -> str:
+    """What an exception says, on one line; of pydantic's the first thing that is wrong."""
+    text = f"{type(error).__name__}: {error}"
+    if hasattr(error, "errors"):
+        first = error.errors(include_url=False, include_input=False)[0]
+        text = f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}"
+    return " ".join(text.split())[:200]

@@ -27,6 +27,7 @@ def project_path(path: str | Path) -> Path:
     return Path(path) if Path(path).is_absolute() else ROOT / path
 
 
+WRITTEN: list[Path] = []  # what this process wrote, in order; a notebook ends by naming it
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # full disk, used-up quota, largest file allowed
 
 
@@ -53,9 +54,11 @@ def atomic(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     with space_for(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)  # a link of this name would lead elsewhere
         try:
             yield temporary
             os.replace(temporary, path)
+            WRITTEN.append(path)
         finally:
             temporary.unlink(missing_ok=True)
 

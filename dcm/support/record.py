@@ -21,11 +21,12 @@ PACKAGES = (
 
 
 def git_commit() -> str:
-    """The present commit, with ``-dirty`` when files differ from it; ``unknown`` outside a repository."""
+    """The present commit, ``-dirty`` when what makes the numbers differs from it; ``unknown`` outside a repository."""
     here = Path(__file__).parent
     try:
         run = lambda *a: subprocess.run(["git", *a], cwd=here, capture_output=True, text=True, check=True).stdout  # noqa: E731
-        changed = run("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!/results").strip()
+        made_by = [f":/{folder}" for folder in ("dcm", "notebooks", "workflow", "weights")]
+        changed = run("status", "--porcelain", "--untracked-files=no", "--", *made_by).strip()
         return run("rev-parse", "HEAD").strip() + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -21,42 +21,37 @@ from dcm.training.run import finished, train_group
 from dcm.training.saved import DistilledGroup, load_group
 
 
-def distil_group(study: Study, parameters: DistillParameters, device: torch.device) -> DistilledGroup:
-    """:func:`~dcm.training.run.train_group`, in ``parameters.processes`` processes."""
-    if parameters.processes == 1 or finished(parameters, study):
-        return train_group(study, parameters, device)
+def distil_group(study: Study, p: DistillParameters, device: torch.device) -> DistilledGroup:
+    """:func:`~dcm.training.run.train_group`, in ``p.processes`` processes."""
+    if p.processes == 1 or finished(p, study):
+        return train_group(study, p, device)
     study.to(torch.device("cpu"))  # the processes need the memory
-    launch(parameters)
+    launch(p)
     study.to(device)
-    return load_group(parameters.run_dir, parameters.group_name)
+    return load_group(p.run_dir, p.group_name)
 
 
-def launch(parameters: DistillParameters) -> None:
-    """Distil a group in ``parameters.processes`` processes of this machine; returns when its students are written.
+def launch(p: DistillParameters) -> None:
+    """Distil a group in ``p.processes`` processes of this machine; returns when its students are written.
 
     Raises :class:`InputError` for more processes than GPUs or an uneven batch, before anything starts, and with the
     processes' own sentence when they stop early.
     """
-    check_shareable(parameters.batch, parameters.processes)
-    on_cpu = parameters.device == "cpu" or not torch.cuda.is_available()
-    if not on_cpu and parameters.processes > torch.cuda.device_count():
-        raise InputError(
-            f"processes = {parameters.processes} is not possible; allowed: 1 to {torch.cuda.device_count()}, one a GPU."
-        )
-    path = project_path(parameters.run_dir) / "checkpoints" / f"{parameters.group_name}.json"
-    write_text(path, parameters.model_dump_json())
+    check_shareable(p.batch, p.processes)
+    gpus = 0 if p.device == "cpu" else torch.cuda.device_count()
+    if gpus and p.processes > gpus:
+        raise InputError(f"processes = {p.processes} is not possible; allowed: 1 to {gpus}, one a GPU.")
+    path = project_path(p.run_dir) / "checkpoints" / f"{p.group_name}.json"
+    write_text(path, p.model_dump_json())
     # torchrun, since accelerate's own launcher starts one process only where there is no GPU; accelerate joins either.
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(parameters.processes),
-        "-m", "dcm.training.launch", str(path),
-    ]  # fmt: skip
-    said = ""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(p.processes)]
+    command, said = [*command, "-m", "dcm.training.launch", str(path)], ""
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         for line in process.stdout or ():  # a notebook shows what this process prints, not what its children do
             print(line, end="", flush=True)
             said = line.split("InputError: ")[1].strip() if "InputError: " in line else said
     if process.returncode:
-        raise InputError(said or f"training in {parameters.processes} processes stopped; its last words are above.")
+        raise InputError(said or f"training in {p.processes} processes stopped; its last words are above.")
     path.unlink()
 
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
-from dcm.horizon import Group
+from dcm.horizon import Group, method_name
 from dcm.parameters.notebooks import check_ends
 from dcm.students.lockstep import Students
 from dcm.studies.base import Study
+from dcm.support.checkpoint import picked
 from dcm.support.errors import InputError
-from dcm.support.files import read_tensors
+from dcm.support.files import fingerprint, read_tensors
 
 
 @dataclass
@@ -35,13 +39,32 @@ class DistilledGroup:
     path: Path
     tensors: dict[str, Tensor]
 
+    @cached_property
+    def digest(self) -> str:
+        """Of the whole file: what was made from these students is known by it."""
+        return fingerprint(self.path)
+
+    def sets(self, steps: Sequence[int]) -> list[tuple[int, int]]:
+        """What is sampled, as (update, sampling steps): each snapshot in one step, the end in each of `steps` up to N."""
+        end = [(self.updates[-1], k) for k in steps if k <= self.group.intervals]
+        return [(update, 1) for update in self.updates[:-1]] + end
+
+    @property
+    def losses(self) -> pd.DataFrame:
+        """Loss curves, means over windows of updates: columns update, method, guidance, seed, loss."""
+        logged, window, N = self.tensors["loss"].cpu(), self.about["log_window"], self.group.intervals
+        return pd.DataFrame(
+            {"update": window * k, "method": method_name(m.horizon, N), "guidance": m.guidance, "seed": m.seed, "loss": float(loss)}
+            for k, row in enumerate(logged, 1) for m, loss in zip(self.group.members, row)
+        )  # fmt: skip
+
     @property
     def cost_an_update(self) -> dict[str, float]:
         """What one update of one student took: wall time in seconds and network evaluations.
 
-        Seconds are those between the first and the last snapshot, which leaves out what starting takes (NaN where there
-        is one snapshot alone). Evaluations are the teacher's, and of the student one for the target (unless that reaches data) and three for a forward and
-        a backward pass.
+        Seconds are those between the first and the last snapshot, which leaves out what starting takes (NaN for one
+        snapshot alone). Evaluations are the teacher's, and of the student one for the target (unless that reaches data)
+        and three for a forward and a backward pass.
         """
         reached, first, last = self.about.get("snapshot_seconds", {}), self.updates[0], self.updates[-1]
         known = reached and last > first
@@ -55,8 +78,7 @@ class DistilledGroup:
         seeds = [m.seed for m in self.group.members]
         about = self.about["parameters"]
         students = study.make_students(seeds, about["width"], about.get("lora_rank", 0))
-        prefix = f"{update}/"
-        students.load_state_dict({k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)})
+        students.load_state_dict(picked(str(update), self.tensors))
         return students.to(device).eval().requires_grad_(False)
 
 
@@ -74,9 +96,10 @@ def load_group(run_dir: str | Path, name: str) -> DistilledGroup:
             f"group {name!r} is not in {path.parent}; distil it with notebook 2 first; there: {', '.join(there) or 'none'}."
         )
     tensors, about = read_tensors(path)
-    g = about["group"]
-    group = Group(g["solver"], g["intervals"], tuple(g["guidance"]), tuple(g["horizons"]), tuple(g["seeds"]))
-    return DistilledGroup(name, group, about["snapshots"], about, path, tensors)
+    if not {"group", "snapshots", "identity", "parameters"} <= about.keys():
+        raise InputError(f"{path} holds no students of notebook 2; delete it and run that notebook again.")
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about["group"].items()}
+    return DistilledGroup(name, Group(**values), about["snapshots"], about, path, tensors)
 
 
 def load_groups(run_dir: str | Path, names: Sequence[str], main: str) -> dict[str, DistilledGroup]:

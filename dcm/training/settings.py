@@ -63,13 +63,9 @@ def make_optimizer(students: Students, settings: Settings) -> torch.optim.Optimi
             ) from None
         return AdamW8bit(students.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     device = next(students.parameters()).device
-    cuda = device.type == "cuda"
+    cuda, fused = device.type == "cuda", device.type in ("cpu", "cuda")
     # On a GPU the learning rate is a tensor, so that a captured step reads what it is set to later.
     lr = torch.tensor(settings.lr, device=device) if cuda else settings.lr
     return torch.optim.AdamW(
-        students.parameters(),
-        lr=lr,
-        weight_decay=settings.weight_decay,
-        fused=device.type in ("cpu", "cuda"),
-        capturable=cuda,
+        students.parameters(), lr, weight_decay=settings.weight_decay, fused=fused, capturable=cuda
     )

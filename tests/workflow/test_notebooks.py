@@ -30,6 +30,8 @@ def test_the_parameters_cell_names_every_parameter(name):
     assert sorted(assigned) == sorted(NOTEBOOKS[name].model_fields)
     lines = [line for line in cell.source.splitlines() if not line.startswith("#")]
     assert all("  # " in line for line in lines), "every parameter has a comment"
+    first = cell.source.split("# advanced\n")[0].splitlines()[1:]
+    assert len(first) < len(assigned) and len(first) <= 8, "those that matter, and the rest under advanced"
     values = {}
     exec(cell.source, values)
     values.pop("__builtins__")
@@ -48,6 +50,28 @@ def test_nbval_has_something_to_compare(name):
     code = [cell for cell in BOOKS[name].cells if cell.cell_type == "code"]
     assert [c.execution_count for c in code] == list(range(1, len(code) + 1)), "run from top to bottom"
     assert not [o for c in code for o in c.outputs if o.output_type == "error"]
+
+
+# Cells that draw: as many figures are stored at the least, of a run with three guidance scales.
+FIGURES = {"1_teacher": 3, "2_distill": 3, "3_ode_error": 1, "4_sample_quality": 1, "5_figures": 8, "6_when_it_fails": 5}
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_figures_are_stored(name):
+    """GitHub shows what is stored: every figure as an image, in a file that it still renders."""
+    outputs = [o for c in BOOKS[name].cells if c.cell_type == "code" for o in c.outputs]
+    images = [o.data["image/png"] for o in outputs if "image/png" in o.get("data", {})]
+    assert len(images) >= FIGURES[name] and all(len(image) > 10_000 for image in images)
+    assert (ROOT / f"notebooks/{name}.ipynb").stat().st_size < 1.5e6
+
+
+@pytest.mark.parametrize("name", list(NOTEBOOKS)[:4])
+def test_a_notebook_ends_with_a_takeaway_and_the_files_that_it_wrote(name):
+    *_, heading, takeaway, finish = BOOKS[name].cells
+    [said] = [o.data["text/markdown"] for o in takeaway.outputs if "text/markdown" in o.get("data", {})]
+    assert heading.source == "## Takeaway" and re.search(r"\d", said) and "nan" not in said
+    [written] = [o.text for o in finish.outputs if o.output_type == "stream"]
+    assert written.startswith("Files written:\n  runs/quick/gmm/") and f"provenance/{name}" in written
 
 
 def test_no_host_or_user_path_is_stored():

@@ -1,0 +1,180 @@
+"""Figures and results that come from others: refused in one sentence, and never obeyed."""
+
+import json
+import os
+import shutil
+import struct
+import zlib
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from dcm.__main__ import main
+from dcm.analysis import runs
+from dcm.report import provenance
+from dcm.support.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+SOURCE = {"file": "a.csv", "fingerprint": "0" * 16}
+RECORD = {
+    "study": "gmm", "figure": "fig1", "caption": "c", "commit": "abc", "drawn_from": [SOURCE],
+    "parameters": SOURCE | {"file": "provenance.json", "notebooks": ["5_figures"]},
+}  # fmt: skip
+
+
+def png(path: Path, text: bytes, size: int = 1, kind: bytes = b"tEXt") -> Path:
+    """A png whose text chunk ``dcm`` holds `text`, as any program could write it."""
+    chunk = lambda name, data: struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    head = struct.pack(">IIBBBBB", size, size, 8, 0, 0, 0, 0)
+    body = (
+        chunk(b"IHDR", head)
+        + chunk(kind, b"dcm\0" + text)
+        + chunk(b"IDAT", zlib.compress(b"\0\0"))
+        + chunk(b"IEND", b"")
+    )
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    return path
+
+
+def told(path: Path, capsys) -> str:
+    """What the command says of a file that it refuses: one line, without anything that steers a terminal."""
+    assert main(["provenance", str(path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.rstrip("\n").isprintable() and len(err) < 2200
+    return err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (json.dumps({k: v for k, v in RECORD.items() if k != "caption"}), "caption: Field required"),
+        (
+            json.dumps(RECORD | {"drawn_from": [{"file": 3, "fingerprint": ""}]}),
+            "drawn_from.0.file: Input should be a val",
+        ),
+        (json.dumps(RECORD | {"drawn_from": [SOURCE] * 101}), "at most 100 items"),
+        (json.dumps(RECORD | {"parameters": None}), "parameters: Input should be"),
+        ("[" * 100_000 + "]" * 100_000, "recursion limit"),
+        ("[]", "has a record that is none of this study's"),
+        ("\x1b]0;owned\x07{", "has a record that is none of this study's"),
+        ("x" * (1 << 21), "says nothing of where it came from"),
+    ],
+)
+def test_a_record_that_is_none_is_refused(tmp_path, capsys, text, message):
+    assert message in told(png(tmp_path / "a.png", text.encode()), capsys)
+
+
+def test_what_would_fill_the_memory_or_wait_for_ever_is_refused(tmp_path, capsys):
+    bomb = b"\0" + zlib.compress(b"x" * (1 << 28))  # 256 MB in 256 KB
+    assert "cannot be read as a figure" in told(png(tmp_path / "bomb.png", bomb, kind=b"zTXt"), capsys)
+    assert "cannot be read as a figure" in told(png(tmp_path / "wide.png", b"{}", size=1 << 20), capsys)
+    os.mkfifo(tmp_path / "pipe.png")
+    assert "is no regular file" in told(tmp_path / "pipe.png", capsys)
+    (tmp_path / "zero.pdf").symlink_to("/dev/zero")
+    assert "is no regular file" in told(tmp_path / "zero.pdf", capsys)
+    with open(tmp_path / "large.png", "wb") as file:
+        file.truncate(1 << 27)  # a hole
+    assert "allowed: at most" in told(tmp_path / "large.png", capsys)
+
+
+def test_the_files_that_a_record_names_are_only_compared(tmp_path, capsys):
+    """Whatever they are: a device or a pipe is not read, and deep or foreign JSON is just another content."""
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "deep.json").write_text('{"notebooks":' * 50_000)
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "foreign.safetensors").write_bytes(b"\xff" * 100)
+    (tmp_path / "a.csv").write_text("a\n1\n")
+    names = ["/dev/zero", "pipe.csv", "foreign.safetensors", "x" * 300, "nul\0.csv"]
+    entries = [SOURCE | {"file": name} for name in names]
+    entries += [SOURCE | {"rows": [{"b": ["1"]}]}, SOURCE | {"rows": [{}] * 100_000}]
+    entries += [SOURCE | {"file": name, "notebooks": []} for name in ("deep.json", "list.json")]
+    path = png(tmp_path / "a.png", json.dumps(RECORD | {"drawn_from": entries}).encode())
+    assert main(["provenance", str(path)]) == 1
+    out = capsys.readouterr().out
+    assert out.count(": changed\n") == len(entries) and "provenance.json, 0000000000000000: not here" in out
+
+
+def test_a_terminal_is_not_steered(tmp_path, capsys):
+    record = RECORD | {"caption": "\x1b[2J\x1b]0;owned\x07 and\na new line\u202e", "drawn_from": []}
+    main(["provenance", str(png(tmp_path / "a.png", json.dumps(record).encode()))])
+    out = capsys.readouterr().out
+    assert "and" in out and all(line.isprintable() for line in out.splitlines()) and len(out.splitlines()) == 6
+
+
+@pytest.fixture
+def results(tmp_path) -> Path:
+    """A copy of a results folder of notebook 6."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+    for name in ("metrics.csv", "maps_by_time.csv", "maps_from_noise.csv", "provenance.json", "studies.json"):
+        shutil.copy(ROOT / "results/regimes" / name, folder)
+    return folder
+
+
+def load(folder: Path) -> list[runs.Run]:
+    return runs.load_runs(str(folder), torch.device("cpu"))
+
+
+def test_a_copied_results_folder_is_read(results):
+    assert [run.name for run in load(results)][0] == "gmm"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: {"x/../../../pwned": s["gmm"]}, "should match pattern"),
+        (lambda s: s | {"..": s["gmm"]}, "should match pattern"),
+        (lambda s: s | {"gmm": s["gmm"] | {"study": "../../pwned"}}, "study: "),
+        (lambda s: s | {"gmm": s["gmm"] | {"primary": "secret"}}, "KeyError"),
+        (lambda s: s | {"gmm": {}}, "Field required"),
+        (lambda s: s | {"another": s["gmm"]}, "do not fit together"),
+        (lambda s: [], "Input should be an object"),
+    ],
+)
+def test_what_a_results_folder_says_of_its_studies_is_checked(results, change, message):
+    studies = json.loads((results / "studies.json").read_text())
+    (results / "studies.json").write_text(json.dumps(change(studies)))
+    with pytest.raises(InputError, match="is no whole results folder of notebook 6") as refused:
+        load(results)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("studies.json", "[" * 100_000),
+        ("provenance.json", "[" * 100_000),
+        ("provenance.json", '{"notebooks": []}'),
+        ("provenance.json", "{}"),
+        ("metrics.csv", ""),
+        ("metrics.csv", "a\n1\n"),
+        ("maps_by_time.csv", "a\n1\n"),
+    ],
+)
+def test_a_damaged_results_folder_is_refused(results, name, text):
+    (results / name).write_text(text)
+    with pytest.raises(InputError, match="is no whole results folder of notebook 6"):
+        load(results)
+
+
+def test_a_group_that_is_no_name_is_refused(results):
+    """A group's name stands in tables and titles."""
+    about = json.loads((results / "provenance.json").read_text())
+    record = about["notebooks"].pop("gmm/2_distill-main")
+    about["notebooks"]["gmm/2_distill-<img src=x>"] = record
+    (results / "provenance.json").write_text(json.dumps(about))
+    rows = pd.read_csv(results / "metrics.csv")
+    rows.loc[(rows.run == "gmm") & (rows.base == "main"), ["group", "base"]] = "<img src=x>"
+    rows.to_csv(results / "metrics.csv", index=False)
+    with pytest.raises(InputError, match="do not fit together"):
+        load(results)
+
+
+def test_a_number_of_figures_in_a_folder_is_read_in_turn(tmp_path, capsys):
+    for name in ("a", "b"):
+        png(tmp_path / f"{name}.png", json.dumps(RECORD).encode())
+    assert main(["provenance", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("up to date") == 2
+    assert provenance.stale(tmp_path / "a.png") == []

@@ -1,0 +1,162 @@
+"""Verdicts of a study that was run here, against those that the repository ships, and the page to open.
+
+`python workflow/compare.py [results/local/gmm ..]`; `--publish gmm` makes what was run here what is shipped.
+"""
+
+import argparse
+import html
+import shutil
+import sys
+from pathlib import Path
+
+import mistune
+import pandas as pd
+import yaml
+
+from dcm.support.errors import InputError
+from dcm.support.files import ROOT, read_json, write_text
+
+SHIPPED, LOCAL = ROOT / "results", ROOT / "results/local"
+KINDS = {".png", ".pdf", ".csv", ".md", ".json", ".safetensors"}
+SETTING = [
+    "run",
+    "group",
+    "solver",
+    "intervals",
+    "guidance",
+    "horizon",
+    "method",
+    "seed",
+    "update",
+    "steps",
+    "claim",
+    "metric",
+]
+STYLE = "body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}img{max-width:100%}table{font-size:80%;border-collapse:collapse}td,th{padding:.2em .6em;border-bottom:1px solid #ccc}"
+
+
+def beside(here: pd.DataFrame, there: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the same setting side by side; columns of `there` end in ``_shipped``."""
+    key = [c for c in SETTING if c in here and c in there]
+    return here.merge(there, on=key, suffixes=("", "_shipped"))
+
+
+def largest_difference(here: pd.DataFrame, there: pd.DataFrame) -> str:
+    """Where a metric differs most from the shipped one, relative to it; to the metric's mean, where it passes zero."""
+    rows, found = beside(here, there), []
+    if rows.empty:
+        return "none of the shipped rows was measured here"
+    for name in here.select_dtypes("number").columns.difference(SETTING):
+        if f"{name}_shipped" not in rows or rows[f"{name}_shipped"].isna().all():
+            continue
+        now, shipped = rows[name], rows[f"{name}_shipped"]
+        positive = (shipped > 0).all()
+        scale = shipped if positive else shipped.abs().mean()
+        off = ((now - shipped).abs() / scale).fillna(0)
+        row = rows.loc[off.idxmax()]
+        setting = ", ".join(
+            f"{c} {row[c]:g}" if isinstance(row[c], float) else f"{c} {row[c]}"
+            for c in ("run", "group", "horizon", "seed", "update", "steps")
+            if c in row
+        )
+        found.append(
+            (
+                off.max(),
+                f"{off.max():.2g}{'' if positive else ' of its mean'} ({name} {row[name]:.6g}, shipped {row[f'{name}_shipped']:.6g}: {setting})",
+            )
+        )
+    return f"{max(found)[1]}, of {len(rows)} rows in both"
+
+
+def verdicts(folder: Path, here: pd.DataFrame, there: pd.DataFrame | None) -> list[str]:
+    """The verdicts at the main setting, as far as there is one, or their counts; and those that differ."""
+    notebooks = read_json(folder / "provenance.json")["notebooks"]
+    main = notebooks.get("5_figures", {}).get("parameters", {}).get("main_group")
+    lines = []
+    if main:
+        w = notebooks[f"2_distill-{main}"]["parameters"]["guidance"][0]
+        at = here[(here.group == main) & (here.guidance == w)]
+        for claim, rows in at.groupby("claim"):
+            each = "; ".join(
+                f"{name} by {', '.join(part.metric)}" for name, part in rows.groupby("verdict", sort=False)
+            )
+            first = rows.iloc[0]
+            lines.append(
+                f"{claim} {each} ({first.metric}: {first.effect} {first.value:.3g} [{first.low:.3g}, {first.high:.3g}])"
+            )
+    else:
+        for claim, rows in here.groupby("claim"):
+            lines.append(f"{claim} {', '.join(f'{n} {verdict}' for verdict, n in rows.verdict.value_counts().items())}")
+    if there is not None:
+        rows = beside(here, there)
+        other = rows[rows.verdict != rows.verdict_shipped]
+        each = [
+            f"{r.claim} {r.metric} in {r.group}, {r.solver}, N = {r.intervals}, w = {r.guidance:g}: {r.verdict}, shipped {r.verdict_shipped}"
+            for r in other.head(3).itertuples()
+        ]
+        few = "; ".join([*each, *([f"{len(other) - 3} more"] if len(other) > 3 else [])])
+        lines.append(f"{len(rows) - len(other)} of {len(rows)} verdicts as shipped" + (f"; not: {few}" if few else ""))
+    return lines
+
+
+def write_page(folder: Path) -> Path:
+    """The folder's README.md as index.html beside it: no scripts, nothing from elsewhere, text escaped."""
+    text = (folder / "README.md").read_text()
+    body = mistune.create_markdown(escape=True, plugins=["table"])(text)
+    title = html.escape(text.splitlines()[0].lstrip("# "))
+    page = folder / "index.html"
+    write_text(page, f'<!doctype html><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>\n{body}')
+    return page
+
+
+def compare(folder: Path) -> None:
+    """Print what a results folder says, against the shipped one of its name, and where to read on."""
+    if not (folder / "metrics.csv").exists():
+        raise InputError(f"{folder} has no metrics.csv: run its study first (make study-{folder.name}).")
+    tables = {name: pd.read_csv(folder / f"{name}.csv") for name in ("metrics", "verdicts")}
+    shipped = {n: pd.read_csv(p) for n in tables if (p := SHIPPED / folder.name / f"{n}.csv").exists()}
+    lines = verdicts(folder, tables["verdicts"], shipped.get("verdicts"))
+    if "metrics" in shipped:
+        lines.append(
+            f"largest relative difference of a metric: {largest_difference(tables['metrics'], shipped['metrics'])}"
+        )
+    page = write_page(folder)
+    print("\n  ".join([folder.name, *lines, f"open {page.relative_to(ROOT) if page.is_relative_to(ROOT) else page}"]))
+
+
+def publish(name: str) -> None:
+    """Replace figures, tables and pages of ``results/name`` by those of ``results/local/name``."""
+    source, shipped = LOCAL / name, SHIPPED / name
+    if not (source / "metrics.csv").exists():
+        raise InputError(f"{source} has no metrics.csv: run its study first (make study-{name}).")
+    for path in shipped.glob("*.*") if (shipped / "metrics.csv").exists() else ():
+        if path.suffix in KINDS and not path.name.startswith("dry_run"):  # that is a benchmark's
+            path.unlink()
+    shipped.mkdir(exist_ok=True)
+    for path in source.glob("*.*"):
+        if path.suffix in KINDS:
+            shutil.copyfile(path, shipped / path.name)
+
+
+def main() -> None:
+    """Compare the folders that are named, or all in results/local."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "folders", nargs="*", type=Path, help="results folders, or configurations; by default results/local/*"
+    )
+    parser.add_argument("--publish", metavar="STUDY", help="copy results/local/STUDY to results/STUDY")
+    asked = parser.parse_args()
+    try:
+        if asked.publish:
+            return publish(asked.publish)
+        found = asked.folders or sorted(p.parent for p in LOCAL.glob("*/metrics.csv"))
+        if not found:
+            raise InputError("there is nothing in results/local yet: run make study first.")
+        for path in found:
+            compare(ROOT / (yaml.safe_load(path.read_text())["results_dir"] if path.suffix == ".yaml" else path))
+    except (InputError, OSError) as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

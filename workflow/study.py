@@ -1,0 +1,157 @@
+"""Run a study, or the regimes of several: `python workflow/study.py workflow/config/gmm.yaml -j 2`.
+
+It holds the run's folder, so that a second study cannot start there; has damaged files made again; and becomes
+Snakemake, to which every further word of the command line goes.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from dcm.parameters.check import validate
+from dcm.parameters.regimes import RegimesConfig
+from dcm.parameters.study import StudyConfig
+from dcm.support import lock
+from dcm.support.errors import InputError
+from dcm.support.files import ROOT, project_path, read_json, read_tensors, sha256
+
+DOWNLOADS = {"cifar10": {"download": True, "data": "cifar10"}, "sdxl": {"download": True}}  # parameters of the teacher
+TABLES = ("ode_error.csv", "ode_error_by_time.csv", "quality.csv", "teacher_quality.csv", "solver_error.csv")
+
+
+def check_untracked(name: str, folder: Path) -> None:
+    """Raise :class:`InputError` for a folder of files that git tracks: Snakemake deletes what a failed rule had made."""
+    found = subprocess.run(["git", "ls-files", "--", folder], cwd=ROOT, capture_output=True, text=True)
+    if found.returncode == 0 and found.stdout:
+        raise InputError(
+            f"{name} = {folder} holds files of the repository; allowed: results/local/.., runs/.., or elsewhere."
+        )
+
+
+def damage(path: Path, mark: str | None) -> str:
+    """What is wrong with a file that a rule wrote, by its checksum `mark` where one was kept; empty if nothing is."""
+    if not path.exists():
+        return "is gone"
+    try:
+        if mark and sha256(path) != mark:
+            return "is not as it was written"
+        if path.suffix == ".safetensors":
+            read_tensors(path)
+        elif path.suffix == ".json":
+            read_json(path)
+        elif path.suffix == ".csv" and not len(pd.read_csv(path)):
+            return "has no rows"
+    except (InputError, ValueError, OSError) as error:
+        return f"is damaged ({str(error).splitlines()[0]})"
+    return ""
+
+
+def made(run: Path) -> list[tuple[list[Path], dict[str, str | None]]]:
+    """By rule that has run: its outputs, and checksums of all files that it wrote, by their paths from `run`."""
+    rules = []
+    for path in sorted((run / "checksums").glob("*.json")):
+        try:
+            note = read_json(path)
+            rules.append(([project_path(p) for p in note["outputs"]], note["files"]))
+        except (InputError, KeyError, TypeError):
+            path.unlink()  # a rule without a note is judged as one of before there were notes
+    known = {name for _, files in rules for name in files}
+    others = [
+        *TABLES,
+        "teacher/teacher.json",
+        *(str(p.relative_to(run)) for p in run.glob("students/[!.]*.safetensors")),
+    ]
+    return rules + [([run / name], {name: None}) for name in others if name not in known and (run / name).exists()]
+
+
+def remove_damaged(run: Path, costly: bool) -> bool:
+    """Remove what is damaged in a run's folder, and say so, so that the rules which wrote it run again.
+
+    Returns whether there was any. Raises :class:`InputError` for what took hours: a trained teacher, or students of a
+    `costly` study.
+    """
+    wrong = []
+    for outputs, files in made(run):
+        if all(path.exists() for path in outputs):  # else its rule runs again anyhow
+            each = {run / name: damage(run / name, mark) for name, mark in files.items()}
+            wrong += [(path, why, outputs[0]) for path, why in each.items() if why]
+    for path, why, output in wrong:
+        weights = path.name == "weights.safetensors" and path.exists()
+        if weights or (costly and output.parent.name == "students"):
+            raise InputError(
+                f"{path} {why}, and took long to make: put a copy back, or delete {path if weights else output} to have it "
+                "made again."
+            )
+    for path, why, output in wrong:
+        print(f"{path} {why}: it will be made again.", file=sys.stderr)
+        path.unlink(missing_ok=True)
+        output.unlink(missing_ok=True)
+    return bool(wrong)
+
+
+def read_config(path: Path) -> dict:
+    """What a YAML file says. Raises :class:`InputError`."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"the configuration {path} cannot be read: {str(error).splitlines()[0]}.") from None
+    if not isinstance(values, dict):
+        raise InputError(f"the configuration {path} must be a mapping of names to values.")
+    return values
+
+
+def prepared(config: Path, download: bool) -> tuple[str, dict]:
+    """Check a configuration and hold its folder; returns its Snakefile, and what of it a `download` alters."""
+    values = read_config(config)
+    regimes = "studies" in values
+    checked = validate(RegimesConfig if regimes else StudyConfig, values)
+    for name in ("run_dir", "results_dir"):
+        check_untracked(name, project_path(getattr(checked, name)))
+    run = project_path(checked.run_dir)
+    lock.hold(run)
+    studies = values["studies"] if regimes else {"": values}
+    for name, study in studies.items():
+        if remove_damaged(run / name, study["study"] == "sdxl") and regimes:
+            (run / name / "all_measured").unlink(missing_ok=True)
+    if regimes:
+        remove_damaged(run, costly=False)
+    altered = {name: {"teacher": DOWNLOADS.get(study["study"], {})} for name, study in studies.items() if download}
+    return ("regimes.smk", {"studies": altered} if altered else {}) if regimes else ("Snakefile", altered.get("", {}))
+
+
+def main() -> None:
+    """Take the command line to Snakemake."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path, help="workflow/config/gmm.yaml, or a copy of it")
+    parser.add_argument("--download", action="store_true", help="fetch what the study needs: CIFAR-10, SDXL")
+    asked, rest = parser.parse_known_args()
+    try:
+        snakefile, altered = prepared(asked.config, asked.download)
+    except InputError as error:
+        sys.exit(str(error))
+    # Snakemake's own lock is left behind by a kill; ours is not, and files are written whole or not at all.
+    options = ["--nolock", "--rerun-incomplete", "--quiet", "all"]
+    if altered:
+        options += ["--config", *(f"{name}={json.dumps(value)}" for name, value in altered.items())]
+        os.environ["HF_HUB_OFFLINE"] = "0"
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "-s",
+        str(ROOT / "workflow" / snakefile),
+        "--configfile",
+        str(asked.config),
+    ]
+    sys.stderr.flush()
+    os.execv(sys.executable, [*command, *options, *rest])
+
+
+if __name__ == "__main__":
+    main()
