@@ -32,9 +32,8 @@ def captioned_images(folder: str | Path) -> list[tuple[Path, str]]:
     folder = Path(folder)
     images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGES) if folder.is_dir() else []
     if not images:
-        raise InputError(
-            f"{folder} holds no images; data_dir must be a folder with {', '.join(sorted(IMAGES))} files and their captions."
-        )
+        kinds = ", ".join(sorted(IMAGES))
+        raise InputError(f"{folder} holds no images; data_dir must be a folder with {kinds} files and their captions.")
     listed = _metadata(folder)
     captions = [listed.get(p.relative_to(folder).as_posix()) or _beside(p) for p in images]
     without = [p for p, caption in zip(images, captions) if not caption]

@@ -21,18 +21,6 @@ from dcm.metrics.metric import Metric
 COSTLY = 1000  # features from which on a Frechet distance takes seconds
 
 
-def _distances(
-    names: tuple[str, str, str], features: str, frechet: str = "Frechet distance", kernel: str = "kernel distance"
-) -> dict[str, Metric]:
-    """The three distances on one encoder's `features`, by name: to the teacher, to held-out images, by kernel."""
-    to_teacher, to_real, by_kernel = names
-    return {
-        to_teacher: Metric(f"{frechet} to teacher ({features})", ratio=True),
-        to_real: Metric(f"{frechet} to held-out images ({features})", ratio=True),
-        by_kernel: Metric(f"{kernel} to teacher ({features})"),
-    }
-
-
 class ImageQuality:
     """Quality metrics of image samples.
 
@@ -40,24 +28,26 @@ class ImageQuality:
     ----------
     extractor : features that the primary metric rests on; see :mod:`dcm.metrics.features`.
     classifier : judges whether samples show their class, and is a second encoder where it is not the extractor.
-    real : held-out real images (n, C, H, W) in [-1, 1]; None where there are none, and ``fd_real`` is then NaN.
-    inception : :class:`~dcm.metrics.features.InceptionFeatures`, or None: FID and KID on Inception are then NaN.
-    Raises :class:`InputError` for a SciPy that clean-fid does not work with.
+    real : held-out real images (n, C, H, W) in [-1, 1]; where there are none, ``fd_real`` is NaN.
+    inception : :class:`~dcm.metrics.features.InceptionFeatures`, or None: FID and KID are then not measured.
 
     ``fd_teacher``, ``fd_real``: Frechet distance to the teacher's samples from the same noise, and to real images.
-    ``kid_teacher``: kernel distance to the teacher's samples. ``fd_classifier``, ``fd_classifier_real``,
-    ``kid_classifier``: the same three on the classifier's features; where those are the extractor's, ``fd_pixels``, ``fd_pixels_real``,
-    ``kid_pixels`` on the pixels. ``precision``, ``recall``: against the teacher's samples.
-    ``agreement``: share of samples that the classifier assigns to their own class. ``sharpness``: see :func:`sharpness`.
+    ``kid_teacher``: kernel distance to the teacher's samples. The same three on the classifier's features have
+    ``classifier`` in their names, or, where those are the extractor's, on the pixels ``pixels``. ``precision``,
+    ``recall``: against the teacher's samples. ``agreement``: share of samples that the classifier assigns to their own
+    class. ``sharpness``: see :func:`sharpness`. Raises :class:`InputError` for a SciPy that clean-fid does not work with.
     """
 
     primary, secondary_metrics = "fd_teacher", ("fd_real", "sharpness")
 
     def __init__(self, extractor, classifier: Classifier, real: Tensor | None = None, inception=None):
         check_scipy()
-        self.extractor, self.classifier, self.real, self.inception = extractor, classifier, real, inception
-        self.views: list[tuple[Any, tuple[str, str, str]]] = [(extractor, ("fd_teacher", "fd_real", "kid_teacher"))]
-        self.metrics = _distances(self.views[-1][1], f"{extractor.name} features") | {
+        self.extractor, self.classifier, self.inception = extractor, classifier, inception
+        self.real = real if real is not None and len(real) else None
+        self.views: list[tuple[Any, tuple[str, ...]]] = []  # encoders, with the names of the three distances
+        self.metrics: dict[str, Metric] = {}
+        self._view(extractor, "fd_teacher fd_real kid_teacher", f"{extractor.name} features")
+        self.metrics |= {
             "precision": Metric("precision against teacher", lower_is_better=False),
             "recall": Metric("recall against teacher", lower_is_better=False),
             "agreement": Metric("share classified as their class", lower_is_better=False),
@@ -65,33 +55,39 @@ class ImageQuality:
         }
         # A verdict must not hang on one network: beside a classifier's features, small images' pixels.
         if classifier is extractor:
-            self.views.append((PixelFeatures(), ("fd_pixels", "fd_pixels_real", "kid_pixels")))
-            self.metrics |= _distances(self.views[-1][1], "pixels")
+            self._view(PixelFeatures(), "fd_pixels fd_pixels_real kid_pixels", "pixels")
         else:
-            self.views.append((classifier, ("fd_classifier", "fd_classifier_real", "kid_classifier")))
-            self.metrics |= _distances(self.views[-1][1], "classifier features")
+            self._view(classifier, "fd_classifier fd_classifier_real kid_classifier", "classifier features")
         if inception is not None:
-            self.views.append((inception, ("fid_teacher", "fid_real", "kid_inception")))
-            self.metrics |= _distances(self.views[-1][1], "Inception, mode clean", "FID", "KID")
+            self._view(inception, "fid_teacher fid_real kid_inception", "Inception, mode clean", "FID", "KID")
         self._kept: dict[tuple[str, str], np.ndarray] = {}
         self._keeping = Lock()
         self._kept_by: dict[tuple[str, str], Lock] = {}
 
-    @property
-    def note(self) -> str:
-        """One line on what stands behind the metrics, for the report."""
-        accuracy = f"Features and class agreement: {self.extractor.name}; the classifier is right on"
-        return " ".join(
-            filter(None, [f"{accuracy} {self.classifier.accuracy:.1%} of held-out images.", self.not_measured])
-        )
+    def _view(
+        self, encoder, names: str, features: str, frechet: str = "Frechet distance", kernel: str = "kernel distance"
+    ) -> None:
+        to_teacher, to_real, by_kernel = names.split()
+        self.views.append((encoder, (to_teacher, to_real, by_kernel)))
+        self.metrics |= {
+            to_teacher: Metric(f"{frechet} to teacher ({features})", ratio=True),
+            to_real: Metric(f"{frechet} to held-out images ({features})", ratio=True),
+            by_kernel: Metric(f"{kernel} to teacher ({features})"),
+        }
 
     @property
-    def not_measured(self) -> str | None:
-        """One sentence on what is missing, or None."""
-        missing = [] if self.real is not None and len(self.real) else ["fd_real (no held-out real images)"]
+    def note(self) -> str:
+        """What stands behind the metrics, for the report."""
+        said = f"Features and class agreement: {self.extractor.name}; the classifier is right on"
+        return f"{said} {self.classifier.accuracy:.1%} of held-out images. {self.not_measured}".strip()
+
+    @property
+    def not_measured(self) -> str:
+        """One sentence on what is missing, if anything is."""
+        missing = ["fd_real (no held-out real images)"] if self.real is None else []
         if self.inception is None:
             missing.append("FID and KID on Inception features (no weights)")
-        return f"Not measured: {', '.join(missing)}." if missing else None
+        return f"Not measured: {', '.join(missing)}." if missing else ""
 
     @property
     def workers(self) -> int:
@@ -122,12 +118,10 @@ class ImageQuality:
     def measure(self, x: Tensor, condition: Tensor, teacher_x: Tensor) -> dict[str, float]:
         """All metrics of samples `x` (B, C, H, W) of classes `condition` (B,), against `teacher_x` (B, C, H, W).
 
-        May be called from several threads.
-        What cannot be measured is NaN. Values outside [-1, 1] are clamped, as in a saved image.
+        May be called from several threads. What cannot be measured is NaN. Values outside [-1, 1] are clamped.
         """
         x, teacher_x = x.float().clamp(-1, 1), teacher_x.float().clamp(-1, 1)
-        real = self.real if self.real is not None and len(self.real) else None
-        out = {}
+        out, real = {}, self.real
         for extractor, names in self.views:
             own, teacher = self._features(extractor, x), self._features(extractor, teacher_x, keep=True)
             out[names[0]] = self._frechet(own, teacher)

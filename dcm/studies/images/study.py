@@ -43,7 +43,7 @@ class ImageStudy(Study):
                 inception = InceptionFeatures(device, download=about["data"]["inception"] == "download")
             except InputError as missing:
                 print(f"FID and KID are not measured: {missing}")
-        real = data.images("held_out")[0] if len(data.held_out) else None
+        real = data.images("held_out")[0]
         super().__init__(
             name, teacher, data, ImageQuality(extractor, classifier, real, inception), ConsistencyFunction(teacher.schedule),
             chunk=1024 if device.type == "cuda" else 256, exact=False, teacher_id=fingerprint(folder / "config.json"),

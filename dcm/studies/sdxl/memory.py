@@ -77,17 +77,16 @@ def needed(students: LoRAStudents, shape: tuple[int, ...], batch: int, parameter
 
 def _lower(p, samples: int) -> str:
     """The settings that lower the need, those first that cost nothing but time."""
-    ways = []
-    if not p.gradient_checkpointing:
-        ways.append("gradient_checkpointing = true")
-    if samples > 1:
-        ways.append(f"microbatch below {samples}")
-    if p.optimizer != "adamw8bit":
-        ways.append("optimizer = 'adamw8bit'")
-    if p.ema:
-        ways.append("ema = 0")
-    ways += ["fewer horizons, guidance scales and seeds in a group", f"width below {p.width}", "a lower resolution"]
-    return f"it is lowered by {', '.join(ways)}"
+    ways = {
+        "gradient_checkpointing = true": not p.gradient_checkpointing,
+        f"microbatch below {samples}": samples > 1,
+        "optimizer = 'adamw8bit'": p.optimizer != "adamw8bit",
+        "ema = 0": p.ema,
+        "fewer horizons, guidance scales and seeds in a group": True,
+        f"width below {p.width}": True,
+        "a lower resolution": True,
+    }
+    return f"it is lowered by {', '.join(way for way, helps in ways.items() if helps)}"
 
 
 def check(need: Need, available: int, parameters) -> None:
