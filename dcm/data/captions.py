@@ -86,15 +86,10 @@ def pixels(path: Path, resolution: int, g: torch.Generator, flip: bool) -> tuple
 
 @dataclass(frozen=True)
 class Encoder:
-    """What encodes an image and a caption, and what the result depends on.
+    """What encodes an image and a caption, and what the result depends on."""
 
-    Attributes
-    ----------
-    text : captions -> (embeddings (n, L, E), pooled (n, F)). latent : images (n, 3, R, R) -> mean and standard
-    deviation (n, C, h, w) of the autoencoder's posterior, scaled. resolution, flip, seed : of the images.
-    """
-
-    text: Callable[[list[str]], tuple[Tensor, Tensor]]
+    text: Callable[[list[str]], tuple[Tensor, Tensor]]  # captions -> embeddings (n, L, E), pooled (n, F)
+    # images (n, 3, R, R) -> mean and standard deviation (n, C, h, w) of the autoencoder's posterior, scaled
     latent: Callable[[Tensor], tuple[Tensor, Tensor]]
     resolution: int
     flip: bool
@@ -146,15 +141,10 @@ def cache(items: list[tuple[Path, str]], encoder: Callable[[], Encoder], identit
 
 @dataclass(frozen=True)
 class CachedLatents:
-    """Encoded images as training data.
+    """Encoded images as training data."""
 
-    Attributes
-    ----------
-    latents : (P, C, h, w) on the CPU. prompts : of the same P images.
-    """
-
-    latents: Tensor
-    prompts: Prompts
+    latents: Tensor  # (P, C, h, w) on the CPU
+    prompts: Prompts  # of the same P images
 
     @property
     def held_out(self) -> Tensor:

@@ -30,22 +30,15 @@ CIFAR10_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Labelled images in two fixed parts, one to train on and one held out for metrics.
+    """Labelled images in two fixed parts, one to train on and one held out for metrics."""
 
-    Attributes
-    ----------
-    train, held_out : (n, C, H, W) uint8, values 0..peak. labels : (n,) int64, in [0, len(classes)).
-    classes : names of the classes. peak : the value of white.
-    flip : whether :meth:`draw` mirrors half of the images left to right.
-    """
-
-    train: Tensor
-    train_labels: Tensor
+    train: Tensor  # (n, C, H, W) uint8, values 0 .. peak
+    train_labels: Tensor  # (n,) int64, in [0, len(classes))
     held_out: Tensor
     held_out_labels: Tensor
-    classes: tuple[str, ...]
-    peak: int = 255
-    flip: bool = False
+    classes: tuple[str, ...]  # their names
+    peak: int = 255  # the value of white
+    flip: bool = False  # whether draw mirrors half of the images left to right
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -118,17 +118,11 @@ class ClipScores(TransformerImages):
 
 @dataclass
 class Encoders:
-    """What images are compared by.
+    """What images are compared by."""
 
-    Attributes
-    ----------
-    features : by metric (``fd_teacher``, ``fid_teacher``, ``fd_dino``) what gives its features. clip : or None.
-    missing : by metric, one sentence that says why it is not measured.
-    """
-
-    features: dict[str, Any]
+    features: dict[str, Any]  # by metric (fd_teacher, fid_teacher, fd_dino), what gives its features
     clip: ClipScores | None
-    missing: dict[str, str]
+    missing: dict[str, str]  # by metric, one sentence that says why it is not measured
 
 
 def find_encoders(about: dict, device: torch.device) -> Encoders:

@@ -9,19 +9,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Metric:
-    """How a quality metric reads.
+    """How a quality metric reads."""
 
-    Attributes
-    ----------
-    label : name with unit, for axes and tables. lower_is_better : its direction.
-    ratio : compare two models by the ratio of their values (positive metrics) rather than by the difference.
-    judged : whether a verdict can rest on it; false where neither direction is better.
-    """
-
-    label: str
+    label: str  # name with unit, for axes and tables
     lower_is_better: bool = True
-    ratio: bool = False
-    judged: bool = True
+    ratio: bool = False  # two models are compared by the ratio of their (positive) values, not by the difference
+    judged: bool = True  # whether a verdict can rest on it; false where neither direction is better
 
 
 def ode_error(x: Tensor, solution: Tensor) -> float:

@@ -22,26 +22,18 @@ REFERENCE_INTERVALS = 200  # of the fine grid that stands in for the true ODE so
 
 @dataclass
 class Study:
-    """What notebooks know of a study.
+    """What notebooks know of a study."""
 
-    Attributes
-    ----------
-    name : as in the parameters. teacher : follows :class:`dcm.teacher.Teacher`, with ``num_classes``.
-    data : has ``draw(generator, batch)``. quality : see :mod:`dcm.metrics.metric`. f : the students' consistency function.
-    chunk : samples evaluated at once. exact : whether the PF-ODE's true solution is known.
-    teacher_id : changes whenever the teacher does.
-    costly : whether hours of work lie in a checkpoint, so that one of other settings is refused and not replaced,
-        and whether the teacher's samples are kept chunk by chunk.
-    """
-
-    name: str
-    teacher: Any
-    data: Any
-    quality: Any
-    f: ConsistencyFunction
-    chunk: int
-    exact: bool
-    teacher_id: str
+    name: str  # as in the parameters
+    teacher: Any  # follows dcm.teacher.Teacher, with num_classes
+    data: Any  # has draw(generator, batch)
+    quality: Any  # see dcm.metrics.mixture and dcm.metrics.images
+    f: ConsistencyFunction  # of the students
+    chunk: int  # samples evaluated at once
+    exact: bool  # whether the PF-ODE's true solution is known
+    teacher_id: str  # changes whenever the teacher does
+    # Whether hours of work lie in a checkpoint, so that one of other settings is refused and not replaced, and the
+    # teacher's samples are kept chunk by chunk.
     costly = False
     precision = "auto"  # of the teacher's solves
 

@@ -31,18 +31,12 @@ SDXL_UNET = dict(
 class Prompts:
     """What the UNet is told of P prompts: text embeddings and micro-conditioning (Podell et al. 2023, section 2.2).
 
-    Attributes
-    ----------
-    embeddings : (P, L, E), the second-to-last hidden states of both text encoders, side by side.
-    pooled : (P, F), the pooled output of the second one.
-    size_ids : (P, 6), height and width of the original image, top and left of the crop, height and width aimed at.
-
     Condition i < P is prompt i; P + i is its null counterpart: zeros in place of both embeddings, the same size ids.
     """
 
-    embeddings: Tensor
-    pooled: Tensor
-    size_ids: Tensor
+    embeddings: Tensor  # (P, L, E), the second-to-last hidden states of both text encoders, side by side
+    pooled: Tensor  # (P, F), the pooled output of the second one
+    size_ids: Tensor  # (P, 6): height and width of the image, top and left of the crop, height and width aimed at
 
     def __len__(self) -> int:
         return len(self.pooled)
@@ -68,13 +62,12 @@ class Prompts:
 class PromptedUNet:
     """One UNet, shared by the teacher and every student: called as ``network(x, t, condition)``, it predicts noise.
 
-    A student is the UNet with an adapter, the teacher the UNet with none (:meth:`use`); weights are held once.
+    A student is the UNet with an adapter, the teacher the UNet with none; weights are held once. ``in_use`` names the
+    adapter in use, None for the teacher.
 
     Parameters
     ----------
     unet : diffusers' ``UNet2DConditionModel``, whose weights are frozen here. chunk : samples it takes at once.
-
-    ``in_use`` is the name of the adapter in use, None for the teacher.
     """
 
     def __init__(self, unet, prompts: Prompts, chunk: int):
@@ -136,8 +129,7 @@ class SDXLTeacher:
 
     Parameters
     ----------
-    network : its UNet and prompts. schedule : from the betas of the pipeline's own scheduler.
-    shape : of a latent, (C, h, w).
+    network : its UNet and prompts. schedule : of the pipeline's own scheduler. shape : of a latent, (C, h, w).
     """
 
     def __init__(self, network: PromptedUNet, schedule: NoiseSchedule, shape: tuple[int, ...]):
@@ -149,10 +141,7 @@ class SDXLTeacher:
         self._sizes: set[int] = set()  # of the batches that it is used for
 
     def freeze(self, precision: str = "auto") -> SDXLTeacher:
-        """Choose the precision of the copy that solves in flight: ``auto`` is the weights' own, or ``fp8``.
-
-        Raises :class:`InputError` where FP8 is not possible.
-        """
+        """Choose the copy's precision: ``auto`` (the weights' own) or ``fp8``; raises :class:`InputError` without FP8."""
         if precision == "fp8":
             frozen.check_float8(self.network.device)
         self.forget()
@@ -164,16 +153,15 @@ class SDXLTeacher:
         self._fast, self._sizes = None, set()
 
     def compile_for(self, batch: int, compile: str = "regions", attention: str = "cudnn") -> None:
-        """Evaluate batches of exactly `batch` samples by a frozen copy in channels-last memory, compiled.
+        """Evaluate batches of exactly `batch` samples by a frozen copy, compiled at the first such call.
 
         It shares its linear weights with the students' network, has convolutions of its own, and moves the prompts to
-        its device. Compilation happens at the first such call.
+        its device. `compile` and `attention` count when the copy is made, at the first call.
 
         Parameters
         ----------
-        compile : ``regions`` compiles repeated blocks once (:func:`~dcm.teachers.frozen.compile_regions`), ``whole``
-        the network as one, ``no`` nothing. attention : see :func:`~dcm.teachers.frozen.attention_by`. Both count when
-        the copy is made, at the first call.
+        compile : ``regions`` compiles repeated blocks once, ``whole`` the network as one, ``no`` nothing.
+        attention : see :func:`~dcm.teachers.frozen.attention_by`.
         """
         if self._fast is None:
             network = self.network

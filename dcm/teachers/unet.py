@@ -23,27 +23,16 @@ from dcm.teachers import frozen
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """What it takes to rebuild the network.
+    """What it takes to rebuild the network."""
 
-    Attributes
-    ----------
-    image_size, image_channels : a sample is (image_channels, image_size, image_size).
-    num_classes : conditions are 0..num_classes - 1; the network's own last class, num_classes, is the null one.
-    widths : channels at each resolution, each half the one before.
-    attention : whether each resolution has self-attention.
-    layers : residual blocks a resolution (diffusers' ``layers_per_block``).
-    head_width : channels of an attention head.
-    groups : group normalisation's groups; divides every width.
-    """
-
-    image_size: int
+    image_size: int  # a sample is (image_channels, image_size, image_size)
     image_channels: int
-    num_classes: int
-    widths: tuple[int, ...]
-    attention: tuple[bool, ...]
-    layers: int = 2
-    head_width: int = 32
-    groups: int = 32
+    num_classes: int  # conditions are 0 .. num_classes - 1; num_classes itself is the null one
+    widths: tuple[int, ...]  # channels at each resolution, each half the one before
+    attention: tuple[bool, ...]  # whether each resolution has self-attention
+    layers: int = 2  # residual blocks a resolution
+    head_width: int = 32  # channels of an attention head
+    groups: int = 32  # of group normalisation; divides every width
     dropout: float = 0.0
     timesteps: int = 1000
     beta_start: float = 0.00085

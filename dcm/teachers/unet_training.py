@@ -28,25 +28,16 @@ from dcm.teachers.unet import UNetTeacher
 
 @dataclass(frozen=True)
 class TeacherTraining:
-    """How a teacher is trained.
+    """How a teacher is trained."""
 
-    Attributes
-    ----------
-    updates : optimiser steps. batch : images an update and process. learning_rate : Adam's, at its peak.
-    warmup : updates of linear warm-up; a cosine to zero follows.
-    ema : decay of the weights' exponential moving average, reached gradually.
-    label_dropout : share of draws whose class is hidden. clip : largest gradient norm.
-    seed : with the step number, decides every draw.
-    """
-
-    updates: int = 2000
-    batch: int = 128
-    learning_rate: float = 1e-3
-    warmup: int = 100
-    ema: float = 0.999
-    label_dropout: float = 0.1
-    clip: float = 1.0
-    seed: int = 0
+    updates: int = 2000  # optimiser steps
+    batch: int = 128  # images an update and process
+    learning_rate: float = 1e-3  # Adam's, at its peak
+    warmup: int = 100  # updates of linear warm-up; a cosine to zero follows
+    ema: float = 0.999  # decay of the weights' exponential moving average, reached gradually
+    label_dropout: float = 0.1  # share of draws whose class is hidden
+    clip: float = 1.0  # largest gradient norm
+    seed: int = 0  # with the step number, decides every draw
 
     def rate(self, step: int) -> float:
         """Learning rate of update number `step` (from 0)."""
@@ -56,22 +47,16 @@ class TeacherTraining:
 
 @dataclass
 class TrainingState:
-    """What :func:`train_teacher` yields: one object, updated in place.
-
-    Attributes
-    ----------
-    step : updates done. loss : () tensor, of the last update. learning_rate : used in it.
-    elapsed : seconds of training. teacher : being trained. ema : copy with the averaged weights.
-    """
+    """What :func:`train_teacher` yields: one object, updated in place."""
 
     settings: TeacherTraining
-    teacher: UNetTeacher
-    ema: UNetTeacher
+    teacher: UNetTeacher  # being trained
+    ema: UNetTeacher  # a copy with the averaged weights
     optimizer: torch.optim.Optimizer
-    step: int = 0
-    elapsed: float = 0.0
-    learning_rate: float = 0.0
-    loss: Tensor | None = None
+    step: int = 0  # updates done
+    elapsed: float = 0.0  # seconds of training
+    learning_rate: float = 0.0  # of the last update
+    loss: Tensor | None = None  # (), of the last update
     unchecked: list[Tensor] = field(default_factory=list, repr=False)
 
     @classmethod

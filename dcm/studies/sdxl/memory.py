@@ -16,17 +16,11 @@ PROBED = 4  # samples of the larger measurement; the smaller has one
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes of GPU memory at the peak of an update.
+    """Bytes of GPU memory at the peak of an update."""
 
-    Attributes
-    ----------
-    peaks : by number of samples, the peak while one member's graph is built and walked back. state : see
-    :func:`training_state`. samples : walked back at once.
-    """
-
-    peaks: dict[int, int]
-    state: int
-    samples: int
+    peaks: dict[int, int]  # by number of samples, while one member's graph is built and walked back
+    state: int  # see training_state
+    samples: int  # walked back at once
 
     @property
     def total(self) -> int:
