@@ -20,6 +20,8 @@ CHAPTERS = {  # the menu: caption -> pages
     "Results": ["results/*/README"],
     "Use it": ["docs/extend", "docs/reproducibility", "benchmarks/README", "weights/README", "CONTRIBUTING", "CHANGELOG"],
 }
+listed = sum(CHAPTERS.values(), [])
+CHAPTERS["Use it"] += [name for path in sorted(Path(__file__).parent.glob("*.md")) if (name := f"docs/{path.stem}") not in listed]
 include_patterns = ["README.md", *(f"{page}.{end}" for pages in CHAPTERS.values() for page in pages for end in ("md", "ipynb"))]
 exclude_patterns = [".*", "runs", "site", "results/local"]  # not even looked into
 nb_execution_mode = "off"

@@ -33,6 +33,34 @@ def test_boundary_condition(f):
     assert torch.equal(answer, x)
 
 
+def test_the_papers_scalings(f):
+    """s_d = 0.5 and k = 10 (timesteps, not fractions of T)."""
+    c_skip, c_out = f.coefficients(torch.tensor([0, 1, 1000]), torch.zeros(3, 2, dtype=torch.float64))
+    kt = torch.tensor([[0.0], [10.0], [10000.0]], dtype=torch.float64)
+    assert torch.allclose(c_skip, 0.25 / (kt**2 + 0.25)) and torch.allclose(c_out, kt / (kt**2 + 0.25).sqrt())
+
+
+def test_members_and_which_of_them_bootstrap(group):
+    assert [m.horizon for m in group.members] == 4 * [1] + 4 * [4] + 4 * [10]
+    assert [(m.guidance, m.seed) for m in group.members[:4]] == [(1.0, 0), (1.0, 1), (3.0, 0), (3.0, 1)]
+    assert group.bootstrapped == 8 and group.ends == [0, 1, 8, 9]
+
+
+def test_noise_is_independent_of_the_data_it_is_added_to(teacher):
+    drawn = []
+
+    class Normal:
+        def draw(self, generator, batch):
+            drawn.append(torch.randn(batch, 2, generator=generator))
+            return drawn[-1], torch.zeros(batch, dtype=torch.long)
+
+    [batch] = Pairs(teacher, Normal(), Group("ddim", 10, (1.0,), (10,), (0,)), 4000).solved([1])
+    alpha, sigma = teacher.schedule.alpha(batch.t[0], batch.x[0]), teacher.schedule.sigma(batch.t[0], batch.x[0])
+    noise = (batch.x[0] - alpha * drawn[0]) / sigma
+    both = torch.cat([noise, drawn[0]], 1).T
+    assert (torch.corrcoef(both) - torch.eye(4)).abs().max() < 0.07 and abs(float(noise.std()) - 1) < 0.05
+
+
 def test_denoising_inverts_noising(teacher):
     x_0, eps = torch.randn(5, 2), torch.randn(5, 2)
     t = torch.tensor([1, 10, 100, 500, 1000])

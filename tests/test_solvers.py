@@ -115,6 +115,20 @@ def test_each_sample_solves_from_its_own_time(teacher, start):
     assert path.evaluations == 48 * 10
 
 
+def test_heuns_last_step_calls_the_network_at_the_first_timestep(teacher):
+    """Its corrector's slope at t = 0 is that of the first table entries, which belong to t = 1."""
+    schedule, x, seen = teacher.schedule, torch.tensor([[0.4, -0.7]], dtype=torch.float64), []
+    eps = torch.tensor([[0.3, 0.9]], dtype=torch.float64)
+    noise = lambda y, t: seen.append(int(t)) or eps + 0.1 * y
+    found = SOLVERS["heun"].step(noise, schedule, x, torch.tensor([500]), torch.tensor([0]))
+    slope = lambda y, k: -schedule.rate[k] / 2 * y + schedule.rate[k] / (2 * (1 - schedule.alpha_bar[k]) ** 0.5) * (
+        eps + 0.1 * y
+    )
+    first = slope(x, 499)
+    expected = x - 0.25 * (first + slope(x - 0.5 * first, 0))
+    assert seen == [500, 1] and torch.allclose(found, expected, atol=1e-12)
+
+
 def test_bad_input(teacher, start):
     x, c = start
     with pytest.raises(InputError, match="solver = 'rk4' is unknown; allowed: ddim, euler, heun"):

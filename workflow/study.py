@@ -5,7 +5,6 @@ Snakemake, to which every further word of the command line goes.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -19,18 +18,19 @@ from dcm.parameters.regimes import RegimesConfig
 from dcm.parameters.study import StudyConfig
 from dcm.support import lock
 from dcm.support.errors import InputError
-from dcm.support.files import ROOT, project_path, read_json, read_tensors, sha256
+from dcm.support.files import ROOT, project_path, read_json, read_tensors, sha256, write_text
 
 DOWNLOADS = {"cifar10": {"download": True, "data": "cifar10"}, "sdxl": {"download": True}}  # parameters of the teacher
 TABLES = ("ode_error.csv", "ode_error_by_time.csv", "quality.csv", "teacher_quality.csv", "solver_error.csv")
 
 
-def check_untracked(name: str, folder: Path) -> None:
+def check_untracked(name: str, folder: str) -> None:
     """Raise :class:`InputError` for a folder of files that git tracks: Snakemake deletes what a failed rule had made."""
-    found = subprocess.run(["git", "ls-files", "--", folder], cwd=ROOT, capture_output=True, text=True)
+    there = project_path(folder)
+    found = subprocess.run(["git", "ls-files", "--", there], cwd=ROOT, capture_output=True, text=True)
     if found.returncode == 0 and found.stdout:
         raise InputError(
-            f"{name} = {folder} holds files of the repository; allowed: results/local/.., runs/.., or elsewhere."
+            f"{name} = {folder} holds files of the repository; allowed: a folder in results/local or runs, or elsewhere."
         )
 
 
@@ -106,13 +106,16 @@ def read_config(path: Path) -> dict:
     return values
 
 
-def prepared(config: Path, download: bool) -> tuple[str, dict]:
-    """Check a configuration and hold its folder; returns its Snakefile, and what of it a `download` alters."""
+def prepared(config: Path, download: bool) -> tuple[str, list[Path]]:
+    """Check a configuration and hold its folder; returns its Snakefile, and the configurations to give it.
+
+    With `download` a second one, which has what the teachers need fetched.
+    """
     values = read_config(config)
     regimes = "studies" in values
     checked = validate(RegimesConfig if regimes else StudyConfig, values)
     for name in ("run_dir", "results_dir"):
-        check_untracked(name, project_path(getattr(checked, name)))
+        check_untracked(name, getattr(checked, name))
     run = project_path(checked.run_dir)
     lock.hold(run)
     studies = values["studies"] if regimes else {"": values}
@@ -121,8 +124,12 @@ def prepared(config: Path, download: bool) -> tuple[str, dict]:
             (run / name / "all_measured").unlink(missing_ok=True)
     if regimes:
         remove_damaged(run, costly=False)
-    altered = {name: {"teacher": DOWNLOADS.get(study["study"], {})} for name, study in studies.items() if download}
-    return ("regimes.smk", {"studies": altered} if altered else {}) if regimes else ("Snakefile", altered.get("", {}))
+    snakefile, configs = "regimes.smk" if regimes else "Snakefile", [config]
+    if download:
+        altered = {name: {"teacher": DOWNLOADS.get(study["study"], {})} for name, study in studies.items()}
+        configs.append(run / "download.yaml")
+        write_text(configs[-1], yaml.safe_dump({"studies": altered} if regimes else altered[""]))
+    return snakefile, configs
 
 
 def main() -> None:
@@ -132,25 +139,16 @@ def main() -> None:
     parser.add_argument("--download", action="store_true", help="fetch what the study needs: CIFAR-10, SDXL")
     asked, rest = parser.parse_known_args()
     try:
-        snakefile, altered = prepared(asked.config, asked.download)
+        snakefile, configs = prepared(asked.config, asked.download)
     except InputError as error:
         sys.exit(str(error))
     # Snakemake's own lock is left behind by a kill; ours is not, and files are written whole or not at all.
     options = ["--nolock", "--rerun-incomplete", "--quiet", "all"]
-    if altered:
-        options += ["--config", *(f"{name}={json.dumps(value)}" for name, value in altered.items())]
+    if asked.download:
         os.environ["HF_HUB_OFFLINE"] = "0"
-    command = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "-s",
-        str(ROOT / "workflow" / snakefile),
-        "--configfile",
-        str(asked.config),
-    ]
+    command = ["-m", "snakemake", "-s", ROOT / "workflow" / snakefile, "--configfile", *configs, *options, *rest]
     sys.stderr.flush()
-    os.execv(sys.executable, [*command, *options, *rest])
+    os.execv(sys.executable, [sys.executable, *map(str, command)])
 
 
 if __name__ == "__main__":

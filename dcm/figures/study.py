@@ -121,9 +121,8 @@ def error_against_quality(rows: pd.DataFrame, metrics: Metrics, primary: str, co
     ax.plot([], [], "-", color=style.GREY, lw=0.8, label="one setting, by horizon")
     style.students(ax, last, "ode_error", primary)
     style.measured(ax, metrics[primary], last[primary])
-    style.scale(ax, "x", last.ode_error)
     about = f"Spearman's correlation over {int(rho.runs)} students: {rho.spearman:.2f} [{rho.low:.2f}, {rho.high:.2f}]"
-    ax.set(xlabel=style.ODE_ERROR.label, title=f"{metrics[primary].label}\n{about}")
+    ax.set_title(f"{metrics[primary].label}\n{about}")
     return style.key(figure)
 
 
@@ -137,8 +136,8 @@ def convergence(table: pd.DataFrame) -> Figure:
     look = dict(hue="solver", style="solver", markers=True, palette="colorblind")
     for ax, (w, part) in zip(axes, table.groupby("guidance")):
         sns.lineplot(part, x="intervals", y="error", ax=ax, **look)
-        style.scale(ax, "y", table.error)
         style.scale(ax, "x", table.intervals, at_values=True)
+        style.scale(ax, "y", table.error)
         ax.set(xlabel="intervals N", ylabel="error [RMS]", title=f"distance to the reference, w = {w:g}")
     return style.key(figure)
 
@@ -148,12 +147,11 @@ def loss_curves(losses: np.ndarray, window: int, labels: list[str]) -> Figure:
 
     `losses` is (points, M), `labels` (M,) the method of each member.
     """
-    figure, [ax] = style.panels(1, 3)
+    figure, [ax] = style.panels(1, 3.0)
     shades = iter(sns.color_palette("viridis", len(set(labels)) + 2))
     for name in dict.fromkeys(labels):
-        mean = losses[:, [other == name for other in labels]].mean(1)
-        x: np.ndarray = window * np.arange(1, len(losses) + 1)
-        ax.plot(x, mean, color=style.COLOURS.get(name) or next(shades), label=name, lw=1.4)
+        mean = pd.Series(losses[:, np.array(labels) == name].mean(1), window * np.arange(1, len(losses) + 1))
+        ax.plot(mean, color=style.COLOURS.get(name) or next(shades), label=name, lw=1.4)
     style.scale(ax, "y", losses.ravel())
     ax.set(xlabel="update", ylabel="training loss", title="loss, each to its own target")
     return style.key(figure, ncols=6)

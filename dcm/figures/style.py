@@ -111,10 +111,10 @@ def panels(count: int, height: float = 2.7, **options) -> tuple[Figure, list[Axe
 def key(figure: Figure, ncols: int = 4) -> Figure:
     """Give the figure one legend for all its panels, outside of their data, lines before symbols; and return it."""
     handles = {text: h for ax in figure.axes for h, text in zip(*ax.get_legend_handles_labels())}
-    place = lambda text: (getattr(handles[text], "get_linestyle", str)() == "None", text == HOLLOW)
-    order = sorted(handles, key=place)
-    for legend in [ax.get_legend() for ax in figure.axes]:
-        legend.remove() if legend else None
+    late = lambda text: (getattr(handles[text], "get_linestyle", str)() == "None", text == HOLLOW)
+    order = sorted(handles, key=late)
+    for legend in filter(None, [ax.get_legend() for ax in figure.axes]):
+        legend.remove()
     free = next((ax for ax in figure.axes if not ax.axison), None)
     where: dict = dict(loc="outside lower center", ncols=ncols) if free is None else dict(loc="center")
     (free or figure).legend([handles[text] for text in order], order, **where)
@@ -150,8 +150,9 @@ def lines(ax: Axes, rows: pd.DataFrame, x: str, y: str, metric: Metric) -> None:
 
 
 def students(ax: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
-    """A point a student: CMs, Direct CMs, and horizons between them."""
-    kinds = rows.method.where(rows.method.isin(METHODS), BETWEEN)
-    for kind, own in rows.groupby(kinds):
+    """A point a student, by method; `x` is the ODE error."""
+    for kind, own in rows.groupby(rows.method.where(rows.method.isin(METHODS), BETWEEN)):
         look: dict[str, Any] = dict(color=COLOURS[kind], marker=MARKERS[kind], edgecolor="white", lw=0.3)
         ax.scatter(own[x], own[y], s=20, label=kind, zorder=2 + (kind in METHODS), **look)
+    scale(ax, "x", rows[x])
+    ax.set_xlabel(ODE_ERROR.label)

@@ -180,7 +180,7 @@ def read(path: str | Path) -> FigureRecord:
 def state(entry: Source, folder: Path) -> str:
     """``unchanged``, ``changed`` or ``not here``: an entry of a record against the file that it names."""
     places = (folder / entry["file"], ROOT / entry["file"])
-    path = next((p for p in places if p.exists()), places[0])
+    path = next((p for p in places if os.path.exists(p)), places[0])
     try:
         tensors = path.suffix == ".safetensors"
         regular(path, TENSOR_BYTES if tensors else TABLE_BYTES)

@@ -1,8 +1,10 @@
 """Each metric is measured on the samples it is about, not on those beside them."""
 
+import numpy as np
 import pytest
 import torch
 
+from dcm.metrics.distances import precision_recall
 from dcm.metrics.images import ImageQuality
 from dcm.metrics.metric import ode_error
 
@@ -55,6 +57,21 @@ def test_sharpness_is_relative_to_the_teacher(judged):
     quality, x, condition, teacher_x = judged
     rough = x + 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(4))
     assert quality.measure(rough, condition, x)["sharpness"] > 2 > 0.5 > quality.measure(x, condition, rough)["sharpness"]
+
+
+def test_precision_is_the_samples_share_and_recall_the_teachers():
+    """Samples of one class alone are all good, and miss half of what the teacher shows."""
+    condition = torch.arange(40) % 2
+    judge = Brightness()
+    found = ImageQuality(judge, judge).measure(images(torch.ones(40), 0), condition, images(condition, 1))
+    assert found["precision"] > 0.9 and found["recall"] < 0.6
+
+
+def test_the_manifold_reaches_to_the_third_neighbour():
+    """Points on a line, one apart: the last one's ball has a radius of 3."""
+    line = np.arange(10.0)[:, None]
+    for beyond, precision in ((2.9, 1.0), (3.1, 0.0)):
+        assert precision_recall(np.full((5, 1), 9 + beyond), line)[0] == precision
 
 
 def test_ode_error_is_the_mean_square_over_elements():

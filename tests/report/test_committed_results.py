@@ -49,6 +49,12 @@ def test_results_are_small_and_nothing_is_there_twice():
     assert tensors and len(set(tensors)) == len(tensors)
 
 
+def test_sources_have_what_notebook_6_reads_and_nothing_that_it_makes_of_them():
+    for name in SOURCES:
+        there = {p.name for p in (RESULTS / name).iterdir() if not p.name.startswith("samples_")}
+        assert there == {"metrics.csv", "maps_by_time.csv", "maps_from_noise.csv", "provenance.json", "studies.json"}
+
+
 def test_committed_results_are_complete():
     """Every figure and table of every study."""
     for study in STUDIES:

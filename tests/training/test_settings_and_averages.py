@@ -5,11 +5,13 @@ import torch
 from test_horizon import students_of
 from training.test_run import CPU, parameters, study  # noqa: F401
 
-from dcm.horizon import Group
+from dcm.horizon import Group, distance, horizon_target
 from dcm.pairs import Pairs
+from dcm.training import run
 from dcm.training.loop import distill
 from dcm.training.run import train_group
 from dcm.training.settings import Settings, learning_rate, make_optimizer
+from dcm.training.update import Update
 
 
 def test_the_rate_is_constant_or_falls_linearly_to_zero_over_the_last_half():
@@ -32,6 +34,21 @@ def test_settings_reach_the_optimizer():
     students = students_of(Group("ddim", 10, (2.0,), (1,), (0,)), 8)
     [made] = make_optimizer(students, Settings(updates=1, lr=0.25, weight_decay=0.125)).param_groups
     assert (float(made["lr"]), made["weight_decay"], made["betas"]) == (0.25, 0.125, (0.9, 0.999))
+
+
+@pytest.mark.parametrize("loss", ["l2", "huber"])
+def test_an_update_minimises_the_loss_it_is_told_with_gradients_no_longer_than_told(teacher, f, loss):
+    """Plain gradient descent at rate 1: each member moves by exactly the largest norm that is allowed."""
+    group = Group("ddim", 10, (2.0,), (1, 10), (0,))
+    [batch], students = Pairs(teacher, teacher, group, 32).solved([1]), students_of(group, 8)
+    before = [p.detach().clone() for p in students.parameters()]
+    target = horizon_target(f, students, batch, 1)
+    expected = distance(f(students, batch.x, batch.t, batch.condition), target, loss).detach()
+    settings = Settings(updates=1, max_norm=1e-3, loss=loss)
+    found = Update(students, torch.optim.SGD(students.parameters(), lr=1.0), settings, f, 1)(batch, 1.0)
+    torch.testing.assert_close(found, expected)
+    moved = sum((p - b).square().flatten(1).sum(1) for p, b in zip(students.parameters(), before)).sqrt()
+    assert moved.tolist() == pytest.approx([1e-3, 1e-3], rel=0.02)
 
 
 def raw_weights(study, p) -> list[dict]:  # noqa: F811
@@ -58,3 +75,14 @@ def test_what_is_kept_is_the_average_of_the_weights(study, tmp_path, ema):  # no
             torch.testing.assert_close(made.tensors[f"{update}/{name}"], average, rtol=1e-5, atol=1e-7, msg=name)
     moved = max(float((every[-1][n] - made.tensors[f"20/{n}"]).abs().max()) for n in every[0])
     assert moved > 1e-3 if ema else moved == 0
+
+
+def test_the_loss_curve_is_the_mean_of_each_window(study, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(run, "LOG_POINTS", 5)
+    p = parameters(tmp_path, updates=20, seeds=[0])
+    group = p.group()
+    students = study.make_students([m.seed for m in group.members], p.width)
+    study.start_from_teacher(students, [m.seed for m in group.members], p.pretrain)
+    pairs = Pairs(study.teacher, study.data, group, p.batch, CPU, p.updates_per_solve)
+    losses = torch.stack([state.loss for state in distill(pairs, students, Settings.of(p), study.f)])
+    torch.testing.assert_close(train_group(study, p, CPU).tensors["loss"], losses.unflatten(0, (5, 4)).mean(1))

@@ -33,7 +33,7 @@ def read(name: str) -> dict:
 NETWORK_LOG = Path(tempfile.mkdtemp()) / "network"
 ENVIRONMENT = os.environ | {
     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT / "tests/guard"), os.environ.get("PYTHONPATH")])),
+    "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT / "tests/guard"), str(ROOT), os.environ.get("PYTHONPATH")])),
     "DCM_NETWORK_LOG": str(NETWORK_LOG),
 }
 

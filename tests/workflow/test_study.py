@@ -1,0 +1,227 @@
+"""What workflow/ does around a study: one at a time, damaged files made again, results apart and compared."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from dcm.support import lock
+from dcm.support.errors import InputError
+from dcm.support.files import write_csv, write_json, write_tensors
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "workflow"))
+
+import compare  # noqa: E402
+import run_notebook  # noqa: E402
+import study  # noqa: E402
+
+SMOKE = yaml.safe_load((ROOT / "workflow/config/smoke.yaml").read_text())
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != lock.HELD} | {"PYTHONPATH": str(ROOT)}
+
+
+def configured(folder: Path, **changed) -> Path:
+    path = folder / "config.yaml"
+    folders = {"run_dir": str(folder / "run"), "results_dir": str(folder / "results")}
+    path.write_text(yaml.safe_dump(SMOKE | folders | changed))
+    return path
+
+
+def script(name: str, *arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "workflow" / name), *map(str, arguments)]
+    return subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_two_studies_and_a_notebook_in_one_folder(tmp_path):
+    config = configured(tmp_path)
+    command = [sys.executable, str(ROOT / "workflow/study.py"), str(config), "-j", "1"]
+    first = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "run/notebooks/1_teacher.ipynb").exists():
+        assert first.poll() is None
+        time.sleep(0.1)
+    expected = f"{tmp_path}/run is in use: process {first.pid} has been running a study there since "
+    second = script("study.py", config, "-j", "1")
+    assert second.returncode == 1 and second.stderr.startswith(expected) and second.stderr.count("\n") == 1
+    by_hand = script(
+        "run_notebook.py", "notebooks/1_teacher.ipynb", tmp_path / "out.ipynb", "-p", "run_dir", tmp_path / "run"
+    )
+    assert by_hand.returncode == 1 and expected in by_hand.stderr and "Traceback" not in by_hand.stderr
+    assert by_hand.stderr.count("\n") == 1
+    first.kill()
+    first.wait()
+    assert script("study.py", config, "-n").returncode == 0
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run's folder as rules leave it: of distill, ode_error, teacher (trained)."""
+    run = tmp_path / "run"
+    write_tensors(run / "students/main.safetensors", {"x": torch.ones(40)})
+    write_tensors(run / "teacher/weights.safetensors", {"x": torch.ones(40)})
+    write_json(run / "teacher/teacher.json", {"study": "digits"})
+    for name in ("1_teacher", "2_distill-main", "3_ode_error"):
+        write_json(run / f"provenance/{name}.json", {"notebook": name})
+    write_csv(run / "ode_error.csv", pd.DataFrame({"a": range(9)}))
+    write_csv(run / "quality.csv", pd.DataFrame({"a": range(9)}))  # notebook 4 was run by hand: it left no note
+    rules = {
+        "1_teacher": "teacher/teacher.json",
+        "2_distill-main": "students/main.safetensors",
+        "3_ode_error": "ode_error.csv",
+    }
+    for name, output in rules.items():
+        beside = [run / "teacher"] if name == "1_teacher" else []
+        outputs, notebook = [str(run / output)], Path(f"{name}.ipynb")
+        run_notebook.note(run, notebook, outputs, [*beside, run / f"provenance/{name}.json"])
+    assert not study.remove_damaged(run, costly=True)
+    return run
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-4])
+
+
+def left(run: Path) -> set[str]:
+    return {str(p.relative_to(run)) for p in run.rglob("*.*") if p.parent.name != "checksums"}
+
+
+@pytest.mark.parametrize(
+    ("name", "harm", "why", "removed"),
+    [
+        ("ode_error.csv", cut, "is not as it was written", ["ode_error.csv"]),  # the table can still be read
+        ("quality.csv", lambda p: p.write_text(""), "is damaged (No columns to parse from file)", ["quality.csv"]),
+        ("quality.csv", lambda p: p.write_text("a\n"), "has no rows", ["quality.csv"]),
+        ("students/main.safetensors", cut, "is damaged", ["students/main.safetensors"]),
+        ("students/main.safetensors", lambda p: p.write_text(""), "is damaged", ["students/main.safetensors"]),
+        ("provenance/3_ode_error.json", cut, "is not as", ["ode_error.csv", "provenance/3_ode_error.json"]),
+        ("provenance/3_ode_error.json", Path.unlink, "is gone", ["ode_error.csv", "provenance/3_ode_error.json"]),
+        ("teacher/weights.safetensors", Path.unlink, "is gone", ["teacher/weights.safetensors", "teacher/teacher.json"]),
+        ("checksums/3_ode_error.json", cut, "", []),
+    ],
+)  # fmt: skip
+def test_a_damaged_file_is_made_again(run, capsys, name, harm, why, removed):
+    before = left(run)
+    harm(run / name)
+    assert study.remove_damaged(run, costly=False) == bool(why)
+    assert before - left(run) == set(removed)
+    said = capsys.readouterr().err
+    assert said.startswith(f"{run / name} {why}" if why else "") and said.count("\n") == bool(why)
+    assert not study.remove_damaged(run, costly=False), "what is gone now is Snakemake's to make"
+
+
+def test_what_took_hours_is_asked_for(run):
+    cut(run / "teacher/weights.safetensors")
+    everything = left(run)
+    with pytest.raises(
+        InputError, match="weights.safetensors is damaged .* or delete .*weights.safetensors to have it made"
+    ):
+        study.remove_damaged(run, costly=False)
+    (run / "teacher/weights.safetensors").unlink()
+    (run / "provenance/2_distill-main.json").unlink()
+    with pytest.raises(
+        InputError, match="2_distill-main.json is gone, and .* or delete .*students/main.safetensors to"
+    ):
+        study.remove_damaged(run, costly=True)
+    assert everything - left(run) == {"teacher/weights.safetensors", "provenance/2_distill-main.json"}
+
+
+def test_folders_of_the_repository_are_refused(tmp_path):
+    for name, folder in (("results_dir", "results/gmm"), ("run_dir", "docs"), ("results_dir", "results")):
+        with pytest.raises(InputError, match=f"{name} = {folder} holds files of the repository"):
+            study.prepared(configured(tmp_path, **{name: folder}), download=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_download_is_passed_on(tmp_path):
+    values = yaml.safe_load((ROOT / "workflow/config/cifar10.yaml").read_text())
+    values |= {"run_dir": str(tmp_path / "run"), "results_dir": str(tmp_path / "results")}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    planned = script("study.py", tmp_path / "config.yaml", "-j", "1", "--download", "-n")
+    assert planned.returncode == 0 and "rule teacher" in planned.stdout + planned.stderr
+    altered = yaml.safe_load((tmp_path / "run/download.yaml").read_text())
+    assert altered == {"teacher": {"download": True, "data": "cifar10"}}
+
+
+@pytest.fixture
+def local(tmp_path, monkeypatch):
+    """Results of a run here: those of the repository, copied."""
+    monkeypatch.setattr(compare, "LOCAL", tmp_path / "local")
+    shutil.copytree(ROOT / "results/gmm", tmp_path / "local/gmm", ignore=shutil.ignore_patterns("*.pdf"))
+    return tmp_path / "local/gmm"
+
+
+def test_compare_says_what_differs_from_what_is_shipped(local, capsys):
+    compare.compare(local)
+    same = capsys.readouterr().out.splitlines()
+    claims = pd.read_csv(local / "verdicts.csv")
+    main = claims[(claims.group == "main") & (claims.claim == "C1")].iloc[0]
+    assert same[0] == "gmm" and len(same) <= 6
+    assert (
+        same[1]
+        == f"  C1 {main.verdict} by ode_error (ode_error: ratio {main.value:.3g} [{main.low:.3g}, {main.high:.3g}])"
+    )
+    assert f"{len(claims)} of {len(claims)} verdicts as shipped" in same[3] and " metric: 0 " in same[4]
+    assert same[5] == f"  open {local / 'index.html'}"
+    rows = pd.read_csv(local / "metrics.csv")
+    rows.loc[7, "ode_error"] *= 1.25
+    write_csv(local / "metrics.csv", rows.sample(frac=1, random_state=0))  # in any order
+    claims.loc[2, "verdict"] = "undecided"
+    write_csv(local / "verdicts.csv", claims)
+    compare.compare(local)
+    other = capsys.readouterr().out.splitlines()
+    assert f"{len(claims) - 1} of {len(claims)} verdicts" in other[3] and "undecided, shipped" in other[3]
+    assert (
+        other[4].startswith("  largest relative difference of a metric: 0.25 (ode_error ")
+        and f"seed {rows.seed[7]}" in other[4]
+    )
+
+
+def test_the_page_shows_every_figure_and_runs_nothing(local):
+    with (local / "README.md").open("a") as file:
+        file.write("\n<script>alert(1)</script>\n\n[x](javascript:alert(1)) <b onclick=x>\n")
+    page = compare.write_page(local).read_text()
+    figures = [p.name for p in local.glob("*.png")]
+    assert len(figures) >= 9 and all(f'<img src="{name}"' in page for name in figures) and "<table>" in page
+    assert "<script" not in page and "&lt;script" in page and 'href="javascript' not in page and "<b " not in page
+    assert "src=" in page and 'src="http' not in page
+
+
+def test_publishing_replaces_what_was_shipped(local, tmp_path, monkeypatch):
+    shipped = tmp_path / "results/gmm"
+    monkeypatch.setattr(compare, "SHIPPED", tmp_path / "results")
+    with pytest.raises(InputError, match="results.csv|nothing|has no metrics.csv: run its study first"):
+        compare.publish("digits")
+    shipped.mkdir(parents=True)
+    for name in ("metrics.csv", "fig99.png", "dry_run.md", "notes.txt"):
+        (shipped / name).write_text("old")
+    (local / "index.html").write_text("page")
+    compare.publish("gmm")
+    names = {p.name for p in shipped.iterdir()}
+    assert names == {p.name for p in local.glob("*.*")} - {"index.html"} | {"dry_run.md", "notes.txt"}
+    assert (shipped / "metrics.csv").read_bytes() == (local / "metrics.csv").read_bytes()
+
+
+def test_a_notebook_by_hand_ends_in_one_sentence(tmp_path):
+    options = ["-p", "intervals", "30", "-p", "guidance", "[2.0]", "-p", "run_dir", tmp_path / "run"]
+    done = script("run_notebook.py", "notebooks/2_distill.ipynb", tmp_path / "out.ipynb", *options)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "notebooks/2_distill.ipynb: intervals = 30 does not divide" in done.stderr
+    assert json.loads((tmp_path / "out.ipynb").read_text())["cells"] and not (tmp_path / "run").exists()
+    assert [run_notebook.value(t) for t in ("1e-4", "7", "gmm", "true", "[1.0, 2]")] == [1e-4, 7, "gmm", True, [1.0, 2]]
+
+
+def test_an_executed_notebook_does_not_follow_a_link(tmp_path, monkeypatch):
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "out.ipynb").symlink_to(tmp_path / "precious")
+    monkeypatch.setattr(
+        "papermill.execute_notebook", lambda source, executed, *_, **__: Path(executed).write_text("run")
+    )
+    run_notebook.execute("a.ipynb", tmp_path / "out.ipynb", {})
+    assert (tmp_path / "precious").read_text() == "mine" and (tmp_path / "out.ipynb").read_text() == "run"
