@@ -174,7 +174,7 @@ def test_noise_is_the_samples_own_and_the_teachers_are_kept_by_chunk(study, dist
         EvaluationSet(study, prepared, 3, 0, CPU).student_samples(students, 4, 2), x[:, :3], atol=1e-4
     )
     solution = evaluation.teacher_samples("ddim", 4, 2.0)
-    parts = sorted((prepared / "evaluation/ddim-4-2-parts").iterdir())
+    parts = sorted((prepared / "samples/ddim-4-2-parts").iterdir())
     assert len(parts) == 2 and solution.shape == (6, 4, 8, 8)  # chunks of 4
     kept = parts[0].stat().st_mtime_ns
     parts[1].unlink()  # interrupted after the first chunk
