@@ -178,6 +178,6 @@ def test_noise_is_the_samples_own_and_the_teachers_are_kept_by_chunk(study, dist
     assert len(parts) == 2 and solution.shape == (6, 4, 8, 8)  # chunks of 4
     kept = parts[0].stat().st_mtime_ns
     parts[1].unlink()  # interrupted after the first chunk
-    assert torch.equal(evaluation.teacher_samples("ddim", 4, 2.0), solution)
+    assert torch.equal(EvaluationSet(study, prepared, 6, 0, CPU).teacher_samples("ddim", 4, 2.0), solution)
     assert parts[0].stat().st_mtime_ns == kept and parts[1].exists()
     assert all(math.isfinite(ode_error(own, solution)) and ode_error(own, solution) > 0 for own in x)
