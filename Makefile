@@ -16,7 +16,7 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 # Every notebook is a process that imports torch: seconds more, each time, where Python may not keep what it compiles.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: study regimes-all compare publish test shipped unit smoke faults nbval lowest lint notebooks lab browser clean
+.PHONY: study regimes-all compare publish test shipped unit smoke faults nbval lowest lint notebooks lab browser site mutants clean
 
 # Figures, tables and pages go to results/local; what lies in results/ besides is the repository's own.
 RUN_STUDY = $(BIN)/python workflow/study.py workflow/config/$(1).yaml -j $(JOBS) $(if $(filter-out 0,$(DOWNLOAD)),--download)
@@ -108,6 +108,15 @@ browser: $(BIN)/.ready
 	$(BIN)/python $(INSTALL) playwright
 	$(BIN)/python tests/browser.py
 
+# The website, in site/, of what is stored: nothing is run for it.
+site: $(BIN)/.ready
+	rm -rf site
+	$(BIN)/python -m sphinx -q -W --keep-going -b html -c docs -d $$(mktemp -d) . site
+
+# Would the tests see a mistake? One at a time is made in a copy of the core; an hour, and docs/mutants.md anew.
+mutants: $(BIN)/.ready
+	$(BIN)/python tests/mutants.py
+
 # All that was run here, trained teachers and students too.
 clean:
-	rm -rf runs results/local .snakemake
+	rm -rf runs results/local site .snakemake

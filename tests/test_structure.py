@@ -19,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 
 import pytest
+from mutants import MUTANTS
 
 ROOT = Path(__file__).parents[1]
 FACE = "dcm"  # the package's own __init__, which may import everything and which no module of it imports
@@ -233,6 +234,12 @@ def test_a_good_tree_breaks_no_rule(tmp_path):
     assert not any(Tree(tmp_path).faults().values())
     written(tmp_path, {"low.py": LONG.format(reason=f" {REASON} it is a table.")})
     assert not any(Tree(tmp_path).faults().values()), "a long function with a reason"
+
+
+def test_every_mutant_changes_a_line_that_is_there():
+    for mutant in MUTANTS:
+        compile(mutant.made(ROOT), mutant.file, "exec")
+        assert all((ROOT / test).exists() for test in mutant.tests)
 
 
 def written(root: Path, files: dict[str, str]) -> None:

@@ -17,7 +17,10 @@ from dcm.support.errors import InputError
 from dcm.support.files import ROOT, read_json, write_text
 
 SHIPPED, LOCAL = ROOT / "results", ROOT / "results/local"
-KINDS = {".png", ".pdf", ".csv", ".md", ".json", ".safetensors"}
+KINDS = {".png", ".csv", ".md", ".json"}
+# Of these the repository ships what was measured alone; their tables and figures are those of regimes_all.
+SOURCES = ("regimes", "regimes_cifar10")
+MEASURED = {"metrics.csv", "maps_by_time.csv", "maps_from_noise.csv", "studies.json", "provenance.json"}
 SETTING = [
     "run",
     "group",
@@ -114,7 +117,9 @@ def compare(folder: Path) -> None:
     if not (folder / "metrics.csv").exists():
         raise InputError(f"{folder} has no metrics.csv: run its study first (make study-{folder.name}).")
     tables = {name: pd.read_csv(folder / f"{name}.csv") for name in ("metrics", "verdicts")}
-    shipped = {n: pd.read_csv(p) for n in tables if (p := SHIPPED / folder.name / f"{n}.csv").exists()}
+    judged = "regimes_all" if folder.name in SOURCES else folder.name
+    places = {"metrics": SHIPPED / folder.name / "metrics.csv", "verdicts": SHIPPED / judged / "verdicts.csv"}
+    shipped = {name: pd.read_csv(path) for name, path in places.items() if path.exists()}
     lines = verdicts(folder, tables["verdicts"], shipped.get("verdicts"))
     if "metrics" in shipped:
         lines.append(
@@ -124,17 +129,24 @@ def compare(folder: Path) -> None:
     print("\n  ".join([folder.name, *lines, f"open {page.relative_to(ROOT) if page.is_relative_to(ROOT) else page}"]))
 
 
+def is_shipped(path: Path, name: str) -> bool:
+    """Whether a file of the results `name` is one that the repository ships."""
+    if name in SOURCES:
+        return path.suffix == ".safetensors" or path.name in MEASURED
+    return path.suffix in KINDS and not path.name.startswith("dry_run")  # that is a benchmark's
+
+
 def publish(name: str) -> None:
     """Replace figures, tables and pages of ``results/name`` by those of ``results/local/name``."""
     source, shipped = LOCAL / name, SHIPPED / name
     if not (source / "metrics.csv").exists():
         raise InputError(f"{source} has no metrics.csv: run its study first (make study-{name}).")
-    for path in shipped.glob("*.*") if (shipped / "metrics.csv").exists() else ():
-        if path.suffix in KINDS and not path.name.startswith("dry_run"):  # that is a benchmark's
-            path.unlink()
     shipped.mkdir(exist_ok=True)
+    for path in shipped.glob("*.*"):
+        if is_shipped(path, name):
+            path.unlink()
     for path in source.glob("*.*"):
-        if path.suffix in KINDS:
+        if is_shipped(path, name):
             shutil.copyfile(path, shipped / path.name)
 
 

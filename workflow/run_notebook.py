@@ -5,18 +5,22 @@ python workflow/run_notebook.py notebooks/2_distill.ipynb out.ipynb -p updates 1
 
 import argparse
 import ast
+import fcntl
+import hashlib
+import json
 import os
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
 import papermill
+import yaml
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from dcm.support import lock
-from dcm.support.files import sha256, write_json
+from dcm.support import lock  # and nothing that takes a kernel's time and memory to import
 
 # glibc hands a network's buffers back to the system after a layer and takes them anew, page by page, for the next.
 # Kernels keep up to a gigabyte instead, and buffers of more than 32 MB (the most that it allows) go back as ever. A C
@@ -64,19 +68,37 @@ def run_or_exit(source: str, executed: Path, parameters: dict) -> None:
 
 def note(run: Path, executed: Path, outputs: list[str], beside: list[Path]) -> None:
     """Keep checksums of a rule's `outputs`, and of files that it wrote `beside` them, for workflow/study.py."""
-    also = [
-        p for b in beside for p in (sorted(b.glob("*.*")) if b.is_dir() else [b]) if p.suffix in KEPT and p.is_file()
-    ]
-    # Tensors have a checksum of their own, of what counts in them.
-    marks = {
-        os.path.relpath(p, run): None if p.suffix == ".safetensors" else sha256(p) for p in [*map(Path, outputs), *also]
-    }
-    write_json(run / "checksums" / f"{executed.stem}.json", {"outputs": list(outputs), "files": marks})
+    found = [p for b in beside for p in (sorted(b.glob("*.*")) if b.is_dir() else [b])]
+    marks = {}
+    for path in [*map(Path, outputs), *(p for p in found if p.suffix in KEPT and p.is_file())]:
+        with open(path, "rb") as file:  # tensors have a checksum of their own, of what counts in them
+            mark = None if path.suffix == ".safetensors" else hashlib.file_digest(file, "sha256").hexdigest()
+        marks[os.path.relpath(path, run)] = mark
+    (run / "checksums").mkdir(exist_ok=True)
+    part = run / f"checksums/.{executed.stem}.{os.getpid()}"
+    part.write_text(json.dumps({"outputs": list(outputs), "files": marks}, indent=1))
+    part.replace(run / f"checksums/{executed.stem}.json")
+
+
+def end_when_free(file: int) -> None:
+    """End this process, and with it the kernel, once a lock can be had."""
+    fcntl.flock(file, fcntl.LOCK_SH)
+    os._exit(1)
+
+
+def end_with_the_study() -> None:
+    """End this process when the study that started it ends, even by a kill: nothing goes on in a folder that is free."""
+    for folder in lock.held():
+        file = os.open(Path(folder) / ".lock", os.O_RDONLY)
+        if lock.locked(file, fcntl.LOCK_SH):  # a study of another machine
+            os.close(file)
+        else:
+            threading.Thread(target=end_when_free, args=(file,), daemon=True).start()
 
 
 def run_rule(rule) -> None:
     """What a rule of Snakemake asks for."""
-    lock.end_with_the_study()
+    end_with_the_study()
     source, executed, values = rule.input.notebook, Path(rule.log[0]), dict(rule.params.values)
     for name, value in KEEP_MEMORY.items():
         os.environ.setdefault(name, value)
@@ -85,10 +107,8 @@ def run_rule(rule) -> None:
     print(f"{executed.stem} ..", file=sys.stderr)
     run_or_exit(source, executed, values)
     run, name = Path(values["run_dir"]), executed.stem
-    made = (
-        [run / "teacher"] if name == "1_teacher" else [Path(values["results_dir"])] if "results_dir" in values else []
-    )
-    note(run, executed, rule.output, [*made, run / "provenance" / f"{name}.json"])
+    made = run / "teacher" if name == "1_teacher" else Path(values.get("results_dir", "nowhere"))
+    note(run, executed, rule.output, [made, run / "provenance" / f"{name}.json"])
     print(f"{name} done in {time.time() - start:.0f} s", file=sys.stderr)
 
 
@@ -106,8 +126,11 @@ def run_by_hand() -> None:
     parser.add_argument("notebook", help="notebooks/2_distill.ipynb, say")
     parser.add_argument("executed", type=Path, help="where it is kept, executed")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter")
+    parser.add_argument("-y", default="{}", metavar="YAML", help="more of them: 'horizons: [cm, 5, direct]', say")
     asked = parser.parse_args()
-    run_or_exit(asked.notebook, asked.executed, {name: value(text) for name, text in asked.p})
+    if not isinstance(more := yaml.safe_load(asked.y), dict):
+        parser.error("-y takes names and values: 'horizons: [cm, 5, direct]', say")
+    run_or_exit(asked.notebook, asked.executed, more | {name: value(text) for name, text in asked.p})
 
 
 if "snakemake" in globals():

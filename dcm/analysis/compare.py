@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from dcm.analysis.measured import SETTING, final_one_step
+from dcm.analysis.measured import METHODS, SETTING, final_one_step
 from dcm.metrics.metric import Metric
 from dcm.support.ranks import spearman
 
@@ -70,19 +70,6 @@ def bootstrap(
     return Effect(value, np.nan, np.nan, len(data[0]))
 
 
-def compare(rows: pd.DataFrame, column: str, metric: Metric, resamples: int, confidence: float) -> Effect:
-    """Direct CM against CM in one setting, paired by seed: mean log-ratio (``metric.ratio``) or mean difference.
-
-    `rows` are those of one setting, one step, at the end of training.
-    """
-    wide = rows.pivot(index="seed", columns="method", values=column)
-    if not {"CM", "Direct CM"} <= set(wide):
-        return Effect(np.nan, np.nan, np.nan, 0)
-    wide = wide.dropna(subset=["CM", "Direct CM"])
-    change = np.log(wide["Direct CM"] / wide["CM"]) if metric.ratio else wide["Direct CM"] - wide["CM"]
-    return bootstrap(change.to_numpy(), np.mean, resamples, confidence)
-
-
 def verdict(effect: Effect, expected_sign: int) -> str:
     """``supported`` when the whole interval has the expected sign, ``contradicted`` when it has the other one."""
     ends = expected_sign * np.array([effect.low, effect.high])  # NaN compares false
@@ -101,27 +88,25 @@ def verdicts(
 ) -> pd.DataFrame:
     """Verdict on C1 (ODE error) and on C2 (every quality metric) in every setting of `by` that has both models.
 
-    `rows` has one row a method and seed in each. C2 asks for worse samples: the sign depends on the metric's direction.
-    Effects of ratio metrics are given as ratios Direct CM / CM, of the others as differences Direct CM - CM.
+    `rows` has one row a method and seed in each; models are compared in pairs of one seed. C2 asks for worse samples: the
+    sign depends on the metric's direction. Effects of ratio metrics are given as ratios Direct CM / CM, of the others as
+    differences Direct CM - CM.
     """
     out = []
-    judged = [("C1", "ode_error", ODE_ERROR), *(("C2", name, m) for name, m in metrics.items() if m.judged)]
+    judged = [("C1", "ode_error", ODE_ERROR), *(("C2", k, m) for k, m in metrics.items() if m.judged and k in rows)]
     for setting, part in rows.groupby(list(by), sort=True):
         for claim, name, metric in judged:
-            if name not in part or part[name].isna().all():
+            pairs = part.pivot(index="seed", columns="method", values=name).reindex(columns=METHODS).dropna()
+            if not len(pairs):
                 continue
-            effect = compare(part, name, metric, resamples, confidence)
-            if effect.n == 0:
-                continue
+            cm, direct = pairs.to_numpy(float).T
+            effect = bootstrap(np.log(direct / cm) if metric.ratio else direct - cm, np.mean, resamples, confidence)
             sign = 1 if (claim == "C2") == metric.lower_is_better else -1
-            f = np.exp if metric.ratio else (lambda v: v)
-            out.append(
-                dict(zip(by, setting))
-                | dict(
-                    claim=claim, metric=name, effect="ratio" if metric.ratio else "difference", value=f(effect.value),
-                    low=f(effect.low), high=f(effect.high), seeds=effect.n, verdict=verdict(effect, sign),
-                )
-            )  # fmt: skip
+            kind, f = ("ratio", np.exp) if metric.ratio else ("difference", float)
+            line = dict(
+                claim=claim, metric=name, effect=kind, value=f(effect.value), low=f(effect.low), high=f(effect.high)
+            )
+            out.append(dict(zip(by, setting)) | line | dict(seeds=effect.n, verdict=verdict(effect, sign)))
     return pd.DataFrame(out)
 
 

@@ -11,8 +11,7 @@ import pandas as pd
 from dcm.analysis import compare
 from dcm.analysis.compare import Effect
 from dcm.analysis.measured import final_one_step
-from dcm.analysis.regime_verdicts import supporting
-from dcm.analysis.regimes import REGIME, SETTING_OF_RUN, differences, log_ratios
+from dcm.analysis.regimes import REGIME, SETTING_OF_RUN, differences, log_ratios, supporting
 from dcm.analysis.runs import Run
 
 OUTCOMES = dict(zip(compare.VERDICTS, ("as predicted", "against it", "undecided")))
@@ -71,7 +70,7 @@ def mechanisms(run: Run, by_time: pd.DataFrame, starts: pd.DataFrame, claims: pd
     """One row a setting with maps: the effect of C2, and what each explanation says it comes from, Direct CM against CM.
 
     `by_time`, `starts` are rows of :func:`dcm.evaluation.flow_maps.measure_maps`, with ``run``, and `claims` of
-    :func:`dcm.analysis.regime_verdicts.verdict_table`.
+    :meth:`dcm.analysis.runs.Run.claims`.
 
     Columns: ``c2``, ``c2_data`` and ``c1`` (log ratios of the primary metric, of its sibling against data, and of the ODE
     error); ``steep_direct``, ``steep_cm`` (rank correlation of the map's steepness and the error); ``averaging_direct``,
@@ -83,7 +82,7 @@ def mechanisms(run: Run, by_time: pd.DataFrame, starts: pd.DataFrame, claims: pd
     """
     by = SETTING_OF_RUN
     rows = final_one_step(run.rows)  # a snapshot's own maps are not measured
-    held = pd.MultiIndex.from_frame(supporting(claims, run)[REGIME])
+    held = pd.MultiIndex.from_frame(supporting(claims)[REGIME])
     rows = rows.assign(holds=pd.MultiIndex.from_frame(rows[REGIME]).isin(held))
     late = by_time[by_time.t == by_time.t.max()]
     mean_of = lambda table, method, column: table[table.method == method].groupby(by)[column].mean()

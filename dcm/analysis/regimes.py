@@ -43,3 +43,13 @@ def log_ratios(rows: pd.DataFrame, column: str, by: Sequence[str] = tuple(REGIME
 def differences(rows: pd.DataFrame, column: str, by: Sequence[str] = tuple(REGIME)) -> pd.Series:
     """Direct CM - CM of a `column`, as :func:`log_ratios`."""
     return paired(rows, column, by, lambda direct, cm: direct - cm)
+
+
+def supporting(claims: pd.DataFrame) -> pd.DataFrame:
+    """Regimes that support C2 by at least one of two distances, to teacher and to data, and are contradicted by neither.
+
+    A table of the columns of :data:`REGIME` and ``regime``, in the order of `claims`.
+    """
+    own = claims[claims.role.isin(["teacher", "data"])]
+    said = own.groupby([*REGIME, "regime"], sort=False).verdict.agg(set).reset_index()
+    return said[[("supported" in v) and ("contradicted" not in v) for v in said.verdict]].drop(columns="verdict")

@@ -9,18 +9,25 @@ import pandas as pd
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from dcm.analysis import compare
 from dcm.analysis.measured import measured, with_columns, with_final
-from dcm.analysis.regimes import DATA_METRIC, as_regimes
+from dcm.analysis.regimes import DATA_METRIC, REGIME, as_regimes
 from dcm.metrics.metric import Metric
 from dcm.parameters.check import validate
 from dcm.parameters.kinds import Name, StudyName
 from dcm.parameters.notebooks import DistillParameters
+from dcm.solvers import SOLVER_NAMES
 from dcm.studies.base import Study
 from dcm.studies.registry import load_study
 from dcm.support.errors import InputError, why
 from dcm.support.files import project_path, read_json, read_tensors
 from dcm.training.saved import load_group
 
+NAMES = {  # of what regimes differ in
+    "solver": lambda v: SOLVER_NAMES[v], "intervals": "N = {}".format, "guidance": "w = {:g}".format,
+    "loss": lambda v: {"huber": "pseudo-Huber", "l2": "L2"}[v], "lora_rank": "LoRA rank {}".format, "width": "width {}".format,
+    "lr": "lr {:g}".format, "lr_decay": "{} lr".format, "updates": "{} updates".format, "pairs_per_trajectory": "{} pairs a trajectory".format,
+}  # fmt: skip
 MAPS = ("maps_by_time", "maps_from_noise")  # tables in a results folder of notebook 6
 SHOWN = 16  # samples of each kind that its figures show
 
@@ -79,6 +86,40 @@ class Run:
         self.family, self.metrics, self.primary = self.facts.study, self.facts.metrics, self.facts.primary
         self.against_data = DATA_METRIC[self.primary]  # the same distance
         self.main = "main" if "main" in self.groups else next(iter(self.groups))  # what other groups are compared with
+
+    def label(self, regime) -> str:
+        """What a `regime` differs in from the main group, in words; it has the attributes of :data:`REGIME`."""
+        main, group = self.groups[self.main], self.groups[regime.group]
+        early = regime.update < group.updates
+        of = lambda p, name: p.guidance[0] if name == "guidance" else getattr(p, name)
+        own = {name: of(group, name) for name in NAMES} | {"guidance": regime.guidance}
+        differ = [text(own[k]) for k, text in NAMES.items() if own[k] != of(main, k) and not (early and k == "updates")]
+        differ += [f"{regime.update} updates"] * early + [f"{regime.steps} steps"] * (regime.steps > 1)
+        # The end of a curve is called as its other points are.
+        curve = main.snapshots and main.lr_decay == "constant"
+        return ", ".join(differ) or (f"{main.updates} updates" if curve else "main")
+
+    def claims(self, resamples: int, confidence: float) -> pd.DataFrame:
+        """:func:`dcm.analysis.compare.verdicts` of every regime, the main group's first.
+
+        With columns ``family``; ``regime`` (:meth:`label`); ``main``: whether it is the main setting, at the end of training
+        and in one step; ``curve`` (:func:`as_regimes`); ``role``: ``ode``, ``teacher`` and ``data`` of the ODE error, the
+        primary metric and its sibling.
+        """
+        table = compare.verdicts(self.rows, self.metrics, resamples, confidence, REGIME)
+        if not len(table):
+            return table
+        table = table.assign(other=table.group != "main")
+        table = table.sort_values(["other", "group", "update", "steps"], kind="stable").drop(columns="other")
+        main = self.groups[self.main]
+        at = {"group": self.main, "guidance": main.guidance[0], "update": main.updates, "steps": 1}
+        role = {"ode_error": "ode", self.primary: "teacher", self.against_data: "data"}
+        return table.merge(self.rows[[*REGIME, "curve"]].drop_duplicates(), on=REGIME).assign(
+            family=self.family,
+            regime=[self.label(row) for row in table.itertuples()],
+            main=lambda t: (t[list(at)] == pd.Series(at)).all(axis=1),
+            role=lambda t: t.metric.map(role).fillna(""),
+        )
 
 
 def samples_file(run: str) -> str:

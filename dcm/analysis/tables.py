@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from dcm.analysis.compare import ODE_ERROR, interval
+from dcm.analysis.compare import ODE_ERROR, VERDICTS, interval
 from dcm.analysis.measured import METHODS, final_one_step
 from dcm.analysis.regimes import REGIME
 from dcm.analysis.runs import Run
@@ -94,6 +94,18 @@ def readable_regimes(claims: pd.DataFrame, runs: Sequence[Run]) -> dict[str, pd.
         wide = wide.reset_index().fillna("not compared")
         out[str(family)] = wide.assign(regime=wide.run + ": " + wide.regime).drop(columns=REGIME)
     return out
+
+
+def regime_counts(claims: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
+    """By study and measure, in how many regimes the claim is supported, contradicted or open, and both claims hold."""
+    keys, held = pd.MultiIndex.from_frame(claims[REGIME]), claims.verdict == "supported"
+    both = held & keys.isin(keys[held & (claims.claim == "C1")])
+    table = claims.assign(both=both, **{v: claims.verdict == v for v in VERDICTS})
+    table = table.groupby(["family", "claim", "metric"], sort=False)[[*VERDICTS, "both"]].sum().reset_index()
+    labels = {(r.family, name): m.label for r in runs for name, m in with_ode_error(r.metrics).items()}
+    table["metric"] = list(map(labels.get, zip(table.family, table.metric)))
+    table["both"] = table.both.where(table.claim == "C2", "").astype(str)  # of C1 alone it says nothing
+    return table.rename(columns={"family": "study", "metric": "measure", "both": "C1 and C2 both supported"})
 
 
 def best_horizons(rows: pd.DataFrame, intervals: int, metrics: dict[str, Metric]) -> dict[str, list[str]]:

@@ -138,3 +138,4 @@ def sample_group(evaluation: EvaluationSet, distilled: DistilledGroup, steps: Se
     if evaluation.keeps(distilled):
         for update, k in tqdm(distilled.sets(steps), desc="students sampled", unit="set"):
             evaluation.of_group(distilled, update, k)
+    (evaluation.run_dir / "checkpoints" / distilled.path.name).unlink(missing_ok=True)  # of their training

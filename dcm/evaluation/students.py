@@ -43,19 +43,20 @@ def measure_students(
     measure : ``measure(x (B, *shape), group, member)`` returns the values of a row, by name.
     workers : threads that call `measure`, which must allow it.
     """
-    rows, work = RowStore(store, KEY), []
+    rows, work = RowStore(store, KEY, measures), []
     for g in groups:
         mark = evaluation.mark(g.digest)
         for update, k in g.sets(steps_of(g.name)):
             keys = [{"fingerprint": mark} | describe(g.name, g.group, m, update, k) for m in g.group.members]
             work.append((g, update, k, keys))
-    done = lambda key: key in rows and rows[key].keys() >= set(measures)
 
     def missing() -> Iterator[tuple]:  # samples are read as they are asked for
         for g, update, k, keys in tqdm(work, desc="students measured", unit="set"):
-            if not all(map(done, keys)):
+            if not all(key in rows for key in keys):
                 x = evaluation.of_group(g, update, k)
-                yield from ((key, (x_m, g.group, m)) for x_m, key, m in zip(x, keys, g.group.members) if not done(key))
+                for x_m, key, member in zip(x, keys, g.group.members):
+                    if key not in rows:
+                        yield key, (x_m, g.group, member)
 
     for key, values in in_threads(lambda job: (job[0], measure(*job[1])), missing(), workers):
         rows.add(key | values)

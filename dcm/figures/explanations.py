@@ -20,9 +20,9 @@ Made = dict[str, Sequence[Prediction]]  # predictions by study
 
 def _by_regime(ax: Axes, table: pd.DataFrame, x: pd.Series, y: pd.Series) -> None:
     """A point a regime, coloured by study; its symbol says whether C2 is supported there."""
-    for (family, holds), own in table.groupby(["family", table.holds.astype(bool)]):
+    for (family, holds), own in table.assign(x=x, y=y).groupby(["family", table.holds.astype(bool)]):
         colour, marker = style.FAMILIES.get(family, "black"), "^" if holds else "o"
-        ax.scatter(x[own.index], y[own.index], s=30, marker=marker, color=colour, alpha=0.8, lw=0)
+        ax.scatter(own.x, own.y, s=30, marker=marker, color=colour, alpha=0.8, lw=0)
         ax.plot([], [], "s", color=colour, label=f"regimes of {family}")
     ax.plot([], [], "^", color=style.GREY, label="C2 supported")
     ax.plot([], [], "o", color=style.GREY, label="not supported")
@@ -53,6 +53,7 @@ def averaging(maps: dict[str, pd.DataFrame], table: pd.DataFrame, made: Made, st
             look: dict[str, Any] = dict(color=style.COLOURS[method], mfc=None if len(own) > 1 else "white", capsize=2)
             marker, spread = style.MARKERS[method], own[parts].std()
             ax.errorbar(own[steepness].mean(), own[parts].mean(), spread, fmt=marker + "-", label=method, **look)
+            style.hollow(ax, len(own) == 1)
         style.scale(ax, "x", rows[steepness].stack())
         style.scale(ax, "y", rows[parts].stack())
         ax.set(title=name, xlabel="Lipschitz constant of the ODE map", ylabel="error [mean squared]")

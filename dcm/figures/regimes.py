@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dcm.analysis.measured import METHODS
-from dcm.analysis.regime_verdicts import curves
 from dcm.analysis.regimes import FURTHER, REGIME, SETTING_OF_RUN
 from dcm.analysis.runs import Run
 from dcm.analysis.slopes import Slopes
@@ -38,7 +37,7 @@ def effects(claims: pd.DataFrame, runs: Sequence[Run]) -> Figure:
     A training at a constant rate has its end here, and its other moments in :func:`onset`. Draw one study a figure.
     """
     keys = lambda table: pd.MultiIndex.from_frame(table[REGIME])
-    course = pd.concat([curves(run, claims) for run in runs])
+    course = claims[claims.curve]
     course = course[course["update"] < course.groupby(SETTING_OF_RUN)["update"].transform("max")]
     claims = claims[~keys(claims).isin(keys(course))]
     regimes = claims[[*REGIME, "regime"]].drop_duplicates().reset_index(drop=True)
@@ -90,7 +89,8 @@ def onset(claims: pd.DataFrame, runs: Sequence[Run]) -> Figure:
     Lines: ODE error, distances to the teacher's samples and to data, dashed by a further encoder; bars: intervals;
     symbols: verdicts.
     """
-    parts = [(r, group, p) for r in runs for group, p in curves(r, claims).groupby("group")]
+    by_run = claims[claims.curve].groupby(["run", "group"], sort=False)
+    parts = [(r, group, p) for r in runs for (name, group), p in by_run if name == r.name]
     figure, axes = style.panels(len(parts), 3.2)
     for ax, (run, group, part) in zip(axes, parts):
         further = next(((a, b) for a, b in FURTHER.items() if a in set(part.metric)), ("", ""))
@@ -113,13 +113,13 @@ def onset(claims: pd.DataFrame, runs: Sequence[Run]) -> Figure:
     return style.key(figure, ncols=2)
 
 
-def simpson(parts: dict[str, tuple[pd.DataFrame, str, Slopes]], labels: dict[str, str], by: Sequence[str]) -> Figure:
+def simpson(parts: dict[str, tuple[pd.DataFrame, str, Slopes]], by: Sequence[str]) -> Figure:
     """ODE error against quality, every student: the slope over all of them, and the slopes within settings.
 
-    `parts` maps a name to (students with columns x, y, in logarithms; the metric; slopes); `by` are the columns of a setting.
+    `parts` maps a name to (students with columns x, y, in logarithms; what y is called; slopes); `by` are the columns of a setting.
     """
     figure, axes = style.panels(len(parts), 3.2)
-    for ax, (name, (rows, _, found)) in zip(axes, parts.items()):
+    for ax, (name, (rows, label, found)) in zip(axes, parts.items()):
         shown = rows.assign(x=np.exp(rows.x), y=np.exp(rows.y))
         style.students(ax, shown, "x", "y")
         for _, group in rows.groupby(list(by)):
@@ -134,5 +134,5 @@ def simpson(parts: dict[str, tuple[pd.DataFrame, str, Slopes]], labels: dict[str
         style.scale(ax, "y", shown.y)
         ax.set_ylabel("distance of samples")
         over, within = (f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]" for e in (found.pooled, found.within))
-        ax.set_title(f"{style.wrapped(f'{name}: {labels[name]}')}\nslope over all {over},\nwithin settings {within}")
+        ax.set_title(f"{style.wrapped(f'{name}: {label}')}\nslope over all {over},\nwithin settings {within}")
     return style.key(figure)

@@ -25,6 +25,7 @@ from dcm.support.errors import InputError, why
 from dcm.support.files import ROOT, csv_text, fingerprint, read_tensors, tensors_digest
 
 PNG_KEY = "dcm"
+RESULTS = ROOT / "results"
 KEYS = {  # columns by which a table's rows are found
     "metrics.csv": ["group", "solver", "intervals", "guidance", "horizon", "seed", "update", "steps", "final"],
     "teacher_quality.csv": ["solver", "intervals", "guidance"],
@@ -177,11 +178,19 @@ def read(path: str | Path) -> FigureRecord:
     raise InputError(printable(wrong))
 
 
+def shipped(path: Path) -> bool:
+    """Whether `path` is among the results that the repository ships; what was run here is in results/local."""
+    there = Path(os.path.realpath(path))  # which does not mind what no file can be called
+    return there.is_relative_to(RESULTS) and not there.is_relative_to(RESULTS / "local")
+
+
 def state(entry: Source, folder: Path) -> str:
     """``unchanged``, ``changed`` or ``not here``: an entry of a record against the file that it names."""
     places = (folder / entry["file"], ROOT / entry["file"])
     path = next((p for p in places if os.path.exists(p)), places[0])
     try:
+        if shipped(folder) and not shipped(path):
+            return "not here"  # but with whoever made it: a run on this machine is another
         tensors = path.suffix == ".safetensors"
         regular(path, TENSOR_BYTES if tensors else TABLE_BYTES)
         if "notebooks" in entry:

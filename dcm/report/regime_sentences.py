@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pandas as pd
 
-from dcm.analysis import regime_verdicts, slopes
+from dcm.analysis import slopes, tables
 from dcm.analysis.compare import interval
 from dcm.analysis.explanations import FATES, Prediction, survival
 from dcm.analysis.measured import METHODS
-from dcm.analysis.regimes import FURTHER, REGIME
+from dcm.analysis.regimes import FURTHER, REGIME, supporting
 from dcm.analysis.slopes import Slopes
 from dcm.report.page import markdown
 from dcm.report.regimes import Regimes, prediction_table
@@ -50,7 +50,7 @@ def where_c2_holds(found: Regimes) -> list[str]:
     """By study and encoder: counts, where both claims hold by both distances, and the extremes."""
     lines = []
     for family in found.families:
-        first, *_ = runs = found.of(family)
+        first = found.of(family)[0]
         claims = found.claims[found.claims.family == family]
         c1 = claims[claims.metric == "ode_error"]
         lines.append(f"**{family}.** C1 over its regimes, where it is defined: {counted(c1)}.")
@@ -66,10 +66,9 @@ def where_c2_holds(found: Regimes) -> list[str]:
                 f"distances: {_names(_supported_by_all(c1, teacher, data))}. Strongest for C2: {_said(best.iloc[-1])}; against "
                 f"it: {_said(best.iloc[0])}."
             )
-        holding = pd.concat([regime_verdicts.supporting(found.claims, r) for r in runs])
         lines.append(
             f"Regimes of {family} that support C2 by at least one of the first two distances and are contradicted by neither: "
-            f"{_names(holding)}."
+            f"{_names(supporting(claims))}."
         )
     return lines
 
@@ -92,7 +91,8 @@ def while_training(found: Regimes) -> list[str]:
     """The effect of C2 along each training, and whether the CM had stopped improving."""
     lines = []
     for run in found.runs:
-        for group, part in regime_verdicts.curves(run, found.primary("teacher")).groupby("group"):
+        own = found.claims[found.claims.curve & (found.claims.role == "teacher") & (found.claims.run == run.name)]
+        for group, part in own.groupby("group"):
             each = "; ".join(f"{u}: {v:.3g} ({said})" for u, v, said in part[["update", "value", "verdict"]].values)
             cm = run.rows[run.rows.curve & (run.rows.group == group) & (run.rows.method == "CM")]
             before, last = cm.groupby("update")[run.primary].mean().iloc[-2:]
@@ -165,17 +165,12 @@ def accumulation(found: Regimes, starts: pd.DataFrame) -> str:
     )
 
 
-def fates(predictions: Made) -> list[str]:
-    """One line an explanation and study."""
-    each = {family: survival(made) for family, made in predictions.items()}
-    return [f"explanation {name}: {fate} ({family})" for family, of in each.items() for name, fate in of.items()]
-
-
 def main_verdicts(found: Regimes) -> list[str]:
     """One line a run and claim, at its main setting."""
     claims = {"ode": "C1", "teacher": "C2 (against the teacher's samples)", "data": "C2 (against data)"}
-    tables = {claim: found.primary(which) for which, claim in claims.items()}
-    return [f"{r.run}, main: {claim} {r.verdict}" for claim, t in tables.items() for r in t[t.main].itertuples()]
+    main = found.claims[found.claims.main]
+    rows = ((claim, r) for role, claim in claims.items() for r in main[main.role == role].itertuples())
+    return [f"{r.run}, main: {claim} {r.verdict}" for claim, r in rows]
 
 
 def conclusion(predictions: Made) -> list[str]:
@@ -184,7 +179,7 @@ def conclusion(predictions: Made) -> list[str]:
     for family, made in predictions.items():
         by_fate = {fate: [name for name, f in survival(made).items() if f == fate] for fate in FATES}
         everywhere.append(set(by_fate[FATES[0]]))
-        each = "; ".join(f"{fate}: {', '.join(names) or 'none'}" for fate, names in by_fate.items())
+        each = ". ".join(f"{fate}: {', '.join(names) or 'none'}" for fate, names in by_fate.items())
         lines.append(f"**{family}**, over the {made[0].estimate.n} settings that support C2. Explanations: {each}.")
     common = ", ".join(sorted(set.intersection(*everywhere))) or "none"
     return [*lines, f"Explanations that survive in every study here: {common}."]
@@ -193,7 +188,7 @@ def conclusion(predictions: Made) -> list[str]:
 def takeaway(found: Regimes, predictions: Made) -> str:
     """When better ODE solutions give worse samples, in the numbers of these runs."""
     c1, teacher, data = (found.primary(which) for which in ("ode", "teacher", "data"))
-    both = _supported_by_all(c1, teacher, data)
+    both = _supported_by_all(teacher, c1, data)
     by_study = ", ".join(f"{n} of {family}" for family, n in both.family.value_counts(sort=False).items())
     most = f" ({by_study}), most of all {_said(both.loc[both.value.idxmax()])}" if len(both) else ""
     return (
@@ -207,5 +202,5 @@ def summary(found: Regimes, predictions: Made, minutes: float) -> str:
     """What the documentation quotes: the counts, the extremes, the fates, and the table of predictions."""
     spent = f"Wall time of all notebooks behind it, one after the other: {minutes:.0f} minutes."
     lines = [*where_c2_holds(found), *at_equal_error(found), *conclusion(predictions), spent]
-    counts = regime_verdicts.counts(found.claims, found.runs)
+    counts = tables.regime_counts(found.claims, found.runs)
     return "\n\n".join([bullets(lines), markdown(counts), markdown(prediction_table(predictions))]) + "\n"

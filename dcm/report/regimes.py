@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dcm.analysis import explanations, regime_verdicts, runs, slopes
+from dcm.analysis import explanations, runs, slopes
 from dcm.analysis.compare import Effect, interval
 from dcm.analysis.explanations import Prediction
 from dcm.analysis.regimes import REGIME
@@ -33,7 +33,7 @@ class Regimes:
 
     Attributes
     ----------
-    rows : every student of every regime. claims : :func:`dcm.analysis.regime_verdicts.verdict_table` of all runs.
+    rows : every student of every regime. claims : :meth:`dcm.analysis.runs.Run.claims` of all runs.
     resamples, confidence : of every interval.
     """
 
@@ -49,7 +49,7 @@ class Regimes:
         found = [run for folder in folders for run in runs.load_runs(folder, device)]
         if len({r.name for r in found}) < len(found):
             raise InputError("two of the runs have folders of one name; give each its own.")
-        claims = pd.concat([regime_verdicts.verdict_table(r, resamples, confidence) for r in found], ignore_index=True)
+        claims = pd.concat([r.claims(resamples, confidence) for r in found], ignore_index=True)
         if not len(claims):
             raise InputError("no group of the runs has both a CM and a Direct CM; there is nothing to compare.")
         rows = pd.concat([r.rows.assign(family=r.family) for r in found], ignore_index=True)
@@ -65,11 +65,6 @@ class Regimes:
         return [r for r in self.runs if r.family == family]
 
     @property
-    def primary_labels(self) -> dict[str, str]:
-        """Labels of the primary metric, by study."""
-        return {r.family: r.metrics[r.primary].label for r in self.runs}
-
-    @property
     def behind(self) -> str:
         """Seeds and updates, for captions."""
         updates = [g.updates for r in self.runs for g in r.groups.values()]
@@ -77,9 +72,7 @@ class Regimes:
 
     def primary(self, which: str, family: str | None = None) -> pd.DataFrame:
         """Claims by the primary metric (``teacher``), its sibling (``data``), or the ODE error (``ode``)."""
-        name = {r.name: {"teacher": r.primary, "data": r.against_data, "ode": "ode_error"}[which] for r in self.runs}
-        table = self.claims[self.claims.metric == self.claims.run.map(name)]
-        return table if family is None else table[table.family == family]
+        return self.claims[(self.claims.role == which) & (self.claims.family == (family or self.claims.family))]
 
     def page(self, folder: str, own: dict) -> Page:
         """A page in `folder` with the rows and the verdicts, which figures are drawn from; `own` is this notebook's record."""
@@ -92,20 +85,16 @@ class Regimes:
 
     @cached_property
     def slopes(self) -> dict[str, tuple[pd.DataFrame, str, Slopes]]:
-        """By study: its students (x, y: logarithms of ODE error and primary metric), the metric, slopes."""
+        """By study: its students (x, y: logarithms of ODE error and primary metric), that metric's label, and slopes."""
         out = {}
         for family in self.families:
-            metric = self.of(family)[0].primary
+            facts = self.of(family)[0].facts
             rows = self.rows[(self.rows.family == family) & (self.rows.steps == 1)]
-            rows = rows.assign(x=np.log(rows.ode_error), y=np.log(rows[metric]))
+            rows = rows.assign(x=np.log(rows.ode_error), y=np.log(rows[facts.primary]))
             rows = rows[np.isfinite(rows.x) & np.isfinite(rows.y)]
-            out[family] = (rows, metric, slopes.slopes(rows, "x", "y", REGIME, self.resamples, self.confidence))
+            found = slopes.slopes(rows, "x", "y", REGIME, self.resamples, self.confidence)
+            out[family] = (rows, facts.metrics[facts.primary].label, found)
         return out
-
-    @property
-    def slope_table(self) -> pd.DataFrame:
-        """Slope and correlation in each setting."""
-        return pd.concat([found.by_group.assign(family=family) for family, (_, _, found) in self.slopes.items()])
 
     @cached_property
     def at_equal_error(self) -> dict[str, Effect]:

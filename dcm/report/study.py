@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -110,26 +109,14 @@ class StudyResults:
         order = sorted(tensors, key=lambda k: (k != "teacher", k.startswith("Direct"), k))
         return {k: tensors[k] for k in order if " 8 step" not in k}, condition[: len(tensors["teacher"])]
 
-    def shown_rows(self, steps: Iterable[int] = (1, 2, 4)) -> pd.DataFrame:
-        """The rows of the students in fig1 and fig2: of the main group both ends of the horizon, first seed."""
-        g, rows = self.main.group, self.rows
-        keep = rows.final & (rows.group == self.main.name) & (rows.guidance == g.guidance[0])
-        keep &= (rows.seed == g.seeds[0]) & rows.horizon.isin([1, g.intervals]) & rows.steps.isin(list(steps))
-        return rows[keep]
-
-    def records(self, own: dict) -> dict[str, dict]:
-        """What the notebooks behind these results noted of themselves, by name; `own` is the record of this one.
-
-        What an earlier configuration left in the run folder has no part in them.
-        """
-        groups = {f"2_distill-{g}" for g in self.rows.group.unique()}
-        made_of = {"1_teacher", "3_ode_error", "4_sample_quality", *groups}
-        paths = sorted((self.run_dir / "provenance").glob("*.json"))
-        return {path.stem: read_json(path) for path in paths if path.stem in made_of} | {own["notebook"]: own}
-
     def page(self, folder: str, study: str, own: dict) -> Page:
-        """A page in `folder` with the tables that figures are drawn from; see :meth:`records`."""
-        page = Page(project_path(folder), study, self.records(own))
+        """A page in `folder` with the tables that figures are drawn from; `own` is the record of this notebook.
+
+        What an earlier configuration left in the run folder has no part in it.
+        """
+        made_of = {"1_teacher", "3_ode_error", "4_sample_quality", *(f"2_distill-{g}" for g in self.groups)}
+        paths = [path for path in sorted((self.run_dir / "provenance").glob("*.json")) if path.stem in made_of]
+        page = Page(project_path(folder), study, {p.stem: read_json(p) for p in paths} | {own["notebook"]: own})
         page.csv("metrics", self.rows, self.run_dir / "ode_error.csv", self.run_dir / "quality.csv")
         page.csv("teacher_quality", self.teacher)
         page.csv("ode_error_by_time", self.by_time)

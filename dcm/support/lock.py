@@ -6,18 +6,18 @@ import fcntl
 import os
 import time
 from pathlib import Path
-from threading import Thread
 
 from dcm.support.errors import InputError
 
 HELD = "DCM_HELD"  # in the environment: folders that this process, or one that started it, holds
 
 
-def _held() -> list[str]:
+def held() -> list[str]:
+    """Folders that a study holds to which this process belongs."""
     return [folder for folder in os.environ.get(HELD, "").split(os.pathsep) if folder]
 
 
-def _locked(file: int, kind: int) -> bool:
+def locked(file: int, kind: int) -> bool:
     """Whether the lock could be had at once; also where the file system has none, after a word of warning."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
@@ -41,12 +41,12 @@ def hold(folder: Path) -> None:
 
     Raises :class:`InputError` that names the process which has it.
     """
-    if str(folder.resolve()) in _held():
+    if str(folder.resolve()) in held():
         return
     folder.mkdir(parents=True, exist_ok=True)
     file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     for _ in range(20):  # whoever only looks holds it for a moment
-        if _locked(file, fcntl.LOCK_EX):
+        if locked(file, fcntl.LOCK_EX):
             break
         time.sleep(0.1)
     else:
@@ -55,28 +55,13 @@ def hold(folder: Path) -> None:
     os.ftruncate(file, 0)
     os.write(file, f"{os.getpid()} {time.strftime('%H:%M:%S')}".encode())
     os.set_inheritable(file, True)
-    os.environ[HELD] = os.pathsep.join([*_held(), str(folder.resolve())])
+    os.environ[HELD] = os.pathsep.join([*held(), str(folder.resolve())])
 
 
 def check_free(folder: Path) -> None:
     """Raise :class:`InputError` when a study that did not start this process runs in `folder`."""
-    if str(folder.resolve()) in _held() or not (folder / ".lock").exists():
+    if str(folder.resolve()) in held() or not (folder / ".lock").exists():
         return
     with open(folder / ".lock") as file:
-        if not _locked(file.fileno(), fcntl.LOCK_SH):
+        if not locked(file.fileno(), fcntl.LOCK_SH):
             raise _in_use(folder)
-
-
-def _end_when_free(file: int) -> None:
-    fcntl.flock(file, fcntl.LOCK_SH)
-    os._exit(1)
-
-
-def end_with_the_study() -> None:
-    """End this process when the study that started it ends, even by a kill: nothing goes on in a folder that is free."""
-    for folder in _held():
-        file = os.open(Path(folder) / ".lock", os.O_RDONLY)
-        if _locked(file, fcntl.LOCK_SH):  # a study of another machine
-            os.close(file)
-        else:
-            Thread(target=_end_when_free, args=(file,), daemon=True).start()

@@ -188,7 +188,8 @@ def train_group(
     """Distil a group to its end, going on from a checkpoint where one of the same settings lies.
 
     Students that were finished with the same settings are not distilled again. A checkpoint is written every
-    ``checkpoint_seconds`` and removed when the students are saved. Averaged weights (``ema``) are what is kept. Of
+    ``checkpoint_seconds``; the last one stays until the students are sampled, since Snakemake deletes what a rule that
+    failed had made. Averaged weights (``ema``) are what is kept. Of
     several `processes`, each calls this. Raises what :func:`dcm.training.loop.distill` raises.
     """
     if done := finished(parameters, study):
@@ -199,7 +200,6 @@ def train_group(
     study.use_precision("auto")
     if processes.first:
         training.write(training.final, training.kept | {"loss": torch.stack(training.log)})
-        training.checkpoint.unlink(missing_ok=True)
         study.export(load_group(parameters.run_dir, parameters.group_name), device)
     processes.wait()
     return load_group(parameters.run_dir, parameters.group_name)

@@ -2,16 +2,19 @@
 
 import json
 from dataclasses import asdict
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from analysis_rows import rows_of, run_of
 
-from dcm.analysis import regime_verdicts, regimes, runs, tables
+from dcm.analysis import regimes, runs, tables
 from dcm.analysis.regimes import REGIME
 from dcm.support.errors import InputError
+from dcm.support.files import csv_text
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,7 +25,7 @@ def test_regimes_are_named_and_judged():
     )
     long, heun = dict(lr_decay="constant", updates=320), dict(solver="heun")
     run = run_of(rows, long=long, heun=heun)
-    claims = regime_verdicts.verdict_table(run, 200, 0.95)
+    claims = run.claims(200, 0.95)
     assert set(claims.regime) == {
         "main", "2 steps", "constant lr, 20 updates", "constant lr, 320 updates", "Heun",
     }, "a snapshot of a run whose rate decays is no regime"  # fmt: skip
@@ -32,12 +35,12 @@ def test_regimes_are_named_and_judged():
     c1 = claims[claims.claim == "C1"]
     assert (c1.verdict == "supported").all() and c1.value.to_numpy() == pytest.approx(0.5)
     assert "2 steps" not in set(c1.regime), "fresh noise leads several steps off the solution"
-    assert list(regime_verdicts.supporting(claims, run).regime) == list(c2.regime)
+    assert list(regimes.supporting(claims).regime) == list(c2.regime)
     mixed = claims.set_index(["regime", "metric"]).copy()
     mixed.loc[("Heun", "swd_data"), "verdict"] = "contradicted"
     mixed.loc[("main", "swd_data"), "verdict"] = mixed.loc[("2 steps", "swd_teacher"), "verdict"] = "inconclusive"
     mixed.loc[("2 steps", "swd_data"), "verdict"] = "inconclusive"
-    left = list(regime_verdicts.supporting(mixed.reset_index(), run).regime)
+    left = list(regimes.supporting(mixed.reset_index()).regime)
     assert left == ["main", "constant lr, 20 updates", "constant lr, 320 updates"], "one says so, and none the opposite"
     readable = tables.readable_regimes(claims, [run])["gmm"]
     assert len(readable) == 5 and "supported, ratio 2 [" in readable["C2: sliced Wasserstein distance to teacher"][0]
@@ -71,7 +74,7 @@ def test_where_both_claims_hold_is_counted():
     rows = rows_of(("main", 80, 1), ("main", 80, 2), ("heun", 80, 1))
     rows.loc[(rows.group == "heun") & (rows.method == "Direct CM"), "ode_error"] = 0.9  # there C1 is contradicted
     run = run_of(rows, heun=dict(solver="heun"))
-    table = regime_verdicts.counts(regime_verdicts.verdict_table(run, 200, 0.95), [run]).set_index("measure")
+    table = tables.regime_counts(run.claims(200, 0.95), [run]).set_index("measure")
     both = "C1 and C2 both supported"
     assert list(table.loc["ODE error", ["supported", "contradicted", both]]) == [1, 1, ""]
     assert list(table.loc["sliced Wasserstein distance to teacher", ["supported", both]]) == [3, "1"]
@@ -80,13 +83,26 @@ def test_where_both_claims_hold_is_counted():
 def test_the_points_of_a_training_are_in_order():
     rows = rows_of(("main", 80, 1), ("long", 320, 1), ("long", 20, 1), ("long", 100, 1))
     run = run_of(rows, long=dict(lr_decay="constant", updates=320))
-    points = regime_verdicts.curves(run, regime_verdicts.verdict_table(run, 200, 0.95))
+    claims = run.claims(200, 0.95)
+    points = claims[claims.curve]
     assert set(points.group) == {"long"} and list(points[points.claim == "C1"]["update"]) == [20, 100, 320]
 
 
 def test_a_main_setting_that_is_a_curve_is_called_by_its_updates():
     rows = rows_of(("main", 20, 1), ("main", 100, 1), ("main", 100, 2))
     run = run_of(rows, main=dict(lr_decay="constant", updates=100, snapshots=1))
-    claims = regime_verdicts.verdict_table(run, 200, 0.95)
+    claims = run.claims(200, 0.95)
     assert list(claims.regime[claims.metric == run.primary]) == ["20 updates", "100 updates", "2 steps"]
     assert list(claims.regime[claims.main & (claims.claim == "C1")]) == ["100 updates"]
+
+
+def test_the_committed_verdicts_follow_from_the_committed_rows():
+    """What was measured elsewhere, judged anew; every digit but the last, which processors round differently."""
+    folders = [ROOT / "results" / name for name in ("regimes", "regimes_cifar10")]
+    loaded = [run for folder in folders for run in runs.load_runs(str(folder), torch.device("cpu"))]
+    committed = pd.read_csv(ROOT / "results/regimes_all/verdicts.csv").drop(columns="group", errors="ignore")
+    assert [run.name for run in loaded] == list(committed.run.unique())
+    assert all(run.study is None and set(run.groups) == set(run.rows.group) for run in loaded)
+    judged = pd.concat([run.claims(10000, 0.95) for run in loaded], ignore_index=True)
+    again = pd.read_csv(StringIO(csv_text(judged)))
+    pd.testing.assert_frame_equal(again[committed.columns], committed, rtol=1e-4)

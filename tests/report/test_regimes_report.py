@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from analysis_rows import rows_of, run_of
 
-from dcm.analysis import regime_verdicts, runs
+from dcm.analysis import runs
 from dcm.figures import samples as sample_figures
 from dcm.figures import style
 from dcm.metrics.metric import Metric
@@ -29,7 +29,7 @@ def test_a_further_encoder_is_asked():
     metrics = {k: Metric(k, ratio=True) for k in ("fd_teacher", "fd_real", "fd_pixels", "fd_pixels_real")}
     run = run_of(rows, heun=dict(solver="heun"))
     run = replace(run, facts=runs.Facts("digits", (1, 8, 8), None, "fd_teacher", metrics))
-    claims = regime_verdicts.verdict_table(run, 200, 0.95)
+    claims = run.claims(200, 0.95)
     _, _, line, _ = regime_sentences.where_c2_holds(Regimes([run], run.rows, claims, 200, 0.95))
     assert line.startswith(
         "**digits, by a further encoder** (fd_pixels). C2 by the distance to the teacher's samples: "

@@ -13,7 +13,7 @@ from dcm.support import lock
 from dcm.support.errors import InputError
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {k: v for k, v in os.environ.items() if k != lock.HELD} | {"PYTHONPATH": str(ROOT)}
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != lock.HELD} | {"PYTHONPATH": f"{ROOT}:{ROOT}/workflow"}
 HOLD = "import sys, pathlib, time; from dcm.support import lock; lock.hold(pathlib.Path(sys.argv[1])); {then}"
 
 
@@ -24,9 +24,7 @@ def start(code: str, folder: Path) -> subprocess.Popen:
 @pytest.fixture
 def holder(tmp_path):
     """A process that holds the folder and has a child, which ends when the holder does."""
-    child = (
-        "import time; from dcm.support import lock; lock.end_with_the_study(); print('up', flush=True); time.sleep(60)"
-    )
+    child = "import time, run_notebook; run_notebook.end_with_the_study(); print('up', flush=True); time.sleep(60)"
     then = f"import subprocess; subprocess.run([sys.executable, '-c', {child!r}])"
     process = start(HOLD.format(then=then), tmp_path)
     assert process.stdout.readline() == "up\n"

@@ -4,6 +4,7 @@ import pytest
 import torch
 from interruption import interrupted_at
 
+from dcm.evaluation.samples import EvaluationSet, sample_group
 from dcm.parameters.check import validate
 from dcm.parameters.notebooks import DistillParameters
 from dcm.studies.registry import load_study
@@ -48,7 +49,16 @@ def test_an_interrupted_run_ends_with_the_same_weights(study, undisturbed, tmp_p
     assert resumed.updates == undisturbed.updates and resumed.about["evaluations"] == undisturbed.about["evaluations"]
     for name, value in undisturbed.tensors.items():
         assert torch.equal(value, resumed.tensors[name]), name
-    assert not (tmp_path / "checkpoints/main.safetensors").exists()
+
+
+def test_students_lost_before_they_were_sampled_cost_no_training(study, undisturbed, tmp_path, capsys):
+    """Snakemake deletes what a failed rule made: the last checkpoint stays until the students are sampled."""
+    train_group(study, parameters(tmp_path), CPU).path.unlink()
+    again = train_group(study, parameters(tmp_path), CPU)
+    assert "Going on after update 59." in capsys.readouterr().out
+    assert all(torch.equal(value, again.tensors[name]) for name, value in undisturbed.tensors.items())
+    sample_group(EvaluationSet(study, tmp_path, 16, 0, CPU), again, [1])
+    assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
 def test_a_checkpoint_of_other_settings_is_not_gone_on_with(study, tmp_path, monkeypatch, capsys):

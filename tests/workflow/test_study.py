@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from dcm.report import provenance
 from dcm.support import lock
 from dcm.support.errors import InputError
 from dcm.support.files import write_csv, write_json, write_tensors
@@ -133,7 +134,7 @@ def test_what_took_hours_is_asked_for(run):
 
 
 def test_folders_of_the_repository_are_refused(tmp_path):
-    for name, folder in (("results_dir", "results/gmm"), ("run_dir", "docs"), ("results_dir", "results")):
+    for name, folder in (("results_dir", "results/gmm"), ("run_dir", "results/digits"), ("results_dir", "results")):
         with pytest.raises(InputError, match=f"{name} = {folder} holds files of the repository"):
             study.prepared(configured(tmp_path, **{name: folder}), download=False)
     assert not (tmp_path / "run").exists()
@@ -196,20 +197,34 @@ def test_the_page_shows_every_figure_and_runs_nothing(local):
 def test_publishing_replaces_what_was_shipped(local, tmp_path, monkeypatch):
     shipped = tmp_path / "results/gmm"
     monkeypatch.setattr(compare, "SHIPPED", tmp_path / "results")
-    with pytest.raises(InputError, match="results.csv|nothing|has no metrics.csv: run its study first"):
+    with pytest.raises(InputError, match="has no metrics.csv: run its study first"):
         compare.publish("digits")
     shipped.mkdir(parents=True)
     for name in ("metrics.csv", "fig99.png", "dry_run.md", "notes.txt"):
         (shipped / name).write_text("old")
-    (local / "index.html").write_text("page")
+    for name in ("index.html", "fig1.pdf"):
+        (local / name).write_text("not shipped")
     compare.publish("gmm")
     names = {p.name for p in shipped.iterdir()}
-    assert names == {p.name for p in local.glob("*.*")} - {"index.html"} | {"dry_run.md", "notes.txt"}
+    assert names == {p.name for p in local.glob("*.*")} - {"index.html", "fig1.pdf"} | {"dry_run.md", "notes.txt"}
     assert (shipped / "metrics.csv").read_bytes() == (local / "metrics.csv").read_bytes()
 
 
+def test_a_run_here_makes_no_figure_stale_that_is_shipped(tmp_path, monkeypatch):
+    """What was published was drawn from files of another machine, which have the same names as those of a run here."""
+    monkeypatch.setattr(provenance, "RESULTS", tmp_path / "results")
+    for folder in ("runs/gmm", "results/gmm", "results/local/gmm"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "runs/gmm/ode_error.csv").write_text("a\n1\n")
+    entry = {"file": "../../runs/gmm/ode_error.csv", "fingerprint": "that of another machine"}
+    assert provenance.state(entry, tmp_path / "results/gmm") == "not here"
+    assert provenance.state(entry | {"file": f"../{entry['file']}"}, tmp_path / "results/local/gmm") == "changed"
+    (tmp_path / "results/gmm/metrics.csv").write_text("a\n1\n")
+    assert provenance.state(entry | {"file": "metrics.csv"}, tmp_path / "results/gmm") == "changed"
+
+
 def test_a_notebook_by_hand_ends_in_one_sentence(tmp_path):
-    options = ["-p", "intervals", "30", "-p", "guidance", "[2.0]", "-p", "run_dir", tmp_path / "run"]
+    options = ["-p", "intervals", "30", "-y", "horizons: [cm, 5, direct]", "-p", "run_dir", tmp_path / "run"]
     done = script("run_notebook.py", "notebooks/2_distill.ipynb", tmp_path / "out.ipynb", *options)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert "notebooks/2_distill.ipynb: intervals = 30 does not divide" in done.stderr
