@@ -91,9 +91,11 @@ def gmm(tmp_path_factory):
     plant(folder)
     out = study(config, folder, "-j", "2")
     assert out.startswith("exit 0"), out
-    said = [re.sub(r" \d+ s$", "", line) for line in out.splitlines()[1:]]
+    # Two lines a notebook, and bars (12:34) of what takes more than a minute, on a busy machine; nothing else.
+    said = [line for line in out.splitlines()[1:] if line.strip() and not re.search(r"\d:\d\d", line)]
     names = ["1_teacher", *(f"2_distill-{g}" for g in config["groups"]), "3_ode_error", "4_sample_quality", "5_figures"]
-    assert sorted(said) == sorted(f"{name} {word}" for name in names for word in ("..", "done in")), "and nothing else"
+    lines = [f"{name} {word}" for name in names for word in ("..", "done in")]
+    assert sorted(re.sub(r" \d+ s$", "", line) for line in said) == sorted(lines), out
     return config, folder
 
 
@@ -251,7 +253,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(gmm, tmp_path):
 def test_the_image_path(tmp_path):
     config = read("smoke_digits") | {"run_dir": str(tmp_path / "run"), "results_dir": str(tmp_path / "results")}
     out = study(config, tmp_path, "-j", "2")
-    assert out.startswith("exit 0"), out
+    assert out.startswith("exit 0") and "arning" not in out and "ERROR" not in out, out
     check_results(tmp_path, "digits", sweeps=False)
 
 
