@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 COPIED = ("dcm", "tests", "docs", "weights", "benchmarks", "workflow", "pyproject.toml")
-LONGEST = 120  # seconds of processor time of one mutant's tests; a mutant that takes longer is killed
+LONGEST = 60  # seconds of processor time of one mutant's tests; a mutant that takes longer is killed
 SOLVERS, HORIZON, FLIGHT = ("tests/test_solvers.py",), ("tests/test_horizon.py",), ("tests/test_solvers_in_flight.py",)
 SETTINGS, MEASURED = ("tests/training/test_settings_and_averages.py",), ("tests/metrics/test_measured_on_what.py",)
 MIXTURE = ("tests/metrics/test_mixture_quality.py",)
