@@ -53,7 +53,7 @@ test: lint
 
 # Those of them that read what the repository ships, which no run may change.
 shipped: $(BIN)/.ready
-	$(BIN)/python -m pytest tests/report
+	$(BIN)/python -m pytest tests/report tests/test_docs.py
 
 # uv installs in a fifth of pip's time. Where it cannot be had, or does not find the registry that pip is told of, pip does.
 INSTALL := -m pip install --quiet --disable-pip-version-check
@@ -108,10 +108,13 @@ browser: $(BIN)/.ready
 	$(BIN)/python $(INSTALL) playwright
 	$(BIN)/python tests/browser.py
 
-# The website, in site/, of what is stored: nothing is run for it.
-site: $(BIN)/.ready
-	rm -rf site
-	$(BIN)/python -m sphinx -q -W --keep-going -b html -c docs -d $$(mktemp -d) . site
+# README, docs, results and notebooks, as they are stored, as a website in site/html. Its packages are few, so no .ready.
+SITE := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["site"], sep="\n")
+site:
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c '$(SITE)' | $(BIN)/python $(INSTALL) -r /dev/stdin
+	$(BIN)/python -m sphinx -q -W --keep-going -b html -c docs . site/html
+	@echo "open site/html/index.html"
 
 # Would the tests see a mistake? One at a time is made in a copy of the core; an hour, and docs/mutants.md anew.
 mutants: $(BIN)/.ready
