@@ -16,12 +16,14 @@ INJECTED = "# Parameters"  # the first line of the cell that papermill puts belo
 def check(model: type[P], namespace: dict) -> P:
     """The parameters in a notebook's `namespace` (its ``globals()``), checked; raises :class:`InputError`.
 
-    In IPython's session they are what its parameters cell, as it was last run, and papermill's assign; elsewhere every
-    plain value in `namespace` is one.
+    In IPython's session they are what its parameters cell, as it was last run, and papermill's assign. Elsewhere, and in
+    a session that keeps no history (nbval's), every plain value in `namespace` is one.
     """
-    if isinstance(namespace.get("In"), list):
+    history = namespace.get("In")
+    if isinstance(history, list) and any(history):
         return validate(model, _of_session(model, namespace))
-    plain = {n: v for n, v in namespace.items() if not n.startswith("__") and isinstance(v, PLAIN)}
+    own, hidden = ("__", ()) if history is None else ("_", ("In", "Out"))  # IPython's names
+    plain = {n: v for n, v in namespace.items() if n not in hidden and not n.startswith(own) and isinstance(v, PLAIN)}
     return validate(model, plain)
 
 

@@ -101,6 +101,19 @@ def test_without_its_cell_a_session_is_told_to_run_it(run):
         run("x = (", CELL.replace("= 50", "= 30"), START)
 
 
+def test_in_a_session_without_history_every_plain_value_counts():
+    """As nbval runs cells: `In` stays empty."""
+    shell = InteractiveShell(config=Config(HistoryManager={"hist_file": ":memory:"}))
+    shell.push({"DistillParameters": DistillParameters})
+    shell.run_cell(CELL)
+    shell.run_cell(START).raise_error()
+    assert shell.user_ns["p"].updates == 10
+    shell.showtraceback = lambda *a, **k: None
+    shell.run_cell("Updates = 3")
+    with pytest.raises(InputError, match="Updates is not a parameter"):
+        shell.run_cell("from dcm.parameters.cell import check\ncheck(DistillParameters, globals())").raise_error()
+
+
 def test_outside_of_ipython_every_plain_value_counts():
     values: dict = {"__name__": "__main__", "np": pytest}
     exec(CELL, values)
