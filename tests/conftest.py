@@ -1,8 +1,11 @@
 import pytest
 import torch
+from tiny_unet import TINY
 
 from dcm.consistency import ConsistencyFunction
+from dcm.data.images import digits
 from dcm.teachers.mixture import GaussianMixtureTeacher
+from dcm.teachers.unet import UNetTeacher
 
 # Parts of the tests that each stay in one process (`pytest -n`), longest first, so that the processes end together.
 # All else is parted by file: its tests share fixtures. The notebooks need each other's results, in their order.
@@ -49,3 +52,16 @@ def teacher():
 @pytest.fixture(scope="session")
 def f(teacher):
     return ConsistencyFunction(teacher.schedule)
+
+
+@pytest.fixture(scope="module")
+def data():
+    """The digits."""
+    return digits()
+
+
+@pytest.fixture()
+def unet():
+    """A tiny UNet teacher with random weights."""
+    torch.manual_seed(0)
+    return UNetTeacher(TINY).eval().requires_grad_(False)

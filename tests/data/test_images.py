@@ -7,26 +7,6 @@ from PIL import Image
 
 from dcm.data.images import ImageSet, cifar10, digits, image_folder, teacher_samples
 from dcm.support.errors import InputError
-from dcm.teachers.unet import UNetConfig, UNetTeacher
-
-TINY = UNetConfig(8, 1, 10, (16, 16), (False, True), layers=1, head_width=8, groups=8)
-
-
-@pytest.fixture(scope="module")
-def data():
-    return digits()
-
-
-@pytest.fixture()
-def unet():
-    torch.manual_seed(0)
-    return UNetTeacher(TINY).eval().requires_grad_(False)
-
-
-def batch(size=4, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(size, 1, 8, 8, generator=g)
-    return x, torch.randint(1, 1001, (size,), generator=g), torch.randint(0, 10, (size,), generator=g)
 
 
 def test_digits_split_is_fixed_disjoint_and_in_range(data):

@@ -6,32 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from dcm.data.images import digits
 from dcm.metrics.distances import frechet, kernel_distance, precision_recall, sharpness
 from dcm.metrics.features import Classifier, EfficientNetFeatures, InceptionFeatures, train_classifier
 from dcm.metrics.images import ImageQuality
 from dcm.support.errors import InputError
 from dcm.support.threads import in_threads
-from dcm.teachers.unet import UNetConfig, UNetTeacher
-
-TINY = UNetConfig(8, 1, 10, (16, 16), (False, True), layers=1, head_width=8, groups=8)
-
-
-@pytest.fixture(scope="module")
-def data():
-    return digits()
-
-
-@pytest.fixture()
-def unet():
-    torch.manual_seed(0)
-    return UNetTeacher(TINY).eval().requires_grad_(False)
-
-
-def batch(size=4, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(size, 1, 8, 8, generator=g)
-    return x, torch.randint(1, 1001, (size,), generator=g), torch.randint(0, 10, (size,), generator=g)
 
 
 def test_frechet_distance_of_known_gaussians():

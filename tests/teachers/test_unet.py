@@ -6,27 +6,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from tiny_unet import TINY
 
-from dcm.data.images import digits
 from dcm.schedule import Grid
 from dcm.solvers import solve
 from dcm.support.errors import InputError, TrainingError
 from dcm.teacher import Teacher, guided_noise
 from dcm.teachers.unet import UNetConfig, UNetTeacher
 from dcm.teachers.unet_training import TeacherTraining, train_teacher
-
-TINY = UNetConfig(8, 1, 10, (16, 16), (False, True), layers=1, head_width=8, groups=8)
-
-
-@pytest.fixture(scope="module")
-def data():
-    return digits()
-
-
-@pytest.fixture()
-def unet():
-    torch.manual_seed(0)
-    return UNetTeacher(TINY).eval().requires_grad_(False)
 
 
 def batch(size=4, seed=0):
