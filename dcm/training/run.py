@@ -57,7 +57,7 @@ class GroupTraining:
 
     Attributes
     ----------
-    averaged : the exponential moving average of the weights, by name; empty without one.
+    averaged : the exponential moving average of the `weights`, by name; both empty without one.
     kept : weights at the snapshots, by ``update/name``. reached : seconds of training by snapshot.
     log, loss_sum : mean losses (M,) by window of updates, and the sum in the present one.
     saved : the last update of which there is a checkpoint.
@@ -82,6 +82,9 @@ class GroupTraining:
         study.use_precision(p.teacher_precision)
         study.before_training(self.students, p, processes)
         self.optimizer = make_optimizer(self.students, self.settings)
+        # Found once: a search through every network at each update takes time.
+        self.weights = {n: w.detach() for n, w in self.students.named_parameters()} if p.ema else {}
+        self.take_over = get_ema_multi_avg_fn(p.ema)
         tensors, about = read_checkpoint(self.checkpoint, self.identity, device, study.costly)
         if tensors:
             self.restore(tensors, about)
@@ -135,11 +138,10 @@ class GroupTraining:
 
     def average(self) -> None:
         """Take the students' weights into the average."""
-        weights = {n: p.detach() for n, p in self.students.named_parameters()} if self.p.ema else {}
         if self.averaged:
-            get_ema_multi_avg_fn(self.p.ema)([self.averaged[n] for n in weights], [*weights.values()], 0)
+            self.take_over([self.averaged[n] for n in self.weights], [*self.weights.values()], 0)
         else:
-            self.averaged = {n: p.clone() for n, p in weights.items()}
+            self.averaged = {n: p.clone() for n, p in self.weights.items()}
 
     def keep(self) -> None:
         """Keep the weights, averaged where they are, as they are now."""
