@@ -10,7 +10,7 @@ differ by nothing.
 
 import argparse
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 from report import Report, timed, wait
@@ -44,7 +44,8 @@ def batch_of(teacher, data, students: int, batch: int, device: torch.device) -> 
     group = Group("ddim", INTERVALS, (2.0,), (1, INTERVALS), (0,))
     [drawn] = Pairs(teacher, data, group, batch, device).solved([1])
     of = [0] * (students // 2) + [1] * (students - students // 2)
-    return Batch(*(v[of] if isinstance(v, Tensor) else v for v in (getattr(drawn, f.name) for f in fields(Batch))))
+    tensors = {f.name: getattr(drawn, f.name)[of] for f in fields(Batch) if isinstance(getattr(drawn, f.name), Tensor)}
+    return replace(drawn, bootstrapped=(slice(0, students // 2),), **tensors)
 
 
 def main() -> None:
@@ -71,7 +72,7 @@ def main() -> None:
             if compiled and device.type == "cuda":
                 for network in students.networks:
                     network.unet.compile(dynamic=False)
-            update = Update(students, make_optimizer(students, settings), settings, f, M // 2)
+            update = Update(students, make_optimizer(students, settings), settings, f)
             began = time.perf_counter()
             for _ in range(Update.WARM_UP + 1):
                 update(batch, settings.lr)

@@ -7,12 +7,15 @@ reached data, else f(x_hat, t_{n-h}) with gradients stopped:
 
 h = 1 is the consistency model, h = N the Direct CM
 (Vouitsis et al. 2024, eqs. for L_CM and L_Direct); between them lies n-step bootstrapping.
+
+The horizon may change while training: students that go on from the same weights then differ in the objective alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -20,24 +23,92 @@ from torch import Tensor
 from dcm.consistency import ConsistencyFunction
 from dcm.support.errors import InputError
 
+# h, or its parts while training: (share of the updates, h), in their order.
+Horizon = int | tuple[tuple[float, int], ...]
 
-def resolve_horizon(horizon: int | str, intervals: int) -> int:
-    """The horizon h as a number: ``cm`` is 1, ``direct`` is N. Raises :class:`InputError` unless 1 <= h <= N."""
+
+def resolve_horizon(horizon: int | str | Sequence, intervals: int) -> Horizon:
+    """The horizon h in numbers.
+
+    Parameters
+    ----------
+    horizon : ``cm`` (1), ``direct`` (N) or a number; ``direct>cm`` and the like, equal shares of the updates one after
+        the other; ``anneal``, which halves h from N to 1; or a list of [share of the updates, horizon].
+    intervals : N.
+
+    Raises :class:`InputError` unless every 1 <= h <= N and shares sum to 1, and for ``anneal`` with N = 1.
+    """
+
+    def refuse(allowed: str) -> InputError:
+        return InputError(f"horizon = {horizon!r} is not possible with intervals = {intervals}; allowed: {allowed}.")
+
+    if horizon == "anneal":
+        if intervals == 1:
+            raise refuse("'anneal' with intervals from 2 on")
+        halved = [intervals >> k for k in range(intervals.bit_length())]
+        return tuple((1 / len(halved), h) for h in halved)
+    if isinstance(horizon, str) and ">" in horizon:
+        names = [int(name) if name.isdecimal() else name for name in horizon.split(">")]
+        horizon = [[1 / len(names), name] for name in names]
+    if isinstance(horizon, list | tuple):
+        pairs = [part for part in horizon if isinstance(part, list | tuple) and len(part) == 2]
+        shares = [share for share, _ in pairs if isinstance(share, int | float) and share > 0]
+        if not len(horizon) == len(pairs) == len(shares) or abs(sum(shares) - 1) > 1e-6:
+            raise refuse("parts [share of the updates, horizon] whose shares are above 0 and sum to 1")
+        parts: list[tuple[float, int]] = []
+        for share, name in pairs:
+            h = resolve_horizon(name, intervals) if isinstance(name, int | str) else name
+            if not isinstance(h, int):
+                raise refuse(f"parts that are 'cm', 'direct' or a whole number from 1 to {intervals}")
+            # Neighbours of one horizon are one part, so that a horizon has one spelling.
+            before = parts.pop()[0] if parts and parts[-1][1] == h else 0.0
+            parts.append((before + share, h))
+        return tuple(parts) if len(parts) > 1 else parts[0][1]
     named: dict[int | str, int] = {"cm": 1, "direct": intervals}
     h = named.get(horizon, horizon)
     if not isinstance(h, int) or isinstance(h, bool) or not 1 <= h <= intervals:
-        raise InputError(
-            f"horizon = {horizon!r} is not possible with intervals = {intervals}; "
-            f"allowed: 'cm', 'direct', or a whole number from 1 to {intervals}."
+        raise refuse(
+            f"'cm', 'direct', a whole number from 1 to {intervals}, or several one after the other: 'direct>cm', "
+            "'anneal', [[0.25, 'direct'], [0.75, 'cm']]"
         )
     return h
+
+
+def horizon_at(horizon: Horizon, update: int, updates: int) -> int:
+    """h at update number `update` (1 .. `updates`)."""
+    if isinstance(horizon, int):
+        return horizon
+    ends = accumulate(share for share, _ in horizon)
+    return next((h for end, (_, h) in zip(ends, horizon) if update <= round(end * updates)), horizon[-1][1])
+
+
+def last_horizon(horizon: Horizon) -> int:
+    """h at the end of training."""
+    return horizon if isinstance(horizon, int) else horizon[-1][1]
+
+
+def method_name(horizon: Horizon, intervals: int) -> str:
+    """How a student is called: CM, Direct CM, by its horizon, or by how that changes (``direct>cm``, ``anneal``)."""
+    if isinstance(horizon, int):
+        return {1: "CM", intervals: "Direct CM"}.get(horizon, f"h = {horizon}")
+    if horizon == resolve_horizon("anneal", intervals) and len(horizon) > 2:
+        return "anneal"
+    names = [{1: "cm", intervals: "direct"}.get(h, str(h)) for _, h in horizon]
+    equal = all(abs(share - 1 / len(horizon)) < 1e-6 for share, _ in horizon)
+    return ">".join(n if equal else f"{share:g} {n}" for n, (share, _) in zip(names, horizon))
+
+
+def _in_order(horizon: Horizon) -> tuple[int, int]:
+    """Short horizons first, so that those that bootstrap stand side by side at every moment of two-part horizons too."""
+    first = horizon if isinstance(horizon, int) else horizon[0][1]
+    return first, -abs(first - last_horizon(horizon))
 
 
 @dataclass(frozen=True)
 class Member:
     """What tells the students of a group apart."""
 
-    horizon: int
+    horizon: Horizon
     guidance: float
     seed: int
 
@@ -53,18 +124,27 @@ class Group:
     solver: str
     intervals: int
     guidance: tuple[float, ...]
-    horizons: tuple[int, ...]
+    horizons: tuple[Horizon, ...]
     seeds: tuple[int, ...]
 
     @property
-    def members(self) -> list[Member]:
-        """All students, longest horizon last, in the order of the member axis."""
-        return [Member(h, w, s) for h in sorted(self.horizons) for w in self.guidance for s in self.seeds]
+    def ordered(self) -> list[Horizon]:
+        """The horizons in the order of the member axis."""
+        return sorted(self.horizons, key=_in_order)
 
     @property
-    def bootstrapped(self) -> int:
-        """How many of the members, first on the member axis, have a horizon that may end before data."""
-        return sum(m.horizon < self.intervals for m in self.members)
+    def members(self) -> list[Member]:
+        """All students, in the order of the member axis: by horizon, guidance scale, seed."""
+        return [Member(h, w, s) for h in self.ordered for w in self.guidance for s in self.seeds]
+
+    def at(self, update: int, updates: int) -> list[int]:
+        """The horizons in their order, as they are at update number `update` of `updates`."""
+        return [horizon_at(h, update, updates) for h in self.ordered]
+
+    def switches(self, updates: int) -> list[int]:
+        """Numbers of the last updates before any horizon changes."""
+        shares = {share for h in self.horizons if not isinstance(h, int) for share in accumulate(s for s, _ in h[:-1])}
+        return sorted({round(share * updates) for share in shares} & set(range(1, updates)))
 
     @property
     def ends(self) -> list[int]:
@@ -100,6 +180,7 @@ class Batch:
     x_hat : (M, B, *shape), after min(h, n) solver steps.
     t_hat : (M, B), the timesteps there; 0 is data.
     evaluations : teacher evaluations spent on it.
+    bootstrapped : the members, as slices of the member axis, whose horizon may end before data.
     """
 
     x: Tensor
@@ -108,29 +189,21 @@ class Batch:
     x_hat: Tensor
     t_hat: Tensor
     evaluations: int
+    bootstrapped: tuple[slice, ...]
 
 
 @torch.no_grad()
-def horizon_target(f: ConsistencyFunction, students: Callable[..., Tensor], batch: Batch, bootstrapped: int) -> Tensor:
+def horizon_target(f: ConsistencyFunction, students: Callable[..., Tensor], batch: Batch) -> Tensor:
     """The target (M, B, *shape): x_hat at data, else the student's own answer f(x_hat, t_hat), gradients stopped.
 
     Parameters
     ----------
     f : the consistency function.
     students : called as ``students(x, t, condition, members=slice)``; see :class:`dcm.students.lockstep.Students`.
-    batch : the update's draws.
-    bootstrapped : how many members, first on the member axis, have a horizon below N; the others' targets are x_hat
-        alone and cost no student evaluation.
+    batch : the update's draws. Where no member is ``bootstrapped`` the target is x_hat and costs no student evaluation.
     """
-    k = bootstrapped
-    if k == 0:
-        return batch.x_hat
-    some = slice(0, k)
-    # f is the identity at t = 0, so the two cases of the target are one formula.
-    own = f(students, batch.x_hat[some], batch.t_hat[some], batch.condition[some], members=some)
-    return torch.cat([own, batch.x_hat[k:]])
-
-
-def method_name(horizon: int, intervals: int) -> str:
-    """How a student is called: CM, Direct CM, or by its horizon."""
-    return {1: "CM", intervals: "Direct CM"}.get(horizon, f"h = {horizon}")
+    target = batch.x_hat.clone()
+    for some in batch.bootstrapped:
+        # f is the identity at t = 0, so the two cases of the target are one formula.
+        target[some] = f(students, batch.x_hat[some], batch.t_hat[some], batch.condition[some], members=some)
+    return target

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import tee
+from itertools import groupby, tee
 from typing import Protocol
 
 import torch
@@ -63,8 +63,10 @@ class Pairs:
         steps for all of them instead of (N + 1) / 2 a pair, at the price of batches with fewer independent images, whose
         points lie on the teacher's path instead of on noised data.
     processes : that share every batch; each takes its own rows.
+    updates : of the whole training; needed where a horizon changes.
 
-    Raises :class:`InputError` for an unknown solver, an impossible grid, horizon or number of pairs.
+    Raises :class:`InputError` for an unknown solver, an impossible grid, horizon or number of pairs, and a horizon that
+    changes without `updates`.
     """
 
     teacher: Teacher
@@ -76,11 +78,13 @@ class Pairs:
     solves_in_flight: int = 0
     pairs_per_trajectory: int = 1
     processes: Processes = ALONE
+    updates: int = 0
 
     def __post_init__(self) -> None:
         get_solver(self.group.solver)
         for h in self.group.horizons:
-            resolve_horizon(h, self.grid.intervals)
+            if not isinstance(resolve_horizon(h, self.grid.intervals), int) and not self.updates:
+                raise InputError(f"updates is missing; it must be given where a horizon changes, as {h} does.")
         check_reuse(self.pairs_per_trajectory, self.batch, self.grid.intervals, self.solves_in_flight)
 
     @property
@@ -124,16 +128,19 @@ class Pairs:
         starts, group = [self.starts(update) for update in updates], self.group
         if self.pairs_per_trajectory > 1:
             return self._along(updates, starts)
-        every, size, longest = Starts.joined(starts), len(starts[0].x), max(group.horizons)
+        every, size = Starts.joined(starts), len(starts[0].x)
+        wanted = sorted({h for update in updates for h in group.at(update, self.updates)})
         solution = solve(
-            self.teacher, every.x, every.n, every.condition, every.guidance, group.solver, self.grid, longest,
-            group.horizons,
+            self.teacher, every.x, every.n, every.condition, every.guidance, group.solver, self.grid, wanted[-1],
+            tuple(wanted),
         )  # fmt: skip
-        steps = [int(s.n.clamp(max=longest).sum()) for s in starts]
+        steps = [int(s.n.clamp(max=wanted[-1]).sum()) for s in starts]
         each = solution.evaluations / max(1, sum(steps))
         return [
-            self.batch_of(s, {h: x[u * size : (u + 1) * size] for h, x in solution.at.items()}, round(each * steps[u]))
-            for u, s in enumerate(starts)
+            self.batch_of(
+                update, s, {h: x[u * size : (u + 1) * size] for h, x in solution.at.items()}, round(each * steps[u])
+            )
+            for u, (update, s) in enumerate(zip(updates, starts))
         ]
 
     def _along(self, updates: Sequence[int], starts: list[Starts]) -> list[Batch]:
@@ -151,36 +158,45 @@ class Pairs:
             n = torch.cat(picks * W).flatten()
             which = torch.arange(len(n), device=device) // reuse
             point = lambda index: paths[(N - index).to(device), u, which]
-            x_hat = {h: point((n - h).clamp(min=0)) for h in group.horizons}
+            x_hat = {h: point((n - h).clamp(min=0)) for h in group.at(update, self.updates)}
             there = Starts(point(n), n, starts[u].condition[which], starts[u].guidance)
-            out.append(self.batch_of(there, x_hat, solution.evaluations // len(updates)))
+            out.append(self.batch_of(update, there, x_hat, solution.evaluations // len(updates)))
         return out
 
     def _in_flight(self, start: int, end: int) -> Iterator[tuple[int, Batch]]:
-        """As :meth:`between`; starting points are drawn ahead of the update that needs them."""
-        updates, group = range(start + 1, end + 1), self.group
-        ahead, drawn = tee(map(self.starts, updates))
-        solutions = solve_in_flight(self.teacher, ahead, group.solver, self.grid, self.solves_in_flight, group.horizons)
-        for update, starts, solution in zip(updates, drawn, solutions):
-            yield update, self.batch_of(starts, solution.at, solution.evaluations)
+        """As :meth:`between`; starting points are drawn ahead of the update that needs them, up to a switch."""
+        group, horizons = self.group, lambda update: tuple(sorted(set(self.group.at(update, self.updates))))
+        for wanted, updates in groupby(range(start + 1, end + 1), horizons):
+            here, coming = tee(updates)
+            ahead, drawn = tee(map(self.starts, coming))
+            solutions = solve_in_flight(self.teacher, ahead, group.solver, self.grid, self.solves_in_flight, wanted)
+            for update, starts, solution in zip(here, drawn, solutions):
+                yield update, self.batch_of(update, starts, solution.at, solution.evaluations)
 
-    def batch_of(self, starts: Starts, x_hat: dict[int, Tensor], evaluations: int) -> Batch:
+    def batch_of(self, update: int, starts: Starts, x_hat: dict[int, Tensor], evaluations: int) -> Batch:
         """The batch of all members.
 
         Parameters
         ----------
+        update : its number, which the horizons may hang on.
         starts : for every guidance scale and seed, (W S B).
         x_hat : (W S B, *shape) by horizon h: where the teacher brought them in min(h, n) steps.
         evaluations : what that took.
         """
         group, grid, x, n = self.group, self.grid, starts.x, starts.n
-        horizons, device = sorted(group.horizons), x.device
+        horizons, size, device = group.at(update, self.updates), len(group.guidance) * len(group.seeds), x.device
 
         def members(v: Tensor) -> Tensor:  # (W S B, ...) -> (W S, B, ...)
-            return v.unflatten(0, (len(group.guidance) * len(group.seeds), -1))
+            return v.unflatten(0, (size, -1))
 
         t_hat = torch.cat([members(grid.time((n - h).clamp(min=0)).to(device)) for h in horizons])
         x, t, condition = (
             members(v).repeat(len(horizons), *[1] * v.ndim) for v in (x, grid.time(n).to(device), starts.condition)
         )
-        return Batch(x, t, condition, torch.cat([members(x_hat[h]) for h in horizons]), t_hat, evaluations)
+        bootstrapped, first = [], 0
+        for short, run in groupby(horizons, lambda h: h < grid.intervals):
+            last = first + size * len(list(run))
+            bootstrapped += [slice(first, last)] if short else []
+            first = last
+        x_hat_of_all = torch.cat([members(x_hat[h]) for h in horizons])
+        return Batch(x, t, condition, x_hat_of_all, t_hat, evaluations, tuple(bootstrapped))

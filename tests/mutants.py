@@ -38,7 +38,9 @@ class Mutant:
         """The changed source; ends the program when `old` is not there exactly once."""
         source = (root / self.file).read_text()
         if (count := source.count(self.old)) != 1:
-            raise SystemExit(f"{self.file} has {self.old!r} {count} times, not once: bring tests/mutants.py up to date.")
+            raise SystemExit(
+                f"{self.file} has {self.old!r} {count} times, not once: bring tests/mutants.py up to date."
+            )
         return source.replace(self.old, self.new)
 
 
@@ -58,7 +60,7 @@ MUTANTS = [
     Mutant("dcm/consistency.py", "fresh_noise[k - 1].expand_as(x)", "noise.expand_as(x)", HORIZON),
     Mutant("dcm/horizon.py", "batch.t_hat[some]", "batch.t[some]", HORIZON),
     Mutant("dcm/horizon.py", "@torch.no_grad()\ndef horizon_target", "def horizon_target", HORIZON),
-    Mutant("dcm/horizon.py", "sum(m.horizon < self.intervals", "sum(m.horizon == 1", HORIZON),
+    Mutant("dcm/pairs.py", "lambda h: h < grid.intervals", "lambda h: h == 1", HORIZON),
     Mutant("dcm/horizon.py", "difference.square().flatten(1)", "difference.abs().flatten(1)", HORIZON),
     Mutant("dcm/pairs.py", "torch.randint(1, grid.intervals + 1", "torch.randint(1, grid.intervals", HORIZON),
     Mutant("dcm/pairs.py", 'generator(device, seed, "noise", update)', 'generator(device, seed, "data", update)', HORIZON),

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dcm.consistency import ConsistencyFunction, sample
-from dcm.horizon import Group, distance, horizon_target, resolve_horizon
+from dcm.horizon import Group, distance, horizon_at, horizon_target, method_name, resolve_horizon
 from dcm.metrics.metric import ode_error
 from dcm.pairs import Pairs
 from dcm.schedule import Grid
@@ -43,7 +43,7 @@ def test_the_papers_scalings(f):
 def test_members_and_which_of_them_bootstrap(group):
     assert [m.horizon for m in group.members] == 4 * [1] + 4 * [4] + 4 * [10]
     assert [(m.guidance, m.seed) for m in group.members[:4]] == [(1.0, 0), (1.0, 1), (3.0, 0), (3.0, 1)]
-    assert group.bootstrapped == 8 and group.ends == [0, 1, 8, 9]
+    assert group.ends == [0, 1, 8, 9]
 
 
 def test_noise_is_independent_of_the_data_it_is_added_to(teacher):
@@ -75,7 +75,8 @@ def test_horizon_targets(teacher, f, group):
     """h = N gives the full solve, h = 1 the CM target, h between its own; all to 1e-6."""
     students, grid = students_of(group), Grid(10)
     [batch] = Pairs(teacher, teacher, group, 64).solved([3])
-    targets = horizon_target(f, students, batch, bootstrapped=8)
+    assert batch.bootstrapped == (slice(0, 8),)
+    targets = horizon_target(f, students, batch)
     for i, member in enumerate(group.members):
         x, c, n = batch.x[i], batch.condition[i], batch.t[i] // 100
         steps = solve(teacher, x, n, c, member.guidance, "ddim", grid, steps=member.horizon)
@@ -199,9 +200,107 @@ def test_losses():
 
 def test_horizons_by_name():
     assert resolve_horizon("cm", 50) == 1 and resolve_horizon("direct", 50) == 50
-    for bad in (0, 51, "mc", True):
-        with pytest.raises(InputError, match="allowed: 'cm', 'direct', or a whole number from 1 to 50"):
-            resolve_horizon(bad, 50)
+    assert resolve_horizon("direct>cm", 10) == ((0.5, 10), (0.5, 1)) == resolve_horizon([[0.5, "direct"], [0.5, 1]], 10)
+    assert resolve_horizon("anneal", 10) == ((0.25, 10), (0.25, 5), (0.25, 2), (0.25, 1))
+    assert resolve_horizon([[0.3, 4], [0.7, 4]], 10) == 4 == resolve_horizon("4>4", 10)
+
+
+@pytest.mark.parametrize(
+    ("horizon", "allowed"),
+    [
+        *((bad, "'cm', 'direct', a whole number from 1 to 50") for bad in (0, 51, "mc", True, "cm>mc", [[1, "mc"]])),
+        *(([[share, "cm"], [0.5, "direct"]], "shares are above 0 and sum to 1") for share in (0.4, -0.5, "x")),
+        ([[0.5, "cm", 1], [0.5, "direct"]], "parts .share of the updates, horizon."),
+        ([], "sum to 1"),
+        ([[0.5, "anneal"], [0.5, "cm"]], "parts that are 'cm', 'direct' or a whole number"),
+    ],
+)
+def test_horizons_that_are_none(horizon, allowed):
+    with pytest.raises(InputError, match=f"is not possible with intervals = 50; allowed: .*{allowed}"):
+        resolve_horizon(horizon, 50)
+
+
+def test_nothing_to_anneal():
+    with pytest.raises(InputError, match="allowed: 'anneal' with intervals from 2 on"):
+        resolve_horizon("anneal", 1)
+
+
+def test_names_of_methods():
+    names = ["cm", "direct", 5, "direct>cm", "cm>direct", "anneal", "direct>2>cm", [[0.25, "direct"], [0.75, "cm"]]]
+    shown = ["CM", "Direct CM", "h = 5", "direct>cm", "cm>direct", "anneal", "direct>2>cm", "0.25 direct>0.75 cm"]
+    assert [method_name(resolve_horizon(h, 10), 10) for h in names] == shown
+
+
+def test_where_a_horizon_changes():
+    anneal = resolve_horizon("anneal", 10)
+    assert [horizon_at(anneal, u, 8) for u in range(1, 9)] == [10, 10, 5, 5, 2, 2, 1, 1]
+    assert [horizon_at(((0.5, 10), (0.5, 1)), u, 3) for u in (1, 2, 3)] == [10, 10, 1]
+    group = switching(10)
+    assert group.switches(8) == [2, 4, 6] and group.switches(1) == []
+    assert [method_name(h, 10) for h in group.ordered] == ["cm>direct", "CM", "direct>cm", "anneal", "Direct CM"]
+
+
+def switching(N: int, seeds=(0,)) -> Group:
+    names = ("cm", "direct", "direct>cm", "cm>direct", "anneal")
+    return Group("ddim", N, (2.0,), tuple(resolve_horizon(h, N) for h in names), seeds)
+
+
+@pytest.mark.parametrize("how", [dict(updates_per_solve=8), dict(solves_in_flight=16), dict(pairs_per_trajectory=4)])
+def test_a_switch_changes_the_objective_alone(teacher, f, how):
+    """Up to the switch a student is the one whose objective it has; after it, one that goes on with the other."""
+    group, settings = switching(10, (0, 1)), Settings(updates=12, lr=1e-2)
+    students = MLPStudents([m.seed for m in group.members], 2, 4, 1000, 32)
+    pairs = Pairs(teacher, teacher, group, 32, updates=12, **how)
+    at: dict[int, list] = {}
+    for state in distill(pairs, students, settings, f):
+        at[state.update] = [students.member_state(i)["weights.1"].clone() for i in range(students.size)]
+    of = {(method_name(m.horizon, 10), m.seed): i for i, m in enumerate(group.members)}
+    same = lambda update, a, b: torch.allclose(at[update][of[a, 1]], at[update][of[b, 1]], atol=1e-5)  # noqa: E731
+    assert same(6, "direct>cm", "Direct CM") and same(6, "cm>direct", "CM")
+    assert same(3, "anneal", "Direct CM") and not same(6, "anneal", "Direct CM")
+    assert not same(12, "direct>cm", "Direct CM") and not same(12, "cm>direct", "CM")
+    assert not same(12, "direct>cm", "cm>direct")
+    # What follows the switch is what a CM would do from there.
+    alone = MLPStudents([1], 2, 4, 1000, 32)
+    single = Group("ddim", 10, (2.0,), (resolve_horizon("direct>cm", 10),), (1,))
+    for _ in distill(Pairs(teacher, teacher, single, 32, updates=12, **how), alone, settings, f):
+        pass
+    assert torch.allclose(alone.state_dict()["weights.1"][0], at[12][of["direct>cm", 1]][0], atol=2e-4)
+
+
+def test_targets_follow_the_horizon(teacher, f):
+    group, students, grid = switching(10), MLPStudents([0] * 5, 2, 4, 1000, 16), Grid(10)
+    first, last = Pairs(teacher, teacher, group, 16, updates=8).solved([1, 8])
+    assert first.bootstrapped == (slice(0, 2),) and last.bootstrapped == (slice(1, 4),)
+    for batch, update in ((first, 1), (last, 8)):
+        targets = horizon_target(f, students, batch)
+        for i, h in enumerate(group.at(update, 8)):
+            x, c, n = batch.x[i], batch.condition[i], batch.t[i] // 100
+            steps = solve(teacher, x, n, c, 2.0, "ddim", grid, steps=h)
+            assert (batch.x_hat[i] - steps.x).abs().max() < 1e-6
+            own = f(students, steps.x[None], grid.time(steps.n)[None], c[None], members=slice(i, i + 1))[0]
+            assert (targets[i] - own).abs().max() < 1e-6
+
+
+def test_a_horizon_that_changes_needs_the_number_of_updates(teacher):
+    with pytest.raises(InputError, match="updates is missing"):
+        Pairs(teacher, teacher, switching(10), 16)
+
+
+def test_optimiser_at_a_switch(teacher, f):
+    """By default its state goes on; ``restart`` gives every student a fresh one, those of constant horizon too."""
+    group = Group("ddim", 10, (2.0,), (1, resolve_horizon("direct>cm", 10)), (0,))
+    steps = {}
+    for at_switch in ("continue", "restart"):
+        students = MLPStudents([0, 0], 2, 4, 1000, 16)
+        settings = Settings(updates=8, at_switch=at_switch)
+        for state in distill(Pairs(teacher, teacher, group, 8, updates=8), students, settings, f):
+            steps[at_switch, state.update] = float(next(iter(state.optimizer.state.values()))["step"])
+    assert [steps["continue", u] for u in (4, 5, 8)] == [4, 5, 8] and [steps["restart", u] for u in (4, 5, 8)] == [
+        4,
+        1,
+        4,
+    ]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(group):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from dcm.evaluation.samples import EvaluationSet
-from dcm.horizon import Group, Member, method_name
+from dcm.horizon import Group, Member, last_horizon, method_name
 from dcm.support.progress import tqdm
 from dcm.support.rows import RowStore
 from dcm.support.threads import in_threads
@@ -14,14 +14,14 @@ from dcm.training.saved import DistilledGroup
 
 
 def describe(name: str, group: Group, member: Member, update: int, steps: int) -> dict:
-    """The columns that identify one measured student."""
+    """The columns that identify one measured student; ``horizon`` is the one at the end of its training."""
     return dict(
-        group=name, solver=group.solver, intervals=group.intervals, guidance=member.guidance, horizon=member.horizon,
+        group=name, solver=group.solver, intervals=group.intervals, guidance=member.guidance, horizon=last_horizon(member.horizon),
         method=method_name(member.horizon, group.intervals), seed=member.seed, update=update, steps=steps,
     )  # fmt: skip
 
 
-KEY = ("fingerprint", "group", "guidance", "horizon", "seed", "update", "steps")
+KEY = ("fingerprint", "group", "guidance", "horizon", "method", "seed", "update", "steps")
 
 
 def measure_students(

@@ -26,7 +26,7 @@ class Parameters(BaseModel):
     @model_validator(mode="after")
     def _each_once(self):
         for name, value in self:
-            if isinstance(value, list) and len(set(value)) < len(value):
+            if isinstance(value, list) and len(set(map(repr, value))) < len(value):
                 raise InputError(f"{name} = {shown(value)} names one value twice; allowed: each value once.")
         return self
 

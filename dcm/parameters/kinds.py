@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
@@ -94,7 +94,8 @@ NewFolder = Annotated[
 SolverName = Annotated[str, one_of(*SOLVERS)]
 StudyName = Annotated[str, one_of(*STUDIES)]
 Source = Annotated[str, Field(min_length=1, description="a folder's or file's path, or a name on the hub")]
-Horizon = Annotated[
-    int | Literal["cm", "direct"], Field(description="'cm', 'direct' or whole numbers from 1 to intervals")
-]
+HORIZON = (
+    "'cm', 'direct', a whole number up to intervals, 'direct>cm' and the like, 'anneal', or [share, horizon] pairs"
+)
+Horizon = Annotated[int | str | list[list[int | float | str]], Field(description=HORIZON)]
 Part = Annotated[dict, Field(description="a mapping of names to values")]

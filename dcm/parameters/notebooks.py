@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, model_validator
 
-from dcm.horizon import Group, resolve_horizon
+from dcm.horizon import Group, Horizon, resolve_horizon
 from dcm.pairs import check_reuse
 from dcm.parameters import kinds as k
 from dcm.parameters.check import Parameters, refusal, shown
@@ -104,24 +104,24 @@ class GroupParameters(Parameters):
     solver: k.SolverName
     intervals: k.Count
     guidance: k.Guidance
-    horizons: Annotated[
-        list[k.Horizon],
-        Field(min_length=1, description="a list of 'cm', 'direct' or whole numbers from 1 to intervals"),
-    ]
+    horizons: Annotated[list[k.Horizon], Field(min_length=1, description=f"a list, each of it {k.HORIZON}")]
     seeds: Annotated[list[k.Seed], Field(min_length=1, description="a list of whole numbers from 0 to 4294967295")]
 
     @model_validator(mode="after")
     def _possible(self):
         Grid(self.intervals)
-        horizons = [resolve_horizon(h, self.intervals) for h in self.horizons]
-        if len(set(horizons)) < len(horizons):
+        if len(set(self.resolved)) < len(self.horizons):
             raise InputError(f"horizons = {shown(self.horizons)} names one value twice; allowed: each value once.")
         return self
 
+    @property
+    def resolved(self) -> tuple[Horizon, ...]:
+        """The horizons in numbers."""
+        return tuple(resolve_horizon(h, self.intervals) for h in self.horizons)
+
     def group(self) -> Group:
         """The :class:`dcm.horizon.Group` it describes."""
-        horizons = tuple(resolve_horizon(h, self.intervals) for h in self.horizons)
-        return Group(self.solver, self.intervals, tuple(map(float, self.guidance)), horizons, tuple(self.seeds))
+        return Group(self.solver, self.intervals, tuple(map(float, self.guidance)), self.resolved, tuple(self.seeds))
 
 
 class TrainingParameters(Parameters):
@@ -135,6 +135,7 @@ class TrainingParameters(Parameters):
     max_norm: k.Positive = 1.0
     loss: Annotated[str, k.one_of("l2", "huber")] = "l2"
     ema: Annotated[float, Field(ge=0, lt=1, description="a number from 0 (off) to below 1")] = 0.0
+    at_switch: Annotated[str, k.one_of("continue", "restart")] = "continue"
     updates_per_solve: Annotated[int, k.between(1, 1024)] = 1
     solves_in_flight: Annotated[int, k.between(0, 65536)] = 0
     pairs_per_trajectory: Annotated[int, k.between(1, 1000)] = 1
@@ -224,11 +225,10 @@ def check_ends(name: str, group: dict) -> None:
 
     `group` has ``intervals`` and ``horizons``.
     """
-    ends = {"cm": 1, "direct": group["intervals"]}
-    horizons = [ends.get(h, h) for h in group["horizons"]]
+    horizons = {resolve_horizon(h, group["intervals"]) for h in group["horizons"]}
     if group["intervals"] == 1:
         raise refusal("intervals", 1, "numbers of intervals from 2 on", f" for the main group {name}")
-    if not {1, group["intervals"]} <= set(horizons):
+    if not {1, group["intervals"]} <= horizons:
         both = "lists with both 'cm' and 'direct'"
         raise refusal("horizons", list(group["horizons"]), both, f" for the main group {name}")
 

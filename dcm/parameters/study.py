@@ -42,8 +42,8 @@ class StudyConfig(Common, WithResults):
 
         def cost(name: str) -> float:
             p = DistillParameters(**self.notebook("2_distill", name))
-            longest = max(p.group().horizons)
-            steps = sum(min(n, longest) for n in range(1, p.intervals + 1)) / p.intervals
+            longest = [max(p.group().at(u, 20)) for u in range(1, 21)]
+            steps = sum(min(n, h) for n in range(1, p.intervals + 1) for h in longest) / p.intervals / len(longest)
             if p.pairs_per_trajectory > 1:
                 steps = p.intervals / p.pairs_per_trajectory
             scales = len(p.guidance) * len(p.seeds)

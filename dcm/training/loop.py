@@ -55,8 +55,12 @@ def distill(
     if students.size != len(group.members):
         raise InputError(f"{students.size} students were given for a group of {len(group.members)}.")
     optimizer = optimizer or make_optimizer(students, settings)
-    make = Update(students, optimizer, settings, f, group.bootstrapped, pairs.processes)
+    make = Update(students, optimizer, settings, f, pairs.processes)
+    restarts = group.switches(settings.updates) if settings.at_switch == "restart" else ()
     for update, batch in pairs.between(start, settings.updates):
+        if update - 1 in restarts:
+            optimizer = make_optimizer(students, settings)
+            make = Update(students, optimizer, settings, f, pairs.processes)
         evaluations += pairs.processes.total(batch.evaluations)
         loss = make(batch, learning_rate(settings, update))
         yield State(update, students, optimizer, loss, evaluations)

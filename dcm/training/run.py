@@ -24,7 +24,8 @@ from dcm.training.saved import DistilledGroup, load_group, snapshot_updates, stu
 from dcm.training.settings import Settings, make_optimizer
 
 LOG_POINTS = 200  # points kept of each loss curve
-SINCE = {"teacher_precision": "auto", "lora_rank": 0}  # parameters that older students lack, and what held then
+# Parameters that older students lack, and what held then.
+SINCE = {"teacher_precision": "auto", "lora_rank": 0, "at_switch": "continue"}
 MEMORY = ("processes", "gradient_checkpointing", "microbatch", "compiled")  # where and how it runs, not what
 SAMPLING = ("samples", "evaluation_seed", "steps")  # what is sampled afterwards
 PLACE = ("checkpoint_seconds", "run_dir", "device", "threads")
@@ -68,7 +69,9 @@ class GroupTraining:
         self.group, self.settings, self.identity = p.group(), Settings.of(p), identity_of(p, study)
         self.final = students_path(p.run_dir, p.group_name)
         self.checkpoint = project_path(p.run_dir) / "checkpoints" / self.final.name
-        self.snapshots, self.window = snapshot_updates(p.updates, p.snapshots), max(1, p.updates // LOG_POINTS)
+        self.switches = self.group.switches(p.updates)
+        self.snapshots = sorted({*snapshot_updates(p.updates, p.snapshots), *self.switches})
+        self.window = max(1, p.updates // LOG_POINTS)
         self.update = self.evaluations = self.saved = 0
         self.averaged: dict[str, Tensor] = {}
         self.kept: dict[str, Tensor] = {}
@@ -92,7 +95,7 @@ class GroupTraining:
             study.start_from_teacher(self.students, seeds, p.pretrain)
         self.pairs = Pairs(
             study.teacher, study.data, self.group, p.batch, device, p.updates_per_solve, p.solves_in_flight,
-            p.pairs_per_trajectory, processes,
+            p.pairs_per_trajectory, processes, p.updates,
         )  # fmt: skip
 
     @property
@@ -138,7 +141,8 @@ class GroupTraining:
 
     def average(self) -> None:
         """Take the students' weights into the average."""
-        if self.averaged:
+        restart = self.update - 1 in self.switches and self.settings.at_switch == "restart"
+        if self.averaged and not restart:
             self.take_over([self.averaged[n] for n in self.weights], [*self.weights.values()], 0)
         else:
             self.averaged = {n: p.clone() for n, p in self.weights.items()}
@@ -167,7 +171,7 @@ class GroupTraining:
             self.pairs, self.students, self.settings, self.study.f, self.optimizer, self.update, self.evaluations
         )
         for state in states:
-            self.update, self.evaluations = state.update, state.evaluations
+            self.update, self.evaluations, self.optimizer = state.update, state.evaluations, state.optimizer
             self.average()
             self.loss_sum += state.loss
             if state.update % self.window == 0:

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from dcm.horizon import Group, method_name
+from dcm.horizon import Group, method_name, resolve_horizon
 from dcm.parameters.notebooks import check_ends
 from dcm.students.lockstep import Students
 from dcm.studies.base import Study
@@ -69,8 +69,9 @@ class DistilledGroup:
         reached, first, last = self.about.get("snapshot_seconds", {}), self.updates[0], self.updates[-1]
         known = reached and last > first
         seconds = (reached[str(last)] - reached[str(first)]) / (last - first) if known else float("nan")
-        members, batch = self.group.members, self.about["parameters"]["batch"]
-        own = sum(3 + (m.horizon < self.group.intervals) for m in members) * batch / len(members)
+        members, batch, N = self.group.members, self.about["parameters"]["batch"], self.group.intervals
+        bootstrapped = sum(h < N for u in range(1, last + 1) for h in self.group.at(u, last)) / last
+        own = (3 + bootstrapped / len(self.group.horizons)) * batch
         return {"seconds": seconds / len(members), "evaluations": self.about["evaluations"] / last / len(members) + own}
 
     def students(self, study: Study, update: int, device: torch.device) -> Students:
@@ -99,6 +100,7 @@ def load_group(run_dir: str | Path, name: str) -> DistilledGroup:
     if not {"group", "snapshots", "identity", "parameters"} <= about.keys():
         raise InputError(f"{path} holds no students of notebook 2; delete it and run that notebook again.")
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about["group"].items()}
+    values["horizons"] = tuple(resolve_horizon(h, values["intervals"]) for h in values["horizons"])
     return DistilledGroup(name, Group(**values), about["snapshots"], about, path, tensors)
 
 

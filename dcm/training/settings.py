@@ -28,6 +28,8 @@ class Settings:
     weight_decay : AdamW's.
     max_norm : gradient clipping, for each student.
     loss : ``l2`` (mean squared error) or ``huber`` (pseudo-Huber with c = 1e-3).
+    at_switch : where the horizon of any student changes, whether optimiser and average of weights ``continue`` or
+        ``restart``; of all students, so that those that go on from equal weights differ in the objective alone.
     optimizer : ``adamw``, or ``adamw8bit`` (bitsandbytes': its state takes a quarter of the memory).
     """
 
@@ -37,6 +39,7 @@ class Settings:
     weight_decay: float = _usual("weight_decay")
     max_norm: float = _usual("max_norm")
     loss: str = _usual("loss")
+    at_switch: str = _usual("at_switch")
     optimizer: str = _usual("optimizer")
 
     @classmethod

@@ -23,7 +23,7 @@ class Update:
 
     Parameters
     ----------
-    bootstrapped : see :func:`horizon_target`. graph : whether to capture; by default where it is possible.
+    graph : whether to capture; by default where it is possible. Where a horizon changes it is captured anew.
     """
 
     WARM_UP = 3
@@ -34,12 +34,11 @@ class Update:
         optimizer: torch.optim.Optimizer,
         settings: Settings,
         f: ConsistencyFunction,
-        bootstrapped: int,
         processes: Processes = ALONE,
         graph: bool | None = None,
     ):
         self.students, self.optimizer, self.settings, self.f = students, optimizer, settings, f
-        self.bootstrapped, self.processes = bootstrapped, processes
+        self.processes = processes
         possible = students.capturable and processes.size == 1 and bool(optimizer.defaults.get("capturable"))
         self.wants_graph = possible if graph is None else graph
         self.calls = 0
@@ -63,7 +62,8 @@ class Update:
                 loss = self._compute(batch)
             torch.cuda.current_stream().wait_stream(stream)
             return loss
-        if self.graph is None:
+        if self.graph is None or self.static.bootstrapped != batch.bootstrapped:
+            self.graph = None  # first, so that its memory is free
             self.static = Batch(*(v.clone() if isinstance(v, Tensor) else v for v in self._tensors(batch)))
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
@@ -82,7 +82,7 @@ class Update:
 
     def _compute(self, batch: Batch) -> Tensor:
         f, students = self.f, self.students
-        target = horizon_target(f, students, batch, self.bootstrapped)
+        target = horizon_target(f, students, batch)
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
         for part in students.parts:

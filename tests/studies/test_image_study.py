@@ -118,7 +118,7 @@ def test_the_objective_takes_images(study):
     group = Group("heun", 5, (2.0,), (1, 5), (0,))
     students = study.make_students([0, 0], 0)
     [batch] = Pairs(study.teacher, study.data, group, 6, CPU).solved([1])
-    target = horizon_target(study.f, students, batch, bootstrapped=1)
+    target = horizon_target(study.f, students, batch)
     whole = solve(study.teacher, batch.x[1], batch.t[1] // 200, batch.condition[1], 2.0, "heun", Grid(5)).x
     assert target.shape == (2, 6, 1, 8, 8) and torch.allclose(target[1], whole, atol=1e-5)
 
@@ -157,7 +157,9 @@ def test_an_altered_teacher_is_refused(digits, tmp_path):
 
 def test_data_must_suit_the_study(tmp_path):
     for study, data, allowed in (("digits", "folder", "'builtin'"), ("cifar10", "builtin", "cifar10, folder, teacher")):
-        with pytest.raises(InputError, match=f"data = '{data}' is not possible for the study {study}.*allowed: {allowed}"):
+        with pytest.raises(
+            InputError, match=f"data = '{data}' is not possible for the study {study}.*allowed: {allowed}"
+        ):
             parameters(tmp_path, study=study, data=data)
     with pytest.raises(InputError, match="a teacher needs images to train on"):
         parameters(tmp_path, study="cifar10", data="teacher")

@@ -5,7 +5,7 @@ import torch
 
 from dcm.consistency import ConsistencyFunction
 from dcm.data.images import ImageSet
-from dcm.horizon import Group
+from dcm.horizon import Group, resolve_horizon
 from dcm.pairs import Pairs
 from dcm.students.lockstep import MLPStudents, ModuleStudents
 from dcm.students.networks import VelocityNetwork
@@ -78,6 +78,27 @@ def test_captured_updates_are_those_that_run_as_they_stand(make, lr_decay, monke
     # Two runs without a graph differ as well; unrelated ones would have a cosine near 0.
     assert torch.cosine_similarity(moved, graph_moved, 0) > 0.99
     assert loss[-1].ne(loss[0]).all()
+
+
+@pytest.mark.parametrize("at_switch", ["continue", "restart"])
+@pytest.mark.parametrize("make", [mixture, images])
+def test_a_graph_is_captured_anew_where_a_horizon_changes(make, at_switch, monkeypatch):
+    """Students whose horizon changes end where they end without graphs."""
+    group = Group("ddim", 10, (2.0,), (1, 10, resolve_horizon("direct>cm", 10), resolve_horizon("cm>direct", 10)), (0,))
+    settings, found = Settings(updates=24, lr=1e-3, at_switch=at_switch), []
+    for possible in (False, True):
+        teacher, data, students = make()
+        monkeypatch.setattr(type(students), "capturable", possible)
+        pairs = Pairs(teacher, data, group, 8, GPU, solves_in_flight=16, updates=24)
+        start = [p.detach().clone() for p in students.parameters()]
+        losses = [
+            state.loss.clone() for state in distill(pairs, students, settings, ConsistencyFunction(teacher.schedule))
+        ]
+        moved = torch.cat([(p.detach() - q).flatten() for p, q in zip(students.parameters(), start)])
+        found.append((torch.stack(losses), moved))
+    (loss, moved), (graph_loss, graph_moved) = found
+    assert torch.allclose(loss, graph_loss, rtol=5e-2), (loss / graph_loss - 1).abs().max()
+    assert torch.cosine_similarity(moved, graph_moved, 0) > 0.99
 
 
 @pytest.mark.parametrize("make", [mixture, images])

@@ -51,6 +51,32 @@ def test_an_interrupted_run_ends_with_the_same_weights(study, undisturbed, tmp_p
         assert torch.equal(value, resumed.tensors[name]), name
 
 
+@pytest.mark.parametrize("at_switch", ["continue", "restart"])
+@pytest.mark.parametrize("update", [30, 34])  # the last of a part, whose follower the restart hangs on, and another
+def test_a_run_interrupted_about_a_switch_ends_with_the_same_weights(study, tmp_path, at_switch, update):
+    more = dict(horizons=["cm", "direct", "direct>cm", "anneal"], at_switch=at_switch)
+    whole = train_group(study, parameters(tmp_path / "whole", **more), CPU)
+    assert set(whole.group.switches(60)) == {20, 30, 40} <= set(whole.updates)
+    with interrupted_at(update + 1):
+        train_group(study, parameters(tmp_path / "cut", **more), CPU)
+    resumed = train_group(study, parameters(tmp_path / "cut", **more), CPU)
+    assert whole.group == resumed.group == load_group(tmp_path / "cut", "main").group
+    for name, value in whole.tensors.items():
+        assert torch.equal(value, resumed.tensors[name]), name
+
+
+def test_the_average_at_a_switch(study, tmp_path):
+    """It goes on, or starts anew with the first weights after the switch."""
+    found = {}
+    for at_switch in ("continue", "restart"):
+        more = dict(horizons=["cm", "direct", "direct>cm"], at_switch=at_switch, ema=0.999, lr=1e-3)
+        found[at_switch] = train_group(study, parameters(tmp_path / at_switch, **more), CPU)
+    of = {name: g.tensors for name, g in found.items()}
+    assert torch.equal(of["continue"]["30/weights.1"], of["restart"]["30/weights.1"])
+    moved = {name: (t["60/weights.1"] - t["30/weights.1"]).norm() for name, t in of.items()}
+    assert moved["restart"] > 5 * moved["continue"]  # an average over thousands of updates hardly moves in 30
+
+
 def test_students_lost_before_they_were_sampled_cost_no_training(study, undisturbed, tmp_path, capsys):
     """Snakemake deletes what a failed rule made: the last checkpoint stays until the students are sampled."""
     train_group(study, parameters(tmp_path), CPU).path.unlink()

@@ -42,10 +42,10 @@ def test_an_update_minimises_the_loss_it_is_told_with_gradients_no_longer_than_t
     group = Group("ddim", 10, (2.0,), (1, 10), (0,))
     [batch], students = Pairs(teacher, teacher, group, 32).solved([1]), students_of(group, 8)
     before = [p.detach().clone() for p in students.parameters()]
-    target = horizon_target(f, students, batch, 1)
+    target = horizon_target(f, students, batch)
     expected = distance(f(students, batch.x, batch.t, batch.condition), target, loss).detach()
     settings = Settings(updates=1, max_norm=1e-3, loss=loss)
-    found = Update(students, torch.optim.SGD(students.parameters(), lr=1.0), settings, f, 1)(batch, 1.0)
+    found = Update(students, torch.optim.SGD(students.parameters(), lr=1.0), settings, f)(batch, 1.0)
     torch.testing.assert_close(found, expected)
     moved = sum((p - b).square().flatten(1).sum(1) for p, b in zip(students.parameters(), before)).sqrt()
     assert moved.tolist() == pytest.approx([1e-3, 1e-3], rel=0.02)
