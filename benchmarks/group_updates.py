@@ -71,7 +71,7 @@ def main() -> None:
             students = (students if side_by_side else InTurn(students.networks)).to(device)
             if compiled and device.type == "cuda":
                 for network in students.networks:
-                    network.unet.compile(dynamic=False)
+                    network.compiled = True
             update = Update(students, make_optimizer(students, settings), settings, f)
             began = time.perf_counter()
             for _ in range(Update.WARM_UP + 1):

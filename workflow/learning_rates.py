@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Train at every rate, keep the rows as they come, print the choice."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
-    parser.add_argument("--group", help="of the configuration; its main group when left out")
+    parser.add_argument("--group", nargs="+", help="of the configuration; its main group when left out")
     parser.add_argument("--lr", type=float, nargs="+", required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--samples", type=int, default=1024)
@@ -69,26 +69,28 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         config = load_config(given.config)
-        name = given.group or config.main_group
-        if name not in config.groups:
-            raise InputError(f"group = {name!r} is not in {given.config}; allowed: {', '.join(config.groups)}.")
+        names, every = given.group or [config.main_group], []
+        for name in names:
+            if name not in config.groups:
+                raise InputError(f"group = {name!r} is not in {given.config}; allowed: {', '.join(config.groups)}.")
+            of_group = config.notebook("2_distill", name) | {"horizons": ["cm", "direct"], "seeds": given.seeds}
+            of_group |= yaml.safe_load(given.set) | {"run_dir": f"{config.run_dir}/rates"}
+            own = [of_group | {"lr": lr, "group_name": f"{name}-{lr:g}"} for lr in given.lr]
+            every += [(name, validate(DistillParameters, values)) for values in own]
         home = project_path(config.run_dir)
-        of_group = config.notebook("2_distill", name) | {"horizons": ["cm", "direct"], "seeds": given.seeds}
-        of_group |= yaml.safe_load(given.set) | {"run_dir": str(home / "rates")}
-        every = [validate(DistillParameters, of_group | {"lr": lr, "group_name": f"{name}-{lr:g}"}) for lr in given.lr]
         device = find_device(config.device)
         ready_device(device, config.threads)
         if not teacher_record(home):
             own = validate(TeacherParameters, config.notebook("1_teacher"))
             prepare_teacher(SimpleNamespace(p=own, run_dir=home, device=device))
         study, rows = load_study(config.study, home, device), []
-        for p in every:
-            rows += measure(study, p, given.samples, device)
-            table = pd.DataFrame(rows).assign(group=name)
-            write_text(home / "rates" / f"{name}.csv", table.to_csv(index=False))
+        for name, p in every:
+            rows += [row | {"group": name} for row in measure(study, p, given.samples, device)]
+            table = pd.DataFrame(rows)
+            write_text(home / "rates" / f"{'-'.join(names)}.csv", table.to_csv(index=False))
     except InputError as error:
         sys.exit(f"InputError: {error}")
-    print(table.pivot_table(index=["method", "lr"], columns="update", values="ode_error").to_string(float_format="%.4g"))
+    print(table.pivot_table(index=["group", "method", "lr"], columns="update", values="ode_error").to_string(float_format="%.4g"))
     print(choose(table).to_string(index=False))
 
 

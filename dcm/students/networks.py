@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 
@@ -10,21 +13,32 @@ from dcm.support.errors import InputError
 from dcm.teachers.unet import build_unet
 
 
+def _velocity(unet: nn.Module, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+    return unet(x, t, class_labels=condition, return_dict=False)[0]
+
+
+@cache
+def _compiled() -> Callable[..., Tensor]:
+    """One compiled function for all networks: of the same architecture, only the first takes the time of compiling."""
+    return torch.compile(_velocity, dynamic=False)
+
+
 class VelocityNetwork(nn.Module):
     """A student: the teacher's architecture, called as ``network(x, t, condition)``; predicts v.
 
-    With :meth:`adapt` it trains a LoRA adapter alone, as the paper's students do.
+    With :meth:`adapt` it trains a LoRA adapter alone, as the paper's students do. ``autocast`` computes in bfloat16,
+    ``compiled`` by torch.compile.
     """
 
     def __init__(self, config):
         super().__init__()
         self.unet = build_unet(config)
-        self.autocast = False
+        self.autocast = self.compiled = False
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """v (B, C, H, W)."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast):
-            return self.unet(x, t, class_labels=condition, return_dict=False)[0].to(x.dtype)
+            return (_compiled() if self.compiled else _velocity)(self.unet, x, t, condition).to(x.dtype)
 
     def adapt(self, rank: int) -> None:
         """Freeze the network under a LoRA adapter (Hu et al. 2021) of this rank and alpha, on the paper's layers.

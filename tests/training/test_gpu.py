@@ -43,7 +43,7 @@ def images():
 def compiled_images():
     teacher, data, students = images()
     for network in students.networks:
-        network.unet.compile(dynamic=False)
+        network.compiled = True
     return teacher, data, students
 
 

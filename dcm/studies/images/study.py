@@ -71,7 +71,7 @@ class ImageStudy(Study):
         """Compile the students where `parameters` ask for it and there is a GPU."""
         if parameters.compiled and next(students.parameters()).is_cuda:
             for network in students.networks:
-                network.unet.compile(dynamic=False)
+                network.compiled = True
 
     def start_from_teacher(self, students: ModuleStudents, seeds: Sequence[int], updates: int) -> None:
         """Copy the teacher's weights (`updates` above 0), as the paper does; 0 leaves random ones."""
