@@ -1,0 +1,131 @@
+"""An image encoder that was trained without labels, and how good it is (Stein et al. 2023 recommend such features)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dcm.support.errors import InputError
+from dcm.support.files import read_json, read_tensors, sha256, verify, write_json, write_tensors
+
+
+def resnet(channels: int, widths: Sequence[int], blocks: int = 2) -> nn.Sequential:
+    """A ResNet of torchvision's basic blocks for small images: a 3 x 3 stem, no max-pool; pooled features at its end.
+
+    With widths 64, 128, 256, 512 it is the ResNet-18 that the literature uses on CIFAR-10.
+    """
+    from torchvision.models.resnet import BasicBlock
+
+    width = widths[0]
+    layers: list[nn.Module] = [
+        nn.Conv2d(channels, width, 3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(True),
+    ]
+    for stage, wanted in enumerate(widths):
+        for block in range(blocks):
+            stride, shorten = (2 if stage and not block else 1), None
+            if stride > 1 or width != wanted:
+                shorten = nn.Sequential(nn.Conv2d(width, wanted, 1, stride, bias=False), nn.BatchNorm2d(wanted))
+            layers.append(BasicBlock(width, wanted, stride, shorten))
+            width = wanted
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+class SelfSupervised(nn.Module):
+    """A :func:`resnet`'s pooled features, of images (B, C, H, W) in [-1, 1].
+
+    ``accuracy``: of labels told from the features on held-out images, by name, once known.
+    """
+
+    name = "self-supervised"
+
+    def __init__(self, channels: int = 3, widths: Sequence[int] = (64, 128, 256, 384)):
+        super().__init__()
+        self.channels, self.widths, self.hidden = channels, tuple(widths), widths[-1]
+        self.accuracy: dict[str, float] = {}
+        self.network = resnet(channels, widths)
+
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> Tensor:
+        """Features (B, F), float32 on the network's device."""
+        return torch.cat([self.network(part) for part in x.to(next(self.parameters()).device).split(1000)])
+
+    def features(self, x: Tensor) -> np.ndarray:
+        """float64 (B, F)."""
+        return self.encode(x).double().cpu().numpy()
+
+    def save(self, folder: Path, about: dict) -> None:
+        """Write float16 weights and ``config.json``: architecture, accuracies, SHA-256, and `about`."""
+        path = folder / "weights.safetensors"
+        tensors = {k: v.half() if v.is_floating_point() else v for k, v in self.network.state_dict().items()}
+        write_tensors(path, tensors)
+        architecture = {"channels": self.channels, "widths": list(self.widths)}
+        write_json(
+            folder / "config.json",
+            {"sha256": sha256(path), "network": architecture, "accuracy": self.accuracy, **about},
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> SelfSupervised:
+        """Read what :meth:`save` wrote, frozen. Raises :class:`InputError` for missing, altered or foreign files."""
+        config, path = folder / "config.json", folder / "weights.safetensors"
+        for needed in (config, path):
+            if not needed.exists():
+                raise InputError(
+                    f"the self-supervised encoder is missing: there is no {needed}; restore it from the repository."
+                )
+        about = read_json(config)
+        try:
+            verify(path, about["sha256"])
+            encoder = cls(**about["network"])
+            encoder.network.load_state_dict(read_tensors(path)[0])
+            encoder.accuracy = about["accuracy"]
+        except (KeyError, TypeError, RuntimeError):
+            raise InputError(
+                f"{folder} holds no self-supervised encoder of this version; restore it from the repository."
+            ) from None
+        return encoder.eval().requires_grad_(False)
+
+
+def knn_accuracy(
+    train: Tensor, labels: Tensor, test: Tensor, truth: Tensor, k: int = 200, temperature: float = 0.1
+) -> float:
+    """Share of `test` features (m, F) whose class the `k` nearest of `train` (n, F) by cosine tell.
+
+    Each neighbour votes with weight exp(cosine / temperature) (Wu et al. 2018, section 3.4, their k and temperature).
+    """
+    train, test = F.normalize(train.float(), dim=1), F.normalize(test.float(), dim=1)
+    right = []
+    for x, y in zip(test.split(1000), truth.split(1000)):
+        near, index = (x @ train.T).topk(min(k, len(train)))
+        votes = x.new_zeros(len(x), int(labels.max()) + 1).scatter_add_(1, labels[index], (near / temperature).exp())
+        right.append(votes.argmax(1) == y)
+    return float(torch.cat(right).double().mean())
+
+
+def linear_accuracy(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor, decay: float = 1e-4) -> float:
+    """Share of `test` features (m, F) whose class a logistic regression on `train` (n, F), standardised, tells.
+
+    Fitted by L-BFGS, with a penalty of `decay` / 2 times the squared weights.
+    """
+    mean, deviation = train.float().mean(0), train.float().std(0) + 1e-6
+    train, test = ((v.float() - mean) / deviation for v in (train, test))
+    head = nn.Linear(train.shape[1], int(labels.max()) + 1).to(train.device)
+    nn.init.zeros_(head.weight), nn.init.zeros_(head.bias)
+    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=300, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(head(train), labels) + decay / 2 * head.weight.square().sum()
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        optimizer.step(loss)
+    return float((head(test).argmax(1) == truth).double().mean())
