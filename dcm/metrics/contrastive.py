@@ -134,6 +134,7 @@ class Contrast(nn.Module):
         parts = [F.cross_entropy(a @ b.T / self.recipe.temperature, own) for a, b in ((q_1, k_2), (q_2, k_1))]
         return torch.stack(parts).mean()
 
+    @torch.no_grad()
     def average(self, keep: float) -> None:
         """Move the averaged weights towards the trained ones: `keep` of them stays."""
         torch._foreach_lerp_(list(self.averaged.parameters()), list(self.online.parameters()), 1 - keep)

@@ -78,6 +78,7 @@ def test_training_lowers_the_loss_and_averages_the_weights(data):
     assert state.updates == 4 * (len(data.train) // 64) + 1 or state.epochs == pytest.approx(4, abs=0.2)
     assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.3
     assert not torch.equal(first, state.model.averaged[0][0].weight)
+    assert not any(p.requires_grad for p in state.model.averaged.parameters())  # else its history grows with each update
     assert not torch.equal(state.model.online[0][0].weight, state.model.averaged[0][0].weight)
     encoder = state.model.encoder()
     x = data.images("held_out", 50)[0]
