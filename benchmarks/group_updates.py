@@ -22,7 +22,7 @@ from dcm.consistency import ConsistencyFunction
 from dcm.horizon import Batch, Group
 from dcm.pairs import Pairs
 from dcm.students.lockstep import ModuleStudents
-from dcm.support.device import find_device, ready_device
+from dcm.support.processes import find_device, ready_device
 from dcm.training.settings import Settings, make_optimizer
 from dcm.training.update import Update
 

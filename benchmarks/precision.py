@@ -16,7 +16,7 @@ from targets import difference
 from dcm.schedule import Grid
 from dcm.solvers import solve
 from dcm.studies.images.prepare import SHIPPED
-from dcm.support.device import find_device, ready_device
+from dcm.support.processes import find_device, ready_device
 from dcm.support.seeds import sample_noise
 from dcm.teachers.unet import UNetTeacher
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from dcm.consistency import ConsistencyFunction
 from dcm.horizon import Group
+from dcm.notebook import git_commit
 from dcm.pairs import Pairs
 from dcm.schedule import Grid, NoiseSchedule
 from dcm.solvers import get_solver
@@ -29,12 +30,11 @@ from dcm.students.lora import LoRAStudents
 from dcm.studies.sdxl import memory
 from dcm.studies.sdxl.pipeline import PRECISIONS
 from dcm.studies.sdxl.study import ready_network
-from dcm.support.device import find_device, ready_device
 from dcm.support.errors import InputError
 from dcm.support.files import ROOT, write_json, write_text
 from dcm.support.pretrained import check_packages
+from dcm.support.processes import find_device, ready_device
 from dcm.support.progress import tqdm
-from dcm.support.record import git_commit
 from dcm.teachers.sdxl import SDXL_UNET, PromptedUNet, Prompts, SDXLTeacher
 from dcm.training.loop import distill
 from dcm.training.settings import Settings

@@ -20,7 +20,7 @@ from dcm.pairs import Pairs
 from dcm.schedule import Grid
 from dcm.solvers import get_solver
 from dcm.studies.images.prepare import DIGITS_NETWORK, SHIPPED
-from dcm.support.device import find_device, ready_device
+from dcm.support.processes import find_device, ready_device
 from dcm.teachers.mixture import GaussianMixtureTeacher
 from dcm.teachers.unet import UNetConfig, UNetTeacher
 

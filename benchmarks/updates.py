@@ -28,7 +28,7 @@ from dcm.solvers import solve
 from dcm.solvers_in_flight import Stepper
 from dcm.students.lockstep import ModuleStudents
 from dcm.students.networks import VelocityNetwork
-from dcm.support.device import find_device, ready_device
+from dcm.support.processes import find_device, ready_device
 from dcm.training.loop import distill
 from dcm.training.settings import Settings
 

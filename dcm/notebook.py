@@ -1,9 +1,14 @@
-"""What every notebook does first: check its parameters, choose the device, set seeds of style, note where it runs."""
+"""What every notebook does first: check its parameters, choose the device, set the style, note where it runs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import platform
+import subprocess
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +21,25 @@ from dcm.report.page import Page
 from dcm.studies.base import Study
 from dcm.studies.registry import check_folder, check_students, load_study
 from dcm.support import lock
-from dcm.support.device import find_device, ready_device
-from dcm.support.files import ROOT, WRITTEN, project_path
-from dcm.support.record import Record
+from dcm.support.files import ROOT, WRITTEN, project_path, write_json
+from dcm.support.processes import find_device, ready_device
+
+PACKAGES = (
+    "torch", "numpy", "scipy", "pandas", "diffusers", "transformers", "peft", "accelerate", "clean-fid", "papermill",
+    "snakemake", "matplotlib",
+)  # fmt: skip
+MADE_BY = ("dcm", "notebooks", "workflow", "weights")  # folders that the numbers depend on
 
 
 @dataclass
 class Session:
-    """A notebook's surroundings: checked parameters `p`, the device, and where it came from."""
+    """A notebook's surroundings: checked parameters `p`, the device, and the `record` of where its results came from."""
 
     notebook: str
     p: Any  # of the notebook's model in dcm.parameters
     device: torch.device
-    provenance: Record
+    record: dict
+    started: float = field(default_factory=time.time)
 
     @property
     def run_dir(self) -> Path:
@@ -45,12 +56,15 @@ class Session:
     def save_figure(self, figure, name: str, caption: str, *drawn_from: Path) -> None:
         """Save a figure into ``run_dir/figures``; `drawn_from` are the files that have the numbers behind it."""
         own = self.run_dir / "provenance" / f"{self.notebook}.json"
-        page = Page(self.run_dir / "figures", self.p.study, {self.notebook: self.provenance.record}, own)
+        page = Page(self.run_dir / "figures", self.p.study, {self.notebook: self.record}, own)
         page.figure(figure, name, caption, *drawn_from)
 
     def finish(self, name: str | None = None, **more) -> None:
-        """Write the provenance record, with anything in `more` (teacher evaluations, say), and name the files written."""
-        self.provenance.write(self.run_dir / "provenance" / f"{name or self.notebook}.json", **more)
+        """Write the record with the wall time and anything in `more` (teacher evaluations, say), and name the files written."""
+        wall = round(time.time() - self.started, 1)
+        ended = datetime.now(UTC).isoformat(timespec="seconds")
+        about = self.record | {"wall_seconds": wall, "ended": ended} | more
+        write_json(self.run_dir / "provenance" / f"{name or self.notebook}.json", about)
         print("\n".join(["Files written:", *written()]))
 
 
@@ -69,6 +83,18 @@ def written() -> list[str]:
     return lines
 
 
+def git_commit() -> str:
+    """The present commit, ``-dirty`` when what makes the numbers differs from it; ``unknown`` outside a repository."""
+    try:
+        run = lambda *a: subprocess.run(
+            ["git", *a], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = run("status", "--porcelain", "--untracked-files=no", "--", *MADE_BY)
+        return run("rev-parse", "HEAD") + ("-dirty" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
 def start(notebook: str, namespace: dict) -> Session:
     """Check the notebook's parameters (its ``globals()``) before anything else happens.
 
@@ -79,9 +105,14 @@ def start(notebook: str, namespace: dict) -> Session:
     p: Any = check(EVERY_NOTEBOOK[notebook], namespace)
     lock.check_free(project_path(p.run_dir))
     if hasattr(p, "study"):
-        facts = p.model_dump(include={"dimension", "modes"})
-        check_folder(p.study, project_path(p.run_dir), **facts)
+        check_folder(p.study, project_path(p.run_dir), **p.model_dump(include={"dimension", "modes"}))
     device = find_device(p.device)
     ready_device(device, p.threads)
     use_style()
-    return Session(notebook, p, device, Record(notebook, p, device))
+    record = {
+        "notebook": notebook, "parameters": p.model_dump(), "commit": git_commit(), "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in PACKAGES if any(metadata.distributions(name=name))},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    return Session(notebook, p, device, record)

@@ -20,10 +20,9 @@ from dcm.schedule import Grid
 from dcm.solvers import solve
 from dcm.students.lockstep import Students
 from dcm.studies.base import Study
-from dcm.support.files import fingerprint
+from dcm.support.files import RowStore, fingerprint
 from dcm.support.progress import tqdm
 from dcm.support.ranks import spearman
-from dcm.support.rows import RowStore
 from dcm.support.seeds import sample_noise
 from dcm.training.saved import DistilledGroup
 

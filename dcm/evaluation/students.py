@@ -7,9 +7,9 @@ from pathlib import Path
 
 from dcm.evaluation.samples import EvaluationSet
 from dcm.horizon import Group, Member, last_horizon, method_name
+from dcm.support.files import RowStore
+from dcm.support.processes import in_threads
 from dcm.support.progress import tqdm
-from dcm.support.rows import RowStore
-from dcm.support.threads import in_threads
 from dcm.training.saved import DistilledGroup
 
 

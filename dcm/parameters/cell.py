@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from dcm.parameters.check import P, validate
@@ -33,50 +33,35 @@ def _of_session(model: type[P], namespace: dict) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for source in namespace["In"]:
         try:
-            values = dict(_assigned(ast.parse(source), namespace, model))
+            cell = ast.parse(source)
         except (SyntaxError, ValueError):  # it did not run, either
             continue
+        values, only_literals = _assigned(cell, namespace, model)
         injected = source.splitlines()[:1] == [INJECTED]
         if not injected and 2 * len(needed & set(values)) > len(needed):
             found = values
-        elif injected or (found and _only_values(source) and set(values) & set(model.model_fields)):
+        elif injected or (found and only_literals and set(values) & set(model.model_fields)):
             found |= values
     if not found:
         raise InputError("the parameters cell has not been run in this session; run it before this one.")
     return found
 
 
-def _assigned(cell: ast.Module, namespace: dict, model: type[P]) -> Iterator[tuple[str, Any]]:
-    """Names that a cell assigns, with their values; objects other than plain values count for parameters alone.
+def _assigned(cell: ast.Module, namespace: dict, model: type[P]) -> tuple[dict[str, Any], bool]:
+    """Names that a cell assigns, with their values, and whether it does nothing but assign literals.
 
-    A literal's value is taken from the source: a cell below may use its name for something else.
+    Objects other than plain values count for parameters alone. A literal's value is taken from the source: a cell below
+    may use its name for something else.
     """
-    names = [n.id for n in ast.walk(cell) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
-    for name in names:
-        if name in namespace and (name in model.model_fields or isinstance(namespace[name], PLAIN)):
-            yield name, namespace[name]
+    literals = []
     for statement in cell.body:
-        targets, value = _parts(statement)
-        for target in targets:
-            if isinstance(target, ast.Name) and names.count(target.id) == 1 and (literal := _literal(value)):
-                yield target.id, literal[0]
-
-
-def _parts(statement: ast.stmt) -> tuple[list, Any]:
-    """Targets and value of an assignment."""
-    if isinstance(statement, ast.AnnAssign):
-        return [statement.target], statement.value
-    return (statement.targets, statement.value) if isinstance(statement, ast.Assign) else ([], None)
-
-
-def _literal(value: ast.expr | None) -> list:
-    """The value of a literal, in a list; an empty one for other expressions."""
-    try:
-        return [ast.literal_eval(value)] if value else []
-    except ValueError:
-        return []
-
-
-def _only_values(source: str) -> bool:
-    """Whether a cell does nothing but give names literal values."""
-    return all(_literal(_parts(statement)[1]) for statement in ast.parse(source).body)
+        if isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value:
+            with suppress(ValueError):
+                targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+                literals.append((targets, ast.literal_eval(statement.value)))
+    names = [n.id for n in ast.walk(cell) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+    there = [n for n in names if n in namespace and (n in model.model_fields or isinstance(namespace[n], PLAIN))]
+    written = {
+        t.id: v for targets, v in literals for t in targets if isinstance(t, ast.Name) and names.count(t.id) == 1
+    }
+    return {n: namespace[n] for n in there} | written, len(literals) == len(cell.body)

@@ -1,20 +1,43 @@
-"""Kinds of parameters: their types, bounds, and what a refusal says is allowed."""
+"""Kinds of parameters: their types, bounds, what a refusal says is allowed, and which of them a study uses."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from pathlib import PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
+from annotated_types import Predicate
 from pydantic import AfterValidator, Field
 
-from dcm.parameters.used import STUDIES
 from dcm.solvers import SOLVERS
 from dcm.support.files import ROOT, project_path
 
 # Folders of the repository that hold what it is made of.
 OWN_FOLDERS = (".ci", ".git", ".github", "benchmarks", "dcm", "docs", "notebooks", "tests", "weights", "workflow")
+
+
+class Used(NamedTuple):
+    """What one study alone uses of the parameters of notebooks 1 and 2, and where its training `data` may come from."""
+
+    teacher: frozenset[str]
+    training: frozenset[str]
+    data: tuple[str, ...] = ("builtin",)
+
+
+_NETWORK = frozenset("pretrain lora_rank compiled teacher_precision".split())
+_TRAINED = frozenset("seed updates batch lr".split())
+_ELSEWHERE = frozenset("data data_dir download inception".split())
+STUDIES = {  # a parameter that stands nowhere here is for every study
+    "gmm": Used(frozenset({"dimension", "modes"}), frozenset({"pretrain", "width"})),
+    "digits": Used(_TRAINED, _NETWORK),
+    "cifar10": Used(_TRAINED | _ELSEWHERE | {"teacher_images"}, _NETWORK, ("cifar10", "folder", "teacher")),
+    "sdxl": Used(
+        _ELSEWHERE | set("seed batch model vae resolution flip precision clip dino aesthetic".split()),
+        frozenset("width gradient_checkpointing microbatch teacher_precision".split()),
+        ("folder",),
+    ),
+}
 
 
 def between(least: int, most: int) -> Any:
@@ -27,13 +50,6 @@ def one_of(*names: str) -> Any:
     return Field(pattern=f"^({'|'.join(names)})$", description=f"one of {', '.join(names)}")
 
 
-def _readable(value: float) -> float:
-    """Guidance scales name rows and files by their first six digits, so they must have no more."""
-    if float(f"{value:g}") != value:
-        raise ValueError
-    return value
-
-
 def _folder(path: str) -> str:
     """A path in its shortest spelling, when Snakemake and every file system can take it."""
     parts = PurePosixPath(path).parts
@@ -44,21 +60,19 @@ def _folder(path: str) -> str:
     return str(PurePosixPath(path))
 
 
-def _writable(path: str) -> str:
-    """A folder can be made there, and nothing of the repository's own lies in its way."""
+def _writable(path: str) -> bool:
+    """Whether a folder can be made there, and nothing of the repository's own lies in its way."""
     folder = project_path(path).resolve()
     if folder == ROOT or folder in ROOT.parents:
-        raise ValueError
+        return False
     if folder.is_relative_to(ROOT) and folder.relative_to(ROOT).parts[0] in OWN_FOLDERS:
-        raise ValueError
+        return False
     there = next(f for f in (folder, *folder.parents) if f.exists())
-    try:
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise ValueError
-        os.rmdir(tempfile.mkdtemp(prefix=".dcm-", dir=there))  # in /proc, say, what root may write cannot be written
+    try:  # in /proc, say, what root may write cannot be written
+        os.rmdir(tempfile.mkdtemp(prefix=".dcm-", dir=there))
     except OSError:
-        raise ValueError from None
-    return path
+        return False
+    return True
 
 
 Count = Annotated[int, between(1, 10**9)]
@@ -66,13 +80,14 @@ Whole = Annotated[int, between(0, 10**9)]
 Seed = Annotated[int, between(0, 2**32 - 1)]
 Batch = Annotated[int, between(1, 65536)]
 Samples = Annotated[int, between(16, 100_000)]
+Threads = Annotated[int, between(1, 256)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, description="a number above 0")]
 Rate = Annotated[float, Field(gt=0, le=1, description="a number above 0, at most 1")]
 Flag = Annotated[bool, Field(description="true or false")]
 Device = Annotated[str, one_of("auto", "cpu", "cuda")]
-Threads = Annotated[int, Field(ge=1, le=256, description="a whole number from 1 to 256")]
+# Guidance scales name rows and files by their first six digits, so they must have no more.
 Guidance = Annotated[
-    list[Annotated[float, Field(ge=0, le=1000), AfterValidator(_readable)]],
+    list[Annotated[float, Field(ge=0, le=1000), Predicate(lambda w: float(f"{w:g}") == w)]],
     Field(min_length=1, description="a list of numbers, at least 0 and at most 1000, of at most six digits"),
 ]
 Name = Annotated[
@@ -85,7 +100,7 @@ Folder = Annotated[
 ]
 NewFolder = Annotated[
     Folder,
-    AfterValidator(_writable),
+    Predicate(_writable),
     Field(
         description="the path of a folder that can be written, none of the repository's own code, in printable characters "
         "other than { } * ?"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, model_validator
+from annotated_types import Predicate
+from pydantic import Field, model_validator
 
 from dcm.horizon import Group, Horizon, resolve_horizon
 from dcm.pairs import check_reuse
 from dcm.parameters import kinds as k
 from dcm.parameters.check import Parameters, refusal, shown
-from dcm.parameters.used import STUDIES, not_used
 from dcm.schedule import Grid
 from dcm.support.errors import InputError
 from dcm.support.files import project_path
@@ -50,8 +50,9 @@ class Intervals(Parameters):
 
 
 def check_used(parameters: Common, notebook: str) -> None:
-    """Raise :class:`InputError` for what is set, other than by default, and not used by the study."""
-    unused = not_used(parameters.study, notebook)
+    """Raise :class:`InputError` for what is set, other than by default, and used by other studies alone."""
+    used = {name: getattr(study, notebook) for name, study in k.STUDIES.items()}
+    unused = set().union(*used.values()) - used[parameters.study]
     for name, field in type(parameters).model_fields.items():
         if name in unused and (value := getattr(parameters, name)) != field.default:
             why = f" for the study {parameters.study}, which does not use it"
@@ -89,7 +90,7 @@ class TeacherParameters(Common):
         for n in self.intervals:
             Grid(n)
         check_used(self, "teacher")
-        sources = STUDIES[self.study].data
+        sources = k.STUDIES[self.study].data
         if self.data not in sources:
             raise refusal("data", self.data, ", ".join(sources), f" for the study {self.study}")
         if self.data == "teacher" and self.updates:
@@ -152,16 +153,9 @@ class TrainingParameters(Parameters):
     processes: k.Count = 1
 
 
-def _with_one(steps: list[int]) -> list[int]:
-    """Verdicts and most figures are about one-step samples."""
-    if 1 not in steps:
-        raise ValueError
-    return steps
-
-
 Steps = Annotated[
     list[Annotated[int, Field(ge=1, le=1000)]],
-    AfterValidator(_with_one),
+    Predicate(lambda steps: 1 in steps),  # verdicts and most figures are about one-step samples
     Field(description="a list of whole numbers from 1 to 1000, 1 among them"),
 ]
 

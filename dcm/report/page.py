@@ -48,7 +48,7 @@ class Page:
     Attributes
     ----------
     folder : where all of it goes. study : whose results they are.
-    records : what the notebooks behind them noted of themselves (:class:`dcm.support.record.Record`), by name; the last
+    records : what the notebooks behind them noted of themselves (:class:`dcm.notebook.Session`), by name; the last
         draws the page.
     parameters_file : what has the parameters in full; the folder's provenance.json where nothing is said.
     sentences, sections : of README.md so far.

@@ -37,15 +37,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor])
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def differences(there: dict, here: dict) -> list[str]:
-    """Names of what is not equal in two identities."""
-    return [k for k in here if there.get(k) != here[k]]
-
-
-def read_checkpoint(
-    path: Path, identity: dict, device: torch.device, costly: bool = False
-) -> tuple[dict[str, Tensor], dict]:
-    """The checkpoint's (tensors, about) when it is whole and of the same `identity`, else nothing; says why.
+def read_checkpoint(path: Path, identity: dict, device: torch.device, costly: bool = False) -> tuple[dict, dict]:
+    """The checkpoint's (tensors, about) when it is whole and of the same `identity`, else two empty ones; says why.
 
     A `costly` one of another identity is not thrown away: raises :class:`InputError`.
     """
@@ -57,14 +50,14 @@ def read_checkpoint(
         print(f"{damaged} Starting anew.")
         return {}, {}
     there = about.get("identity", {})
-    differ = differences(there, identity)
-    if differ and costly:
+    differ = [k for k in identity if there.get(k) != identity[k]]
+    if not differ:
+        return tensors, about
+    if costly:
         each = ", ".join(f"{k} = {there.get(k)!r} there and {identity[k]!r} here" for k in differ)
         raise InputError(
             f"{path} is from other settings ({each}); set them as they were to go on with it, choose another run_dir or "
             "group_name, or delete it to start anew."
         )
-    if differ:
-        print(f"The checkpoint is from other settings ({', '.join(differ)}); starting anew.")
-        return {}, {}
-    return tensors, about
+    print(f"The checkpoint is from other settings ({', '.join(differ)}); starting anew.")
+    return {}, {}

@@ -1,32 +1,27 @@
-"""One kind of error for bad input: a single sentence that says what is wrong and what is allowed."""
+"""Errors that are one sentence: what is wrong, and what is allowed or can be done."""
 
 from __future__ import annotations
 
 
-class InputError(ValueError):
-    """Raised before any long work starts when a parameter, a file or a data source cannot be used.
-
-    In a notebook only the sentence is shown, not a traceback (IPython asks for ``_render_traceback_``).
-    """
+class _Sentence:
+    """In a notebook only the sentence is shown, not a traceback: IPython asks for ``_render_traceback_``."""
 
     def _render_traceback_(self) -> list[str]:
-        return [f"InputError: {self}"]
+        return [f"{type(self).__name__}: {self}"]
+
+
+class InputError(_Sentence, ValueError):
+    """Raised before any long work starts when a parameter, a file or a data source cannot be used."""
+
+
+class TrainingError(_Sentence, RuntimeError):
+    """Raised when training cannot go on (a loss that is not finite, say), naming the step and what to change."""
 
 
 def last_good(checkpoint, update: int) -> str:
     """Where a training that failed can be looked into: its last good `checkpoint`, if one was written by `update`."""
-    return (
-        f"The last good checkpoint is {checkpoint} (update {update})."
-        if update
-        else "No checkpoint was written before."
-    )
-
-
-class TrainingError(RuntimeError):
-    """Raised when training cannot go on (a loss that is not finite, say), naming the step and what to change."""
-
-    def _render_traceback_(self) -> list[str]:
-        return [f"TrainingError: {self}"]
+    there = f"The last good checkpoint is {checkpoint} (update {update})."
+    return there if update else "No checkpoint was written before."
 
 
 def why(error: Exception) -> str:

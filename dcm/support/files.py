@@ -1,4 +1,4 @@
-"""Files that a run leaves: written whole or not at all, and checked when they are read."""
+"""Files that a run leaves: written whole or not at all, row by row where that takes long, and checked when read."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pandas as pd
@@ -38,8 +38,8 @@ def space_for(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         # safetensors has the system's error number in its text alone: "(os error 28)", in old versions "Os { code: 28".
-        number = re.search(r"os error (\d+)|Os \{ code: (\d+)", str(error))
-        if getattr(error, "errno", None) in NO_SPACE or (number and int(number[1] or number[2]) in NO_SPACE):
+        number = re.search(r"(?:os error |Os \{ code: )(\d+)", str(error))
+        if (int(number[1]) if number else getattr(error, "errno", None)) in NO_SPACE:
             raise InputError(f"no space is left on the disk to write {path}; free some and run again.") from None
         raise
 
@@ -84,12 +84,19 @@ def write_csv(path: str | Path, table: pd.DataFrame) -> None:
     write_text(path, csv_text(table))
 
 
+@contextmanager
+def undamaged(path: Path) -> Iterator[None]:
+    """Raise :class:`InputError` when the block cannot make sense of what `path` holds."""
+    try:
+        yield
+    except (SafetensorError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({error}); delete it and run the notebook that writes it again.") from None
+
+
 def read_json(path: Path) -> dict:
     """What :func:`write_json` wrote. Raises :class:`InputError` for a damaged file."""
-    try:
+    with undamaged(path):
         return json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}); delete it and run the notebook that writes it again.") from None
 
 
 def tensors_digest(tensors: dict[str, Tensor], text: str = "") -> str:
@@ -123,15 +130,13 @@ def read_tensors(path: str | Path, device: str | torch.device = "cpu") -> tuple[
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path} does not exist; run the notebook that writes it first.")
-    try:
+    with undamaged(path):
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors, text = {name: file.get_tensor(name) for name in file.keys()}, header.get("about", "{}")
         if "sha256" in header and header["sha256"] != tensors_digest(tensors, text):
             raise ValueError("its checksum does not fit its content")
         return {name: t.to(device) for name, t in tensors.items()}, json.loads(text)
-    except (SafetensorError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({error}); delete it and run the notebook that writes it again.") from None
 
 
 def sha256(path: str | Path) -> str:
@@ -155,3 +160,44 @@ def fingerprint(*parts) -> str:
     for part in parts:
         digest.update(part.read_bytes() if isinstance(part, Path) else json.dumps(part, sort_keys=True).encode())
     return digest.hexdigest()[:16]
+
+
+class RowStore:
+    """A table that grows row by row on disk, so that an interrupted evaluation goes on where it stopped.
+
+    Rows are JSON lines, each with its checksum; ``done`` maps each row's key to it. A line that is half-written,
+    damaged or edited is dropped, and the number of them is printed. A row that lacks one of `columns` (a metric that was
+    added since) counts as missing; the one that is added in its place has the last word.
+    """
+
+    def __init__(self, path: str | Path, key: tuple[str, ...], columns: Iterable[str] = ()):
+        self.path, self.key, self.columns = Path(path), key, set(columns)
+        self.done: dict[tuple, dict] = {}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            lines, whole = self.path.read_text(errors="replace").splitlines(keepends=True), []
+            for line in lines:
+                with suppress(ValueError, KeyError, TypeError, AttributeError):
+                    row = json.loads(line)
+                    if line.endswith("\n") and row.pop("check") == fingerprint(row):
+                        self.done[self._key(row)] = row
+                        whole.append(line)
+            if len(whole) < len(lines):
+                print(f"{self.path}: {len(lines) - len(whole)} damaged rows are dropped and will be measured again.")
+                write_text(self.path, "".join(whole))
+
+    def _key(self, row: dict) -> tuple:
+        return tuple(row[k] for k in self.key)
+
+    def __contains__(self, row: dict) -> bool:
+        found = self.done.get(self._key(row))
+        return found is not None and self.columns <= found.keys()
+
+    def __getitem__(self, row: dict) -> dict:
+        return self.done[self._key(row)]
+
+    def add(self, row: dict) -> None:
+        """Append one row and flush it to disk."""
+        self.done[self._key(row)] = row
+        with space_for(self.path), self.path.open("a") as file:
+            file.write(json.dumps(row | {"check": fingerprint(row)}) + "\n")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,30 +20,23 @@ def check_packages() -> None:
 
 
 def locate(source: str, parameter: str, download: bool = False, pipeline: bool = False, low: bool = True) -> Path:
-    """The folder of a model: `source` itself where it is one, else the hub's copy on this machine.
+    """The folder of a model: `source` itself where it is one, else the hub's copy here, fetched when `download`.
 
-    Parameters
-    ----------
-    parameter : its name, for the error. download : whether the hub may be asked. pipeline : whether it is a whole
-    pipeline, of which the 16-bit weights are taken when `low`.
-
-    Raises :class:`InputError` that says where it was looked for.
+    Of a whole `pipeline` the 16-bit weights are taken when `low`. Raises :class:`InputError` that names the `parameter`.
     """
     folder = project_path(source)
     if folder.is_dir():
         return folder
     from huggingface_hub import constants, snapshot_download
 
+    options = {"local_files_only": not download}
     try:
-        if pipeline:
-            from diffusers import DiffusionPipeline
+        if not pipeline:
+            return Path(snapshot_download(source, allow_patterns=["*.json", "*.txt", "*.safetensors"], **options))
+        from diffusers import DiffusionPipeline
 
-            options = {"variant": "fp16"} if low else {}
-            return Path(
-                DiffusionPipeline.download(source, use_safetensors=True, local_files_only=not download, **options)
-            )
-        kept = ["*.json", "*.txt", "*.safetensors"]
-        return Path(snapshot_download(source, allow_patterns=kept, local_files_only=not download))
+        options |= {"variant": "fp16"} if low else {}
+        return Path(DiffusionPipeline.download(source, use_safetensors=True, **options))
     except Exception as error:  # whatever the hub's client raises: it is not here and could not be fetched
         tried = f" ({' '.join(str(error).split())[:160]})" if download else ""
         raise InputError(
@@ -50,23 +45,18 @@ def locate(source: str, parameter: str, download: bool = False, pipeline: bool =
         ) from None
 
 
-class readable_model:
-    """Turns what goes wrong while a model is read into one sentence."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def __enter__(self) -> None:
-        check_packages()
-        self.quiet = warnings.catch_warnings()
-        self.quiet.__enter__()
-        warnings.simplefilter("ignore", FutureWarning)  # torch_dtype: its new name is unknown to older diffusers
-
-    def __exit__(self, kind, error, trace) -> None:
-        self.quiet.__exit__(kind, error, trace)
-        if isinstance(error, (OSError, ValueError, KeyError, RuntimeError)) and not isinstance(error, InputError):
-            text = " ".join(str(error).split())[:200]
-            raise InputError(f"{self.folder} cannot be read as a model ({text}); fetch it again.") from None
+@contextmanager
+def readable_model(folder: Path) -> Iterator[None]:
+    """Turn what goes wrong while a model is read into one sentence."""
+    check_packages()
+    try:
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):
+            yield  # torch_dtype warns: its new name is unknown to older diffusers
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise InputError(f"{folder} cannot be read as a model ({text}); fetch it again.") from None
 
 
 def variant(folder: Path, low: bool) -> dict[str, str]:

@@ -1,8 +1,10 @@
-"""The processes of one run, one a GPU: every one draws the whole batch, works on its own rows, and averages gradients."""
+"""What a run runs on: its device, threads, and processes, one a GPU, which average their gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -10,10 +12,40 @@ from torch import Tensor
 from dcm.support.errors import InputError
 
 
+def find_device(name: str) -> torch.device:
+    """``auto`` is a GPU where there is one. Raises :class:`InputError` for a GPU that is not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("device = 'cuda' is not possible: no CUDA GPU is present; allowed here: auto, cpu.")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def ready_device(device: torch.device, threads: int) -> None:
+    """Settings of torch that every process of a run shares."""
+    torch.set_num_threads(threads)  # fixed, not "all cores": the sums' order, and so the results, depend on it
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+
+
+def in_threads(function: Callable, items: Iterable, workers: int) -> Iterator:
+    """``map(function, items)``, by `workers` threads where that is more than one; few items are taken ahead."""
+    if workers == 1:
+        yield from map(function, items)
+        return
+    begun: deque[Future] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for item in items:
+            begun.append(pool.submit(function, item))
+            if len(begun) > 2 * workers:
+                yield begun.popleft().result()
+        yield from (future.result() for future in begun)
+
+
 class Processes:
     """The processes that share a run; without an `accelerator`, one process alone.
 
-    ``rank``, ``size`` : this process's number, and how many there are. ``first`` : whether it writes files.
+    Each draws the whole batch and works on its own rows. ``rank``, ``size`` : this process's number, and how many there
+    are. ``first`` : whether it writes files.
     """
 
     def __init__(self, accelerator=None):

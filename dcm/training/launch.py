@@ -13,10 +13,9 @@ from dcm.parameters.check import validate
 from dcm.parameters.notebooks import DistillParameters
 from dcm.studies.base import Study
 from dcm.studies.registry import load_study
-from dcm.support.device import ready_device
 from dcm.support.errors import InputError
 from dcm.support.files import ROOT, project_path, write_text
-from dcm.support.processes import Processes, check_shareable
+from dcm.support.processes import Processes, check_shareable, ready_device
 from dcm.training.run import finished, train_group
 from dcm.training.saved import DistilledGroup, load_group
 

@@ -18,7 +18,7 @@ from dcm.parameters.notebooks import DistillParameters
 from dcm.schedule import Grid
 from dcm.solvers import solve
 from dcm.studies.registry import load_study
-from dcm.support.rows import RowStore
+from dcm.support.files import RowStore
 from dcm.support.seeds import sample_noise
 from dcm.training.run import train_group
 

@@ -10,7 +10,7 @@ from dcm.metrics.distances import frechet, kernel_distance, precision_recall, sh
 from dcm.metrics.features import Classifier, EfficientNetFeatures, InceptionFeatures, train_classifier
 from dcm.metrics.images import ImageQuality
 from dcm.support.errors import InputError
-from dcm.support.threads import in_threads
+from dcm.support.processes import in_threads
 
 
 def test_frechet_distance_of_known_gaussians():

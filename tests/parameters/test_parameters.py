@@ -4,10 +4,10 @@ import pytest
 import yaml
 
 from dcm.parameters.check import validate
+from dcm.parameters.kinds import STUDIES
 from dcm.parameters.notebooks import NOTEBOOKS, DistillParameters, FigureParameters, TeacherParameters
 from dcm.parameters.regimes import EVERY_NOTEBOOK, RegimesConfig
 from dcm.parameters.study import StudyConfig, load_config
-from dcm.parameters.used import STUDIES
 from dcm.support.errors import InputError
 
 ROOT = Path(__file__).parents[2]

@@ -7,8 +7,8 @@ import torch
 
 from dcm import notebook
 from dcm.parameters.check import validate
+from dcm.parameters.kinds import STUDIES as USED
 from dcm.parameters.notebooks import DistillParameters
-from dcm.parameters.used import STUDIES as USED
 from dcm.studies.registry import STUDIES, load_study, prepare_teacher
 from dcm.support.errors import InputError
 from dcm.training.run import train_group

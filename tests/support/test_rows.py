@@ -2,7 +2,7 @@
 
 import json
 
-from dcm.support.rows import RowStore
+from dcm.support.files import RowStore
 
 
 def store(path, **options):

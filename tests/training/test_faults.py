@@ -24,8 +24,7 @@ from dcm.report import page
 from dcm.studies.registry import load_study
 from dcm.support import files
 from dcm.support.errors import InputError, TrainingError
-from dcm.support.files import atomic, read_json, read_tensors, write_tensors, write_text
-from dcm.support.rows import RowStore
+from dcm.support.files import RowStore, atomic, read_json, read_tensors, write_tensors, write_text
 from dcm.training.run import train_group
 
 ROOT = Path(__file__).parents[2]
