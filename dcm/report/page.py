@@ -47,12 +47,9 @@ class Page:
 
     Attributes
     ----------
-    folder : where all of it goes. study : whose results they are.
-    records : what the notebooks behind them noted of themselves (:class:`dcm.notebook.Session`), by name; the last
-        draws the page.
+    records : what the notebooks behind it noted of themselves (:class:`dcm.notebook.Session`); the last draws the page.
     parameters_file : what has the parameters in full; the folder's provenance.json where nothing is said.
-    sentences, sections : of README.md so far.
-    tables : by name the csv files written so far, and the files that each was joined from.
+    sentences, sections : of README.md so far. tables : by name, with the files that each was joined from.
     """
 
     folder: Path
@@ -79,16 +76,16 @@ class Page:
         `files` are the files that it was drawn from, `rows` by name the parts of tables; without either, it is every
         table written so far.
         """
-        joined = dict.fromkeys([*files, *(path for table in rows for path in self.tables[table][1])])
+        csv = lambda table: self.folder / f"{table}.csv"
+        parts = [provenance.of_rows(csv(t), self.tables[t][0], part, self.folder) for t, part in rows.items()]
+        joined = [*files, *(path for table in rows for path in self.tables[table][1])]
         if not files and not rows:
-            joined = dict.fromkeys(self.folder / f"{table}.csv" for table in self.tables)
-        parts = [(self.folder / f"{table}.csv", self.tables[table][0], part) for table, part in rows.items()]
+            joined = list(map(csv, self.tables))
         whole = self.parameters_file or self.folder / "provenance.json"
         record = {
             "study": self.study, "figure": name, "caption": caption, "commit": self.own["commit"],
             "parameters": provenance.of_parameters(self.parameters, whole, self.folder),
-            "drawn_from": [provenance.of_rows(*part, self.folder) for part in parts]
-            + [provenance.of_file(path, self.folder) for path in joined],
+            "drawn_from": parts + [provenance.of_file(path, self.folder) for path in dict.fromkeys(joined)],
         }  # fmt: skip
         save(figure, self.folder, record)
         self.sections.append((name, caption, f"![{name}]({name}.png)"))

@@ -33,8 +33,8 @@ KEYS = {  # columns by which a table's rows are found
     "solver_error.csv": ["solver", "guidance", "intervals"],
 }
 Clause = dict[str, list[str]]  # column -> allowed values, as text; a column that is not named may have any
-FIGURE_BYTES, RECORD_CHARACTERS = 1 << 26, 1 << 20  # a figure may come from others, and name files of any kind
-TABLE_BYTES, TENSOR_BYTES = 1 << 26, 1 << 36
+RECORD_CHARACTERS = 1 << 20  # a figure may come from others, and name files of any kind
+TEXT_BYTES, TENSOR_BYTES = 1 << 26, 1 << 36
 
 
 class Source(TypedDict):
@@ -100,33 +100,26 @@ def of_rows(path: Path, table: pd.DataFrame, part: pd.DataFrame, folder: Path) -
     columns = [c for c in KEYS[path.name] if c in table]
     texts, wanted = as_text(table), as_text(part[list(table.columns)])
     mask = pd.Series(pd.MultiIndex.from_frame(texts[columns]).isin(pd.MultiIndex.from_frame(wanted[columns])))
-    rows = describe(texts, mask, columns)
-    mark = fingerprint(texts[mask].to_csv(index=False))
+    mark, rows = fingerprint(texts[mask].to_csv(index=False)), describe(texts, mask, columns)
     return {"file": name_of(path, folder), "fingerprint": mark, "rows": rows, "count": int(mask.sum())}
 
 
 def of_file(path: Path, folder: Path) -> dict:
-    """A ``drawn_from`` entry for a whole file; of tensors their values alone count, not the time it took to make them."""
+    """A ``drawn_from`` entry for a whole file."""
     return {"file": name_of(path, folder), "fingerprint": file_fingerprint(path)}
 
 
 def file_fingerprint(path: Path) -> str:
-    """Fingerprint of a file's content."""
+    """Of a file's content; of tensors the values alone count, not the time it took to make them."""
     return tensors_digest(read_tensors(path)[0])[:16] if path.suffix == ".safetensors" else fingerprint(path)
 
 
 def of_parameters(parameters: dict[str, dict], path: Path, folder: Path) -> dict:
-    """The ``parameters`` entry: their fingerprint, and the file that has them in full."""
+    """The ``parameters`` entry, by notebook: their fingerprint, and the file that has them in full."""
     return {"file": name_of(path, folder), "fingerprint": fingerprint(parameters), "notebooks": sorted(parameters)}
 
 
-def parameters_in(path: Path) -> dict[str, dict]:
-    """Parameters by notebook in a provenance file, of one notebook or of a whole study."""
-    record = json.loads(path.read_text())
-    return {name: r["parameters"] for name, r in record.get("notebooks", {record.get("notebook"): record}).items()}
-
-
-def regular(path: Path, most: int) -> Path:
+def regular(path: Path, most: int = TEXT_BYTES) -> Path:
     """`path`, which may come from others: raises :class:`InputError` unless it is a regular file of at most `most` bytes."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
@@ -161,9 +154,8 @@ def read(path: str | Path) -> FigureRecord:
     """A figure's record. Raises :class:`InputError` for a file that is none of the study's figures."""
     path = Path(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of images that are too large
-            text = _text(regular(path, FIGURE_BYTES))
+        with warnings.catch_warnings(action="ignore"):  # of images that are too large
+            text = _text(regular(path))
         if not isinstance(text, str) or len(text) > RECORD_CHARACTERS:
             raise InputError(f"{path} says nothing of where it came from; it was not saved by this study.")
         return RECORD.validate_json(text, strict=True)
@@ -184,6 +176,22 @@ def shipped(path: Path) -> bool:
     return there.is_relative_to(RESULTS) and not there.is_relative_to(RESULTS / "local")
 
 
+def _now(entry: Source, path: Path) -> str:
+    """The fingerprint that `entry` would have today, were `path` its file."""
+    if path.suffix == ".safetensors":
+        return file_fingerprint(regular(path, TENSOR_BYTES))
+    if "notebooks" in entry:  # of one notebook's record, or of a whole study's
+        record = json.loads(regular(path).read_text())
+        records = record.get("notebooks", {record.get("notebook"): record})
+        return fingerprint({name: of["parameters"] for name, of in records.items()})
+    if "rows" not in entry:
+        return file_fingerprint(regular(path))
+    table = as_text(regular(path))
+    if len(entry["rows"]) > len(table):
+        raise ValueError("we write a clause a row at most")
+    return fingerprint(table[find(table, entry["rows"])].to_csv(index=False))
+
+
 def state(entry: Source, folder: Path) -> str:
     """``unchanged``, ``changed`` or ``not here``: an entry of a record against the file that it names."""
     places = (folder / entry["file"], ROOT / entry["file"])
@@ -191,22 +199,11 @@ def state(entry: Source, folder: Path) -> str:
     try:
         if shipped(folder) and not shipped(path):
             return "not here"  # but with whoever made it: a run on this machine is another
-        tensors = path.suffix == ".safetensors"
-        regular(path, TENSOR_BYTES if tensors else TABLE_BYTES)
-        if "notebooks" in entry:
-            now = fingerprint(parameters_in(path))
-        elif "rows" in entry:
-            table = as_text(path)
-            if len(entry["rows"]) > len(table):  # we write a clause a row at most
-                return "changed"
-            now = fingerprint(table[find(table, entry["rows"])].to_csv(index=False))
-        else:
-            now = file_fingerprint(path)
+        return "unchanged" if _now(entry, path) == entry["fingerprint"] else "changed"
     except FileNotFoundError:
         return "not here"
     except (OSError, RecursionError, ValueError, KeyError, AttributeError, TypeError):
         return "changed"
-    return "unchanged" if now == entry["fingerprint"] else "changed"
 
 
 def states(path: str | Path) -> tuple[FigureRecord, list[tuple[Source, str]]]:
@@ -221,26 +218,18 @@ def stale(path: str | Path) -> list[str]:
     return [entry["file"] for entry, now in states(path)[1] if now == "changed"]
 
 
-def where(rows: list[Clause]) -> str:
-    """Clauses in words."""
-    return ", or ".join(" and ".join(f"{c} in {{{', '.join(v)}}}" for c, v in r.items()) or "all" for r in rows)
-
-
 def report(path: str | Path) -> tuple[str, bool]:
     """A figure's provenance in words, and whether it is up to date."""
     record, found = states(path)
-    lines = [
-        f"{path}",
-        f"  figure      {record['figure']} of the study {record['study']}",
-        f"  caption     {record['caption']}",
-        f"  commit      {record['commit']}",
-    ]
+    lines = [str(path), f"  figure      {record['figure']} of the study {record['study']}"]
+    lines += [f"  caption     {record['caption']}", f"  commit      {record['commit']}"]
     for entry, now in found:
         what = "parameters" if entry is record["parameters"] else "drawn from"
         count = f", {entry['count']} rows" if "count" in entry else ""
         lines.append(f"  {what}  {entry['file']}{count}, {entry['fingerprint']}: {now}")
         if "rows" in entry:
-            lines.append(f"              {where(entry['rows'])}")
+            clauses = (" and ".join(f"{c} in {{{', '.join(v)}}}" for c, v in r.items()) or "all" for r in entry["rows"])
+            lines.append(f"              {', or '.join(clauses)}")
     changed = [entry["file"] for entry, now in found if now == "changed"]
     lines.append(f"  STALE: {', '.join(changed)} changed after it was drawn." if changed else "  up to date")
     return "\n".join(map(printable, lines)), not changed
