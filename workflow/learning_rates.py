@@ -21,9 +21,9 @@ from dcm.parameters.notebooks import DistillParameters, TeacherParameters
 from dcm.parameters.study import load_config
 from dcm.studies.base import teacher_record
 from dcm.studies.registry import load_study, prepare_teacher
-from dcm.support.device import find_device, ready_device
 from dcm.support.errors import InputError
 from dcm.support.files import project_path, write_text
+from dcm.support.processes import find_device, ready_device
 from dcm.training.run import train_group
 
 SEEDS = [1000, 1001, 1002]
