@@ -60,27 +60,22 @@ class Session:
         page.figure(figure, name, caption, *drawn_from)
 
     def finish(self, name: str | None = None, **more) -> None:
-        """Write the record with the wall time and anything in `more` (teacher evaluations, say), and name the files written."""
+        """Write the record with the wall time and anything in `more` (teacher evaluations, say), and name the files written.
+
+        Several files of one folder are named as that folder; paths count from the repository's root, where they lie in it.
+        """
         wall = round(time.time() - self.started, 1)
         ended = datetime.now(UTC).isoformat(timespec="seconds")
         about = self.record | {"wall_seconds": wall, "ended": ended} | more
         write_json(self.run_dir / "provenance" / f"{name or self.notebook}.json", about)
-        print("\n".join(["Files written:", *written()]))
-
-
-def written() -> list[str]:
-    """What this process wrote and kept since the notebook's start, several files of one folder as that folder.
-
-    Paths count from the repository's root, where they lie in it.
-    """
-    folders: dict[Path, list[Path]] = {}
-    for path in dict.fromkeys(p for p in WRITTEN if p.exists()):
-        folders.setdefault(path.parent, []).append(path)
-    lines = []
-    for folder, paths in folders.items():
-        home = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
-        lines += [f"  {home}/ ({len(paths)} files)"] if len(paths) > 3 else [f"  {home / p.name}" for p in paths]
-    return lines
+        folders: dict[Path, list[Path]] = {}
+        for path in dict.fromkeys(p for p in WRITTEN if p.exists()):
+            folders.setdefault(path.parent, []).append(path)
+        print("Files written:")
+        for folder, paths in folders.items():
+            home = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
+            lines = [f"{home}/ ({len(paths)} files)"] if len(paths) > 3 else [home / p.name for p in paths]
+            print(*(f"  {line}" for line in lines), sep="\n")
 
 
 def git_commit() -> str:

@@ -11,6 +11,7 @@ import pandas as pd
 from torch import Tensor
 
 from dcm.analysis.measured import final_one_step, measured, read, with_columns
+from dcm.parameters.check import refusal
 from dcm.parameters.notebooks import TrainingParameters, check_ends
 from dcm.report.page import Page
 from dcm.support.errors import InputError
@@ -23,13 +24,9 @@ AT = ["solver", "intervals", "guidance"]
 
 @dataclass
 class StudyResults:
-    """The tables of one study.
+    """The tables of one study; the main table and the sweeps are centred on the group `main`.
 
-    Attributes
-    ----------
-    main : the group that the main table and the sweeps are centred on. quality : the study's, see :mod:`dcm.metrics.metric`.
-    rows : :func:`dcm.analysis.measured.measured`. teacher : the teacher's own quality by setting.
-    by_time : ODE error by starting time.
+    `rows` are of :func:`dcm.analysis.measured.measured`, `teacher` is the teacher's own quality by setting.
     """
 
     run_dir: Path
@@ -44,11 +41,8 @@ class StudyResults:
         """What notebooks 3 and 4 measured; raises :class:`InputError` where they lack the main group, or its ends."""
         check_ends(main.name, asdict(main.group))
         rows = measured(run_dir, quality.metrics)
-        if main.name not in set(rows.group):
-            there = ", ".join(sorted(set(rows.group)))
-            raise InputError(
-                f"main_group = {main.name!r} is not among the groups that were measured; allowed: {there}."
-            )
+        if main.name not in (groups := set(rows.group)):
+            raise refusal("main_group", main.name, ", ".join(sorted(groups)), ": it was not measured")
         teacher = with_columns(read(run_dir, "teacher_quality"), quality.metrics)
         return cls(run_dir, main, quality, rows, teacher, read(run_dir, "ode_error_by_time"))
 
@@ -65,17 +59,13 @@ class StudyResults:
     def _at_main(self, rows: pd.DataFrame, but: str = "") -> pd.Series:
         """Mask of the rows whose solver, grid and guidance, all `but` one of them, are those of the main setting."""
         g = self.main.group
-        main = {"solver": g.solver, "intervals": g.intervals, "guidance": g.guidance[0]}
-        return (rows[AT] == pd.Series(main))[[name for name in AT if name != but]].all(axis=1)
+        return (rows[AT] == [g.solver, g.intervals, g.guidance[0]]).drop(columns=but, errors="ignore").all(axis=1)
 
     def along(self, column: str) -> pd.DataFrame:
         """Final one-step rows that differ from the main setting in `column` alone, of groups trained as the main one is."""
         free = {"snapshots", "checkpoint_seconds", "updates_per_solve", "solves_in_flight", *MEMORY}
-        names, main = set(TrainingParameters.model_fields) - free, self.main.about["parameters"]
-        alike = [
-            name for name, g in self.groups.items()
-            if all(g.about["parameters"].get(k) == main.get(k) for k in names)
-        ]  # fmt: skip
+        how = lambda g: [g.about["parameters"].get(k) for k in TrainingParameters.model_fields if k not in free]
+        alike = [name for name, g in self.groups.items() if how(g) == how(self.main)]
         rows = final_one_step(self.rows)
         rows = rows[rows.group.isin(alike) & self._at_main(rows, but=column)]
         return rows.drop_duplicates([*AT, "horizon", "seed"])

@@ -29,7 +29,5 @@ def sample_noise(seed: int, stream: str, indices: range | list[int], shape: tupl
     key = np.random.SeedSequence(_entropy(seed, stream, step)).generate_state(2, np.uint64)
     out: np.ndarray = np.empty((len(indices), *shape), dtype=np.float32)
     for row, i in zip(out, indices):
-        row[...] = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, i])).standard_normal(
-            shape, dtype=np.float32
-        )
+        np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, i])).standard_normal(dtype=np.float32, out=row)
     return torch.from_numpy(out)
