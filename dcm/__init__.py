@@ -3,7 +3,7 @@
 The map, from the bottom up: a module imports only what stands above it here, and its own folder
 (``python tests/test_structure.py`` checks it). The idea is the seven files at the top, in reading order:
 
-    support/                 files, records, seeds, errors, device, processes (skip it at first)
+    support/                 files, seeds, errors, device, processes (skip it at first)
     schedule.py              alpha, sigma, and the grid of solver times
     teacher.py               what a teacher must offer; guidance
     solvers.py               DDIM, Euler, Heun, and `solve` with any of them
