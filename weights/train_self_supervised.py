@@ -20,7 +20,7 @@ from dcm.data.images import ImageSet, digits, image_folder
 from dcm.metrics.contrastive import Recipe, State, Views, train_encoder
 from dcm.metrics.self_supervised import SelfSupervised, knn_accuracy, linear_accuracy
 from dcm.studies.images.study import HELD_OUT
-from dcm.support.device import find_device, ready_device
+from dcm.support.processes import find_device, ready_device
 
 # Strokes are no objects: neither mirrored nor cut in half.
 DIGITS = Recipe(

@@ -29,7 +29,7 @@ def locate(source: str, parameter: str, download: bool = False, pipeline: bool =
         return folder
     from huggingface_hub import constants, snapshot_download
 
-    options = {"local_files_only": not download}
+    options: dict = {"local_files_only": not download}
     try:
         if not pipeline:
             return Path(snapshot_download(source, allow_patterns=["*.json", "*.txt", "*.safetensors"], **options))
