@@ -19,26 +19,19 @@ from torch import Tensor
 
 from dcm.schedule import Grid
 from dcm.solvers import Solution, get_solver
+from dcm.support.cuda_graph import Replay
 from dcm.support.errors import InputError
 from dcm.teacher import Teacher, guided_noise
 
 
 @dataclass(frozen=True)
 class Starts:
-    """Starting points of ODEs that are solved, and handed out, together.
+    """Starting points of ODEs that are solved, and handed out, together."""
 
-    Attributes
-    ----------
-    x : (P, *shape).
-    n : (P,) integers on the CPU, the grid index of each.
-    condition : (P,).
-    guidance : w, one number or (P,).
-    """
-
-    x: Tensor
-    n: Tensor
-    condition: Tensor
-    guidance: float | Tensor
+    x: Tensor  # (P, *shape)
+    n: Tensor  # (P,) integers on the CPU, the grid index of each
+    condition: Tensor  # (P,)
+    guidance: float | Tensor  # w, one number or (P,)
 
     @staticmethod
     def joined(starts: Sequence[Starts]) -> Starts:
@@ -49,25 +42,14 @@ class Starts:
 
 
 class Stepper:
-    """One solver step for every slot at once, on tensors that stay where they are.
+    """One solver step for every slot at once, on tensors that stay where they are: on a GPU, one CUDA graph.
 
-    Parameters
-    ----------
-    like : the first starting points; shapes, types and device are theirs.
-    slots : S.
-    graph : replay the step as one CUDA graph; by default wherever there is a GPU, where a teacher that can is also
-        compiled for this one batch size.
-
-    Attributes
-    ----------
-    x : (S, *shape).
-    n : (S,), the grid index that each slot is at.
-    condition : (S,).
-    guidance : w, (S,), or the number 1.
-    evaluations : teacher evaluations of one step: every slot, every stage, both halves of the guidance.
+    `like` are the first starting points, whose shapes, types and device the `slots` have. A teacher that can is compiled
+    for this one batch size. ``x`` (S, *shape), ``n`` (S,), ``condition`` (S,) and ``guidance`` (S,), or the number 1, are
+    the slots' ODEs; ``evaluations`` those of the teacher in one step: every slot, every stage, both halves of the guidance.
     """
 
-    def __init__(self, teacher: Teacher, like: Starts, solver: str, grid: Grid, slots: int, graph: bool | None = None):
+    def __init__(self, teacher: Teacher, like: Starts, solver: str, grid: Grid, slots: int):
         device = like.x.device
         self.teacher, self.method, self.grid = teacher, get_solver(solver), grid
         self.x = torch.zeros(slots, *like.x.shape[1:], dtype=like.x.dtype, device=device)
@@ -79,8 +61,11 @@ class Stepper:
         self.evaluations = slots * self.method.evaluations * (1 if unguided else 2)
         if device.type == "cuda" and hasattr(teacher, "compile_for"):
             teacher.compile_for(slots if unguided else 2 * slots)
-        self.wants_graph = device.type == "cuda" if graph is None else graph
-        self.graph, self.calls = None, 0
+        self.replay = Replay(capture=device.type == "cuda")
+
+    def step(self) -> None:
+        """Take one solver step in every slot: x and n move in place."""
+        self.replay(self._advance)
 
     def _advance(self) -> None:
         n = self.n.clamp(min=1)  # an empty slot computes something that nobody reads
@@ -88,21 +73,6 @@ class Stepper:
         noise = lambda y, t: guided_noise(self.teacher, y, t, self.condition, self.guidance)
         self.x.copy_(self.method.step(noise, self.teacher.schedule, self.x, now, then))
         self.n.copy_(n - 1)
-
-    def step(self) -> None:
-        """Take one solver step in every slot: x and n move in place."""
-        if self.graph is not None:
-            self.graph.replay()
-        else:
-            self._advance()
-            self.calls += 1
-            if self.wants_graph and self.calls == 3:  # compiled and warmed up by now
-                x, n, graph = self.x.clone(), self.n.clone(), torch.cuda.CUDAGraph()
-                torch.cuda.synchronize()
-                with torch.cuda.graph(graph):
-                    self._advance()
-                self.graph = graph
-                self.x.copy_(x), self.n.copy_(n)
 
 
 class _Flight:
@@ -188,13 +158,7 @@ class _Flight:
 
 @torch.no_grad()
 def solve_in_flight(
-    teacher: Teacher,
-    groups: Iterable[Starts],
-    solver: str,
-    grid: Grid,
-    slots: int,
-    save_at: tuple[int, ...],
-    graph: bool | None = None,
+    teacher: Teacher, groups: Iterable[Starts], solver: str, grid: Grid, slots: int, save_at: tuple[int, ...]
 ) -> Iterator[Solution]:
     """Solve ODEs from each starting point towards data, `slots` of them at any time, in the order of `groups`.
 
@@ -202,10 +166,8 @@ def solve_in_flight(
     ----------
     teacher, solver, grid : as in :func:`dcm.solvers.solve`.
     groups : any number of :class:`Starts` of one size; they are asked for as slots come free.
-    slots : ODEs in flight, S (``solves_in_flight`` of :class:`dcm.pairs.Pairs`); the teacher is called on S samples
-        (2 S with guidance), always.
+    slots : ODEs in flight, S: the teacher is called on S samples (2 S with guidance), always.
     save_at : horizons k: every sample is kept after min(k, n) steps, and none goes further than the longest.
-    graph : see :class:`Stepper`.
 
     Yields, for each group in turn, a :class:`~dcm.solvers.Solution`. Short solves finish first, but a group is handed
     out only when all of it is done and all before it were: nothing favours short solves, at the beginning or the end.
@@ -218,7 +180,7 @@ def solve_in_flight(
     groups = iter(groups)
     if (first := next(groups, None)) is None:
         return
-    stepper = Stepper(teacher, first, solver, grid, slots, graph)
+    stepper = Stepper(teacher, first, solver, grid, slots)
     flight = _Flight(stepper, chain([first], groups), len(first.x), save_at)
     while flight.fill():
         flight.step()
