@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from report import Report, matrix_rate
-from sdxl_dry_run import RandomLatents, random_prompts, random_unet
+from sdxl_dry_run import SDXL_UNET, RandomLatents, random_prompts, random_unet
 from targets import Meter, difference, longest_of, paper_loop, scheduled_evaluations
 
 from dcm.horizon import Group
@@ -19,7 +19,7 @@ from dcm.pairs import Pairs
 from dcm.schedule import Grid, NoiseSchedule
 from dcm.solvers import get_solver
 from dcm.teachers import frozen
-from dcm.teachers.sdxl import SDXL_UNET, PromptedUNet, Prompts, SDXLTeacher
+from dcm.teachers.sdxl import PromptedUNet, Prompts, SDXLTeacher
 
 KINDS = {  # of kernels, by what their names contain; the first that fits
     "norms, activations, sums (compiled)": ("triton",),

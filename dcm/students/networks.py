@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dcm.students.lora import TARGETS
 from dcm.support.errors import InputError
+from dcm.teachers.frozen import base_weights
 from dcm.teachers.unet import build_unet
 
 
@@ -55,8 +56,6 @@ class VelocityNetwork(nn.Module):
 
     def start_as(self, teacher: nn.Module) -> None:
         """Take over the weights of the teacher's UNet; an adapter over them stays."""
-        own = {
-            name.replace(".base_layer.", "."): p for name, p in self.unet.state_dict().items() if "lora_" not in name
-        }
+        own = base_weights(self.unet)
         for name, value in teacher.state_dict().items():
             own[name].copy_(value)

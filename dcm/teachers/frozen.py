@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dcm.support.errors import InputError
 
 # Compiled one by one: a UNet repeats few of them, so that they compile in a fraction of the whole network's time.
 REGIONS = ("ResnetBlock2D", "BasicTransformerBlock", "GroupNorm")
 FP8_MAX = 448.0  # of float8_e4m3fn
+
+
+def base_weights(network: nn.Module) -> dict[str, Tensor]:
+    """The weights below any adapters, by the names that they have without."""
+    weights = network.state_dict().items()
+    return {name.replace(".base_layer.", "."): w for name, w in weights if ".lora_" not in name}
 
 
 def frozen_copy(network: nn.Module, dtype: torch.dtype, precision: str = "auto") -> nn.Module:
@@ -26,9 +33,7 @@ def frozen_copy(network: nn.Module, dtype: torch.dtype, precision: str = "auto")
         check_float8(network.device)
     with torch.device("meta"):
         copy = type(network).from_config(network.config)
-    own = ((n, w) for n, w in network.state_dict().items() if ".lora_" not in n)
-    weights = {name.replace(".base_layer.", "."): w.to(dtype) for name, w in own}
-    copy.load_state_dict(weights, assign=True)
+    copy.load_state_dict({name: w.to(dtype) for name, w in base_weights(network).items()}, assign=True)
     if precision == "fp8":
         to_float8(copy)
     return copy.to(memory_format=torch.channels_last).eval().requires_grad_(False)
@@ -138,8 +143,5 @@ def skip_empty_prompts(network: nn.Module) -> None:
 
 def attention_by(first: str):
     """A context in which attention goes to `first`, ``cudnn`` or ``flash``, where that can do it."""
-    from torch.nn.attention import SDPBackend as B
-    from torch.nn.attention import sdpa_kernel
-
-    order = [B.FLASH_ATTENTION, B.EFFICIENT_ATTENTION, B.MATH]
-    return sdpa_kernel([B.CUDNN_ATTENTION, *order] if first == "cudnn" else order, set_priority=True)
+    order = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    return sdpa_kernel([SDPBackend.CUDNN_ATTENTION, *order] if first == "cudnn" else order, set_priority=True)

@@ -20,17 +20,13 @@ class GaussianMixtureTeacher:
     N(alpha_t m_k, alpha_t^2 C_k + sigma_t^2 I), and the noise prediction is the score times -sigma_t
     (Song et al. 2021, eq. 9 with the variance-preserving perturbation kernel).
 
-    Parameters
-    ----------
-    means : (K, D). covariances : (K, D, D). labels : (K,) class of each component. weights : (K,), summing to 1.
-
     The null condition is the class index ``num_classes``: the mixture of all components.
     """
 
-    means: np.ndarray
-    covariances: np.ndarray
-    labels: np.ndarray
-    weights: np.ndarray
+    means: np.ndarray  # (K, D)
+    covariances: np.ndarray  # (K, D, D)
+    labels: np.ndarray  # (K,), the class of each component
+    weights: np.ndarray  # (K,), summing to 1
     schedule: ContinuousSchedule = field(default_factory=ContinuousSchedule.scaled_linear)
     _cache: dict = field(default_factory=dict, repr=False, compare=False)
 
@@ -59,12 +55,11 @@ class GaussianMixtureTeacher:
 
         `size` is the root mean square of a mean's elements (that of the ring), `spread` each mode's standard deviation.
         """
-        direction = np.random.default_rng(seed).standard_normal((classes * modes, dimension))
+        k: np.ndarray = np.arange(classes * modes)
+        direction = np.random.default_rng(seed).standard_normal((len(k), dimension))
         direction /= np.linalg.norm(direction, axis=1, keepdims=True)
-        weights = 1.0 + np.arange(len(direction)) // classes
-        covariances = np.tile(spread**2 * np.eye(dimension), (len(direction), 1, 1))
-        labels: np.ndarray = np.arange(len(direction)) % classes
-        return cls(size * dimension**0.5 * direction, covariances, labels, weights / weights.sum())
+        covariances, weights = np.tile(spread**2 * np.eye(dimension), (len(k), 1, 1)), 1.0 + k // classes
+        return cls(size * dimension**0.5 * direction, covariances, k % classes, weights / weights.sum())
 
     @classmethod
     def of(cls, dimension: int = 2, modes: int = 3) -> GaussianMixtureTeacher:
@@ -146,15 +141,18 @@ class GaussianMixtureTeacher:
             return (a[:, None] * (responsibility.T @ c["means"]) - x) / variance[:, None]
         return -(responsibility[:, None] * whitened).flatten(0, 1).T @ c["basis"]
 
+    def _log_joint(self, x: Tensor, condition: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """log p_t(x, k | c) (K, B)."""
+        log_p, _ = self._components(x, alpha, sigma)
+        return self._constants(x.device, x.dtype)["log_weights"][:, condition] + log_p
+
     def log_density_at(self, x: Tensor, alpha: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:
         """log p_t(x | c) in nats, (B,), for `x` (B, D) and `alpha`, `sigma` (B, 1) or (1,)."""
-        log_p, _ = self._components(x, alpha, sigma)
-        return (self._constants(x.device, x.dtype)["log_weights"][:, condition] + log_p).logsumexp(0)
+        return self._log_joint(x, condition, alpha, sigma).logsumexp(0)
 
     def log_density(self, x_0: Tensor, condition: Tensor) -> Tensor:
         """log p(x_0 | c) in nats for data `x_0` (B, D); (B,)."""
-        one = torch.ones(1, dtype=x_0.dtype, device=x_0.device)
-        return self.log_density_at(x_0, one, 0 * one, condition)
+        return self._log_joint(x_0, condition, x_0.new_ones(1), x_0.new_zeros(1)).logsumexp(0)
 
     def predict_noise(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """eps(x, t, c) = -sigma_t score; `x` (B, D), `t` and `condition` (B,)."""
@@ -167,9 +165,7 @@ class GaussianMixtureTeacher:
 
     def nearest_mode(self, x_0: Tensor, condition: Tensor) -> Tensor:
         """Index k of the component of class c that most likely made `x_0`; (*batch)."""
-        one = torch.ones(1, dtype=x_0.dtype, device=x_0.device)
-        log_p, _ = self._components(x_0, one, 0 * one)
-        return (self._constants(x_0.device, x_0.dtype)["log_weights"][:, condition] + log_p).argmax(0)
+        return self._log_joint(x_0, condition, x_0.new_ones(1), x_0.new_zeros(1)).argmax(0)
 
     def distance_to_mode(self, x_0: Tensor, k: Tensor) -> Tensor:
         """Mahalanobis distance (B,) of `x_0` (B, D) to component `k` (B,), in standard deviations."""

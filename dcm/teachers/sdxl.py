@@ -16,16 +16,6 @@ from dcm.schedule import NoiseSchedule
 from dcm.teacher import both_halves, guide
 from dcm.teachers import frozen
 
-# The UNet of SDXL base 1.0 as published: unet/config.json of stabilityai/stable-diffusion-xl-base-1.0, less what
-# equals the defaults of diffusers' UNet2DConditionModel. It has 2,567,463,684 parameters.
-SDXL_UNET = dict(
-    sample_size=128, in_channels=4, out_channels=4, block_out_channels=[320, 640, 1280], layers_per_block=2,
-    down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"], use_linear_projection=True,
-    transformer_layers_per_block=[1, 2, 10], attention_head_dim=[5, 10, 20], cross_attention_dim=2048,
-    addition_embed_type="text_time", addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816,
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Prompts:
@@ -62,12 +52,8 @@ class Prompts:
 class PromptedUNet:
     """One UNet, shared by the teacher and every student: called as ``network(x, t, condition)``, it predicts noise.
 
-    A student is the UNet with an adapter, the teacher the UNet with none; weights are held once. ``in_use`` names the
-    adapter in use, None for the teacher.
-
-    Parameters
-    ----------
-    unet : diffusers' ``UNet2DConditionModel``, whose weights are frozen here. chunk : samples it takes at once.
+    A student is the UNet with an adapter, the teacher the UNet with none; weights are held once, frozen. ``in_use`` names
+    the adapter in use, None for the teacher. `unet` is diffusers' ``UNet2DConditionModel``; it takes `chunk` samples at once.
     """
 
     def __init__(self, unet, prompts: Prompts, chunk: int):
@@ -125,19 +111,12 @@ class PromptedUNet:
 
 
 class SDXLTeacher:
-    """A :class:`~dcm.teacher.Teacher`: the UNet with no adapter in use.
-
-    Parameters
-    ----------
-    network : its UNet and prompts. schedule : of the pipeline's own scheduler. shape : of a latent, (C, h, w).
-    """
+    """A :class:`~dcm.teacher.Teacher`: the UNet with no adapter in use, on latents of `shape` (C, h, w)."""
 
     def __init__(self, network: PromptedUNet, schedule: NoiseSchedule, shape: tuple[int, ...]):
         self.network, self.schedule, self.shape = network, schedule, shape
-        self.num_classes = len(network.prompts)
-        self.precision = "auto"
+        self.num_classes, self.precision, self._attention = len(network.prompts), "auto", "cudnn"
         self._fast: Any = None  # the frozen copy
-        self._attention = "cudnn"
         self._sizes: set[int] = set()  # of the batches that it is used for
 
     def freeze(self, precision: str = "auto") -> SDXLTeacher:
@@ -156,12 +135,8 @@ class SDXLTeacher:
         """Evaluate batches of exactly `batch` samples by a frozen copy, compiled at the first such call.
 
         It shares its linear weights with the students' network, has convolutions of its own, and moves the prompts to
-        its device. `compile` and `attention` count when the copy is made, at the first call.
-
-        Parameters
-        ----------
-        compile : ``regions`` compiles repeated blocks once, ``whole`` the network as one, ``no`` nothing.
-        attention : see :func:`~dcm.teachers.frozen.attention_by`.
+        its device. `compile` (``regions``: repeated blocks once, ``whole``: the network as one, ``no``: nothing) and
+        `attention` (see :func:`~dcm.teachers.frozen.attention_by`) count when the copy is made, at the first call.
         """
         if self._fast is None:
             network = self.network

@@ -63,14 +63,12 @@ class UNetTeacher(nn.Module):
         super().__init__()
         from diffusers import DDPMScheduler
 
-        self.config = config
+        self.config, self.num_classes, self.autocast = config, config.num_classes, False
         self.unet = build_unet(config)
         self.schedule = NoiseSchedule.from_betas(
             DDPMScheduler(config.timesteps, config.beta_start, config.beta_end, beta_schedule="scaled_linear").betas
         )
         self.shape = (config.image_channels, config.image_size, config.image_size)
-        self.num_classes = config.num_classes
-        self.autocast = False
         self._compiled: dict[int, Callable] = {}  # by batch size
         self._frozen: tuple[nn.Module, ...] = ()  # in a tuple: no part of the teacher's own weights
 
@@ -87,13 +85,11 @@ class UNetTeacher(nn.Module):
         return self
 
     def freeze(self, precision: str = "auto", dtype: torch.dtype = torch.bfloat16) -> UNetTeacher:
-        """Evaluate by a copy with weights in `dtype` from now on; what happens to the weights later is not seen.
+        """Evaluate by a :func:`~dcm.teachers.frozen.frozen_copy` from now on; later changes of the weights are not seen.
 
-        Samples, the noise schedule and guidance stay in their own precision. `precision` : see
-        :func:`~dcm.teachers.frozen.frozen_copy`.
+        Samples, the noise schedule and guidance stay in their own precision.
         """
-        copy = frozen.frozen_copy(self.unet, dtype, precision)
-        self._frozen, self._compiled = (copy,), {}
+        self._frozen, self._compiled = (frozen.frozen_copy(self.unet, dtype, precision),), {}
         return self
 
     def compile_for(self, batch: int) -> None:
@@ -121,12 +117,10 @@ class UNetTeacher(nn.Module):
 
     def save(self, folder: Path, provenance: dict | None = None, dtype: torch.dtype = torch.float32) -> None:
         """Write weights.safetensors and config.json, which names the weights' SHA-256 and their `provenance`."""
-        folder = Path(folder)
         tensors = {name: tensor.to(dtype) for name, tensor in self.unet.state_dict().items()}
         write_tensors(folder / "weights.safetensors", tensors)
-        digest = sha256(folder / "weights.safetensors")
-        about = {"unet": asdict(self.config), "sha256": digest, "provenance": provenance or {}}
-        write_json(folder / "config.json", about)
+        about = {"unet": asdict(self.config), "sha256": sha256(folder / "weights.safetensors")}
+        write_json(folder / "config.json", about | {"provenance": provenance or {}})
 
     @classmethod
     def load(cls, folder: Path) -> UNetTeacher:
@@ -134,12 +128,11 @@ class UNetTeacher(nn.Module):
 
         Raises :class:`InputError` when a file is missing, altered, cut short or of another network.
         """
-        config_file, weights = Path(folder) / "config.json", Path(folder) / "weights.safetensors"
+        weights = folder / "weights.safetensors"
         try:
-            record = json.loads(config_file.read_text())
+            record = json.loads((folder / "config.json").read_text())
             settings: Any = {n: tuple(v) if isinstance(v, list) else v for n, v in record["unet"].items()}
-            config = UNetConfig(**settings)
-            digest = str(record["sha256"])
+            config, digest = UNetConfig(**settings), str(record["sha256"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{folder} holds no teacher: config.json is missing or broken ({type(error).__name__}: {error})."

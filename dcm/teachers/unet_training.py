@@ -12,7 +12,8 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from copy import deepcopy
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -45,51 +46,38 @@ class TeacherTraining:
         return self.learning_rate * warm * (1 + math.cos(math.pi * min(1.0, step / self.updates))) / 2
 
 
-@dataclass
 class TrainingState:
-    """What :func:`train_teacher` yields: one object, updated in place."""
+    """What :func:`train_teacher` yields: one object, updated in place.
 
-    settings: TeacherTraining
-    teacher: UNetTeacher  # being trained
-    ema: UNetTeacher  # a copy with the averaged weights
-    optimizer: torch.optim.Optimizer
-    step: int = 0  # updates done
-    elapsed: float = 0.0  # seconds of training
-    learning_rate: float = 0.0  # of the last update
-    loss: Tensor | None = None  # (), of the last update
-    unchecked: list[Tensor] = field(default_factory=list, repr=False)
+    ``teacher`` is being trained, ``ema`` a copy with the averaged weights. ``step`` counts the updates done, which took
+    ``elapsed`` seconds; ``learning_rate`` and ``loss``, (), are those of the last.
+    """
 
-    @classmethod
-    def start(cls, teacher: UNetTeacher, settings: TeacherTraining) -> TrainingState:
-        """Before the first update. `teacher` is trained in place."""
-        teacher.train().requires_grad_(True)
-        device = next(teacher.parameters()).device
-        optimizer = torch.optim.Adam(teacher.parameters(), lr=settings.learning_rate, fused=device.type == "cuda")
-        average = UNetTeacher(teacher.config).to(device)
-        average.load_state_dict(teacher.state_dict())
-        average.autocast = teacher.autocast
-        return cls(settings, teacher, average.eval().requires_grad_(False), optimizer)
+    loss: Tensor
+
+    def __init__(self, teacher: UNetTeacher, settings: TeacherTraining):
+        self.settings, self.step, self.elapsed, self.learning_rate = settings, 0, 0.0, 0.0
+        self.ema = deepcopy(teacher).eval().requires_grad_(False)
+        self.teacher = teacher.train().requires_grad_(True)
+        self.device = next(teacher.parameters()).device
+        fused = self.device.type == "cuda"
+        self.optimizer = torch.optim.Adam(teacher.parameters(), lr=settings.learning_rate, fused=fused)
+        self.unchecked: dict[int, Tensor] = {}  # losses by step
+        # What must be equal for a checkpoint to be gone on with; as JSON has it, with lists for tuples.
+        self.identity = json.loads(json.dumps({"settings": asdict(settings), "network": asdict(teacher.config)}))
 
     def check(self) -> None:
         """Raise :class:`TrainingError` if a loss since the last check was not finite.
 
-        Losses are looked at in groups: asking the GPU for each one would make it wait.
+        Losses are looked at in groups: asking the GPU for each one at once would make it wait.
         """
-        if not self.unchecked:
-            return
-        finite = torch.stack(self.unchecked).isfinite().cpu()
-        first = self.step - len(finite) + 1 + int(finite.int().argmin())
+        bad = next((step for step, loss in self.unchecked.items() if not loss.isfinite()), None)
         self.unchecked.clear()
-        if not finite.all():
+        if bad:
             raise TrainingError(
-                f"the teacher's loss was not finite at update {first}; lower learning_rate "
+                f"the teacher's loss was not finite at update {bad}; lower learning_rate "
                 f"(now {self.settings.learning_rate}) or lengthen warmup (now {self.settings.warmup})."
             )
-
-    @property
-    def identity(self) -> dict:
-        """What must be equal for a checkpoint to be gone on with."""
-        return {"settings": asdict(self.settings), "network": asdict(self.teacher.config)}
 
     def save(self, path: Path) -> None:
         """Write a checkpoint from which :meth:`resume` goes on exactly."""
@@ -103,8 +91,7 @@ class TrainingState:
 
     def resume(self, path: Path) -> None:
         """Go on from a whole checkpoint, if there is one; raises :class:`InputError` for one of other settings."""
-        # As JSON has it: lists for tuples.
-        tensors, about = read_checkpoint(path, json.loads(json.dumps(self.identity)), torch.device("cpu"), costly=True)
+        tensors, about = read_checkpoint(path, self.identity, torch.device("cpu"), costly=True)
         if tensors:
             self.teacher.load_state_dict(picked("teacher", tensors))
             self.ema.load_state_dict(picked("ema", tensors))
@@ -134,28 +121,24 @@ def train_teacher(
 ) -> Iterator[TrainingState]:
     """Train `teacher` in place, yielding the state after each update; the caller logs, saves and draws.
 
-    Parameters
-    ----------
-    source : of images, an :class:`~dcm.data.images.ImageSet` or what has its ``shape``, ``num_classes`` and ``draw``.
-    checkpoint : to go on from, where that file exists.
-    processes : each draws images of its own, ``settings.batch`` of them, and gradients are averaged.
-
-    Raises :class:`InputError` when source and teacher do not fit each other, :class:`TrainingError` when the loss is
-    no longer finite.
+    The images' `source` is an :class:`~dcm.data.images.ImageSet` or what has its ``shape``, ``num_classes`` and ``draw``.
+    Goes on from the file `checkpoint`, where it exists. Each of the `processes` draws images of its own,
+    ``settings.batch`` of them, and gradients are averaged. Raises :class:`InputError` when source and teacher do not fit
+    each other, :class:`TrainingError` when the loss is no longer finite.
     """
     if tuple(source.shape) != tuple(teacher.shape):
         raise InputError(f"the images have shape {tuple(source.shape)}, and the teacher needs {tuple(teacher.shape)}.")
     if source.num_classes != teacher.num_classes:
         raise InputError(f"the images have {source.num_classes} classes, and the teacher has {teacher.num_classes}.")
-    state = TrainingState.start(teacher, settings)
+    state = TrainingState(teacher, settings)
     if checkpoint is not None:
         state.resume(checkpoint)
-    device = next(teacher.parameters()).device
     live, averaged = list(teacher.parameters()), list(state.ema.parameters())
     begin = time.monotonic() - state.elapsed
     while state.step < settings.updates:
         # Draws depend on (seed, step) alone, so that a resumed run repeats them.
-        generator = seeded(device, settings.seed, "teacher", state.step, *([processes.rank] if processes.rank else []))
+        own = [processes.rank] if processes.rank else []
+        generator = seeded(state.device, settings.seed, "teacher", state.step, *own)
         state.learning_rate = settings.rate(state.step)
         for group in state.optimizer.param_groups:
             group["lr"] = state.learning_rate
@@ -172,7 +155,7 @@ def train_teacher(
             torch._foreach_lerp_(averaged, live, 1 - decay)
         state.step += 1
         state.loss, state.elapsed = loss.detach(), time.monotonic() - begin
-        state.unchecked.append(state.loss)
+        state.unchecked[state.step] = state.loss
         if len(state.unchecked) == 20:
             state.check()
         yield state

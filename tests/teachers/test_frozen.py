@@ -3,7 +3,7 @@
 import pytest
 import tiny_sdxl
 import torch
-from sdxl_dry_run import RandomLatents, random_prompts, random_unet
+from sdxl_dry_run import SDXL_UNET, RandomLatents, random_prompts, random_unet
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -18,7 +18,7 @@ from dcm.studies.registry import load_study
 from dcm.support.errors import InputError
 from dcm.teacher import guided_noise
 from dcm.teachers import frozen
-from dcm.teachers.sdxl import SDXL_UNET, PromptedUNet, SDXLTeacher
+from dcm.teachers.sdxl import PromptedUNet, SDXLTeacher
 from dcm.teachers.unet import UNetConfig, UNetTeacher
 from dcm.training.run import train_group
 
