@@ -35,14 +35,13 @@ def captioned_images(folder: str | Path) -> list[tuple[Path, str]]:
         kinds = ", ".join(sorted(IMAGES))
         raise InputError(f"{folder} holds no images; data_dir must be a folder with {kinds} files and their captions.")
     listed = _metadata(folder)
-    captions = [listed.get(p.relative_to(folder).as_posix()) or _beside(p) for p in images]
-    without = [p for p, caption in zip(images, captions) if not caption]
-    if without:
+    items = [(p, listed.get(p.relative_to(folder).as_posix()) or _beside(p)) for p in images]
+    if without := [p.relative_to(folder) for p, caption in items if not caption]:
         raise InputError(
-            f"{len(without)} of {len(images)} images in {folder} have no caption, {without[0].relative_to(folder)} the first; "
+            f"{len(without)} of {len(items)} images in {folder} have no caption, {without[0]} the first; "
             "put it in a .txt file of the same name beside it, or in metadata.jsonl or metadata.csv (file_name, text)."
         )
-    return list(zip(images, captions))
+    return items
 
 
 def _beside(image: Path) -> str:
@@ -55,9 +54,7 @@ def _metadata(folder: Path) -> dict[str, str]:
     for path in filter(Path.exists, (folder / "metadata.jsonl", folder / "metadata.csv")):
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
-            rows = (
-                csv.DictReader(lines) if path.suffix == ".csv" else [json.loads(line) for line in lines if line.strip()]
-            )
+            rows = csv.DictReader(lines) if path.suffix == ".csv" else map(json.loads, filter(str.strip, lines))
             listed |= {row["file_name"]: (row.get("text") or row.get("caption") or "").strip() for row in rows}
         except KeyError:
             raise InputError(f"{path} must name each image in a column file_name, relative to {folder}.") from None
@@ -118,10 +115,8 @@ def shard_rows(count: int) -> list[range]:
 def cache(items: list[tuple[Path, str]], encoder: Callable[[], Encoder], identity: dict, folder: Path) -> None:
     """Encode all `items` into ``folder``/00000.safetensors, ..; files that are there, whole and of the same, are kept.
 
-    Parameters
-    ----------
-    encoder : makes the encoder, only when something is left to encode. identity : all that the result depends on
-    but the images and captions themselves.
+    `encoder` makes one, only when something is left to encode; `identity` is all that the result depends on but the images
+    and captions themselves.
     """
     todo = []
     for k, rows in enumerate(shard_rows(len(items))):
@@ -131,9 +126,9 @@ def cache(items: list[tuple[Path, str]], encoder: Callable[[], Encoder], identit
         if read_header(path).get("mark") != mark:
             todo.append((path, rows, own, mark))
     if todo:
-        made = encoder()
+        encode = encoder().encode
         for path, rows, own, mark in tqdm(todo, desc="encode images and captions", unit="file"):
-            write_tensors(path, made.encode(rows, own), {"mark": mark})
+            write_tensors(path, encode(rows, own), {"mark": mark})
     for path in folder.glob("[0-9]*.safetensors"):  # of an earlier, longer list
         if int(path.stem) >= len(shard_rows(len(items))):
             path.unlink()

@@ -77,17 +77,20 @@ class ImageSet:
         return self.unit(getattr(self, split)[:count]), getattr(self, f"{split}_labels")[:count]
 
 
+def shuffled(count: int) -> Tensor:
+    """A fixed permutation: files sorted by class do not end up in one part."""
+    return torch.from_numpy(np.random.default_rng(0).permutation(count))
+
+
 def split(images: Tensor, labels: Tensor, held_out: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Hold out `held_out` images, the same ones every time: train, labels, held out, labels.
 
-    The order is a fixed permutation, so files sorted by class do not end up in one part.
     Raises :class:`InputError` when fewer than one image would be left to train on.
     """
     if not 0 <= held_out < len(images):
-        allowed = f"0 to {len(images) - 1}, of {len(images)} images"
-        raise InputError(f"held_out = {held_out} is out of range; allowed: {allowed}.")
-    order = torch.from_numpy(np.random.default_rng(0).permutation(len(images)))
-    held, kept = order[:held_out], order[held_out:]
+        n = len(images)
+        raise InputError(f"held_out = {held_out} is out of range; allowed: 0 to {n - 1}, of {n} images.")
+    held, kept = shuffled(len(images)).tensor_split([held_out])
     return images[kept], labels[kept], images[held], labels[held]
 
 
@@ -110,24 +113,21 @@ def cifar10(folder: str | Path, download: bool = False) -> ImageSet:
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import download_url
 
-    def part(train: bool) -> tuple[Tensor, Tensor, list[str]]:
-        data = CIFAR10(str(folder), train=train, download=download)
-        order = torch.from_numpy(np.random.default_rng(0).permutation(len(data.data)))
-        images = torch.from_numpy(data.data).permute(0, 3, 1, 2)
-        return images[order], torch.tensor(data.targets)[order], data.classes
-
     archive = Path(folder) / CIFAR10.filename
     try:
         if download and not (Path(folder) / CIFAR10.base_folder).exists():
             download_url(CIFAR10.url, str(folder), CIFAR10.filename, CIFAR10.tgz_md5)
         if archive.exists():
             verify(archive, CIFAR10_SHA256)
-        train, train_labels, classes = part(True)
-        held_out, held_out_labels, _ = part(False)
+        parts = [CIFAR10(str(folder), train=train, download=download) for train in (True, False)]
     except (RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"CIFAR-10 could not be read from {folder} ({reason}); {HOW_TO_GET}.") from error
-    return ImageSet(train, train_labels, held_out, held_out_labels, tuple(classes), flip=True)
+    tensors = []
+    for data in parts:
+        order = shuffled(len(data.data))
+        tensors += [torch.from_numpy(data.data).permute(0, 3, 1, 2)[order], torch.tensor(data.targets)[order]]
+    return ImageSet(*tensors, classes=tuple(parts[0].classes), flip=True)
 
 
 def image_folder(
@@ -135,13 +135,9 @@ def image_folder(
 ) -> ImageSet:
     """Any image folder with one subfolder a class (torchvision's ``ImageFolder``); classes in alphabetical order.
 
-    Parameters
-    ----------
-    shape : (C, H, W) that every image must have; C is 1 (grey) or 3 (colour). held_out : images kept for metrics.
-
-    The decoded images are kept beside the folder's classes as one safetensors file, named after what was read,
-    so a second call is fast. Raises :class:`InputError` for an empty folder, an image of another size, an
-    unreadable file.
+    Every image must have the `shape` (C, H, W), where C is 1 (grey) or 3 (colour). The decoded images are kept beside the
+    folder's classes as one safetensors file, named after what was read, so a second call is fast.
+    Raises :class:`InputError` for an empty folder, an image of another size, an unreadable file.
     """
     from torchvision.datasets import ImageFolder
 
@@ -149,9 +145,8 @@ def image_folder(
     try:
         listing = ImageFolder(str(folder))
     except (FileNotFoundError, NotADirectoryError):
-        raise InputError(
-            f"{folder} is no image folder; it must hold one subfolder a class, each with at least one image."
-        ) from None
+        needs = "it must hold one subfolder a class, each with at least one image"
+        raise InputError(f"{folder} is no image folder; {needs}.") from None
     files = [(Path(path), label) for path, label in listing.samples]
     facts = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path, _ in files]
     digest = hashlib.sha256(repr((facts, tuple(shape))).encode()).hexdigest()[:16]
@@ -176,9 +171,8 @@ def open_image(path: Path, mode: str = "RGB"):
         with Image.open(path) as image:
             return image.convert(mode)
     except OSError as error:
-        raise InputError(
-            f"{path} cannot be read as an image ({error}); remove it or replace it, and run again."
-        ) from None
+        what_to_do = "remove it or replace it, and run again"
+        raise InputError(f"{path} cannot be read as an image ({error}); {what_to_do}.") from None
 
 
 def _read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
@@ -200,10 +194,10 @@ def teacher_samples(
     device = next(teacher.parameters()).device
     condition, grid = torch.arange(count) % teacher.num_classes, Grid(intervals, teacher.schedule.T)
     parts = []
-    for i in tqdm(range(0, count, chunk), desc="teacher samples", unit="batch"):
-        rows = range(i, min(i + chunk, count))
+    for c in tqdm(condition.to(device).split(chunk), desc="teacher samples", unit="batch"):
+        rows = range(len(parts) * chunk, len(parts) * chunk + len(c))
         x = sample_noise(seed, "teacher", rows, teacher.shape).to(device)
-        parts.append(solve(teacher, x, intervals, condition[i : rows.stop].to(device), guidance, "ddim", grid).x.cpu())
+        parts.append(solve(teacher, x, intervals, c, guidance, "ddim", grid).x.cpu())
     images = ((torch.cat(parts).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     names = tuple(str(c) for c in range(teacher.num_classes))
     return ImageSet(*split(images, condition, held_out), classes=names)

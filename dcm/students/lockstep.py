@@ -35,10 +35,6 @@ class Students(nn.Module):
         """Clip each member's gradient norm to `max_norm`, as if it trained alone."""
         raise NotImplementedError
 
-    def member_state(self, m: int) -> dict[str, Tensor]:
-        """State of member m alone."""
-        raise NotImplementedError
-
 
 class MLPStudents(Students):
     """M multilayer perceptrons for vectors of length D, evaluated as batched matrix products.
@@ -48,13 +44,12 @@ class MLPStudents(Students):
 
     def __init__(self, seeds: Sequence[int], dim: int, num_classes: int, T: int, width: int = 128, depth: int = 3):
         super().__init__()
-        self.size, self.T, self.width, self.frequencies = len(seeds), T, width, 6
+        self.size, self.num_classes, self.T, self.width, self.frequencies = len(seeds), num_classes, T, width, 6
         sizes = [dim + 2 * self.frequencies + num_classes] + depth * [width] + [dim]
         # One member's weights depend on its seed alone, so runs that differ in one setting are paired.
         layers = list(zip(sizes[:-1], sizes[1:]))
         generators = [generator("cpu", seed, "student") for seed in seeds]
         drawn = [[torch.rand(i, o, generator=g) * 2 - 1 for i, o in layers] for g in generators]
-        self.num_classes = num_classes
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         for k, (fan_in, fan_out) in enumerate(layers):
             gain = 0.0 if k == len(layers) - 1 else math.sqrt(6 / fan_in)  # He; the last layer starts at zero
@@ -81,23 +76,17 @@ class MLPStudents(Students):
         for g in grads:
             g.mul_(factor.reshape(-1, *(1,) * (g.ndim - 1)))
 
-    def member_state(self, m: int) -> dict[str, Tensor]:
-        """State of member m alone, as an ensemble of one."""
-        return {name: p[m : m + 1] for name, p in self.state_dict().items()}
-
 
 @cache
 def _streams(count: int) -> list[torch.cuda.Stream]:
-    """CUDA streams beside the current one."""
+    """CUDA streams beside the current one; the same for all calls, which then share memory."""
     return [torch.cuda.Stream() for _ in range(count)]
 
 
 class ModuleStudents(Students):
-    """M copies of any network, evaluated one after the other, or side by side where a CUDA graph is captured.
+    """M `networks` of any kind, called as ``network(x (B, *shape), t (B,), condition (B,))`` one after the other.
 
-    Parameters
-    ----------
-    networks : modules called as ``network(x (B, *shape), t (B,), condition (B,))``.
+    Where a CUDA graph is captured they run side by side.
     """
 
     def __init__(self, networks: Sequence[nn.Module]):
@@ -123,7 +112,3 @@ class ModuleStudents(Students):
         """Clip per member."""
         for net in self.networks:
             nn.utils.clip_grad_norm_(net.parameters(), max_norm)
-
-    def member_state(self, m: int) -> dict[str, Tensor]:
-        """State of member m alone, as an ensemble of one."""
-        return {f"networks.0.{name}": p for name, p in self.networks[m].state_dict().items()}

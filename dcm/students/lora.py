@@ -36,29 +36,24 @@ def _drop(network: PromptedUNet, names: list[str]) -> None:
 
 
 class LoRAStudents(Students):
-    """M adapters of one network. Its parameters and state are the adapters' alone, in float32.
+    """M adapters of `network`, one a seed. Its parameters and state are the adapters' alone, in float32.
 
-    Parameters
-    ----------
-    network : held, not owned: the teacher is the same network with no adapter in use.
-    seeds : one a member; members of equal seed start equal, and all start as the teacher (B = 0).
-    rank : of the adapters, and their alpha: the scale alpha / rank is 1.
+    The network is held, not owned: the teacher is the same one with no adapter in use. Members of equal seed start equal,
+    and all start as the teacher (B = 0). `rank` is the adapters' alpha too: the scale alpha / rank is 1.
 
     In float16 small gradients vanish, so each member's loss is scaled up, as torch.amp.GradScaler does it: the scale is
     halved, and the member's update left out, when a gradient is not finite.
-
-    ``microbatch`` : samples whose activations are held at once in training, 0 for all; fewer cost one more evaluation.
     """
 
     scale: Tensor  # (M,)
-
+    microbatch = 0  # samples whose activations are held at once in training, 0 for all; fewer cost one more evaluation
     capturable = False  # one network takes the adapters in turn, and the loss scale is read on the CPU
 
     def __init__(self, network: PromptedUNet, seeds: Sequence[int], rank: int):
         from peft import LoraConfig
 
         super().__init__()
-        self.network, self.seeds, self.rank, self.size, self.microbatch = network, list(seeds), rank, len(seeds), 0
+        self.network, self.size = network, len(seeds)
         self.names = [f"student{next(_numbers)}" for _ in seeds]
         config = LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS, lora_dropout=0.0, init_lora_weights=True)
         with warnings.catch_warnings():
@@ -86,12 +81,6 @@ class LoRAStudents(Students):
                     weight.data = start.to(weight.device)
                     own[f"{path}/{side}".replace(".", "/")] = weight.requires_grad_(True)
         return nn.ParameterDict(own)
-
-    def __deepcopy__(self, memo) -> LoRAStudents:
-        """Adapters of their own with the same weights, on the same network (for weight averaging)."""
-        copy = LoRAStudents(self.network, self.seeds, self.rank)
-        copy.load_state_dict(self.state_dict())
-        return copy
 
     @property
     def parts(self) -> list[slice]:
@@ -128,10 +117,6 @@ class LoRAStudents(Students):
                 self.scale[m] /= 2
                 for p in adapter.parameters():
                     p.grad = None  # the optimiser leaves out what has no gradient
-
-    def member_state(self, m: int) -> dict[str, Tensor]:
-        """State of member m alone, as an ensemble of one."""
-        return {f"adapters.0.{name}": p for name, p in self.adapters[m].state_dict().items()}
 
     def save(self, m: int, folder: str | Path) -> Path:
         """Write member m in diffusers' LoRA format, for ``pipe.load_lora_weights(folder)``; returns the file."""

@@ -27,8 +27,7 @@ def _compiled() -> Callable[..., Tensor]:
 class VelocityNetwork(nn.Module):
     """A student: the teacher's architecture, called as ``network(x, t, condition)``; predicts v.
 
-    With :meth:`adapt` it trains a LoRA adapter alone, as the paper's students do. ``autocast`` computes in bfloat16,
-    ``compiled`` by torch.compile.
+    ``autocast`` computes in bfloat16, ``compiled`` by torch.compile.
     """
 
     def __init__(self, config):
@@ -42,7 +41,7 @@ class VelocityNetwork(nn.Module):
             return (_compiled() if self.compiled else _velocity)(self.unet, x, t, condition).to(x.dtype)
 
     def adapt(self, rank: int) -> None:
-        """Freeze the network under a LoRA adapter (Hu et al. 2021) of this rank and alpha, on the paper's layers.
+        """Freeze the network under a LoRA adapter (Hu et al. 2021) of this rank and alpha, as the paper's students have.
 
         The adapter starts at zero. Its first factor is drawn by peft from torch's global generator.
         Raises :class:`InputError` where peft is not installed.
@@ -50,8 +49,9 @@ class VelocityNetwork(nn.Module):
         try:
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError:
-            why = "needs the package peft, which is not installed"
-            raise InputError(f"lora_rank = {rank} {why}; allowed here: 0.") from None
+            raise InputError(
+                f"lora_rank = {rank} needs the package peft, which is not installed; allowed here: 0."
+            ) from None
         inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS), self.unet)
 
     def start_as(self, teacher: nn.Module) -> None:

@@ -1,7 +1,5 @@
 """What notebooks know of a study."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,7 @@ REFERENCE_INTERVALS = 200  # of the fine grid that stands in for the true ODE so
 
 @dataclass
 class Study:
-    """What notebooks know of a study."""
+    """A teacher with its data, students and metrics; what it leaves out here does nothing."""
 
     name: str  # as in the parameters
     teacher: Any  # follows dcm.teacher.Teacher, with num_classes
@@ -59,10 +57,9 @@ class Study:
 
     def use_precision(self, precision: str) -> None:
         """Let the teacher solve in ``fp8``, or as it does by itself (``auto``); raises :class:`InputError`."""
-        if precision == self.precision:
-            return
-        self.teacher.freeze(precision)
-        self.precision = precision
+        if precision != self.precision:
+            self.teacher.freeze(precision)
+            self.precision = precision
 
     def to(self, device: torch.device) -> None:
         """Move large networks to `device`, while others need the one they are on."""
@@ -95,16 +92,15 @@ def teacher_record(run_dir: Path, needed_by: str = "") -> dict | None:
     """
     path = run_dir / "teacher" / "teacher.json"
     if not path.exists():
-        if needed_by:
-            raise InputError(
-                f"{path.parent} holds no teacher of the study {needed_by}; run notebook 1 with this run_dir first."
-            )
-        return None
+        if not needed_by:
+            return None
+        raise InputError(
+            f"{path.parent} holds no teacher of the study {needed_by}; run notebook 1 with this run_dir first."
+        )
     record = read_json(path)
     try:
         identity = record.get("identity", {})  # which older records name the study in
-        return {"study": identity.get("study") or identity["parameters"]["study"]} | record
+        study = record.get("study") or identity.get("study") or identity["parameters"]["study"]
+        return record | {"study": study}
     except (AttributeError, KeyError):
-        if isinstance(record, dict) and "study" in record:
-            return record
         raise InputError(f"{path} is no teacher's record; delete it and run notebook 1 again.") from None

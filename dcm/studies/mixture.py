@@ -26,11 +26,7 @@ def prepare(p, run_dir: Path, device: torch.device) -> None:
 
 
 class MixtureStudy(Study):
-    """The exact teacher on a Gaussian mixture, with multilayer perceptrons as students.
-
-    The mixture is the one that notebook 1 noted in `run_dir`, before that the study's own; see
-    :meth:`GaussianMixtureTeacher.of`.
-    """
+    """Multilayer perceptrons as students of the mixture that notebook 1 noted in `run_dir`, before that the study's own."""
 
     def __init__(self, name: str, run_dir: Path, device: torch.device):
         about = teacher_record(run_dir) or {}
@@ -80,4 +76,4 @@ class MixtureStudy(Study):
 
     def reference(self, x: Tensor, n: int, condition: Tensor, guidance: float, grid: Grid) -> Tensor:
         """True solution to about 1e-8, in float64."""
-        return exact_solution(self.teacher, x, int(grid.time(torch.tensor(n))), condition, guidance)
+        return exact_solution(self.teacher, x, grid.time(n), condition, guidance)

@@ -12,7 +12,7 @@ from dcm.studies.base import Study, teacher_record
 from dcm.studies.images import prepare as images
 from dcm.studies.images.study import ImageStudy
 from dcm.studies.mixture import MixtureStudy
-from dcm.studies.sdxl import prepare as sdxl
+from dcm.studies.sdxl import pipeline
 from dcm.studies.sdxl.study import SDXLStudy
 from dcm.support.errors import InputError
 from dcm.support.files import read_header
@@ -22,7 +22,7 @@ STUDIES: dict[str, tuple[Callable[..., Study], Callable[..., None]]] = {
     "gmm": (MixtureStudy, mixture.prepare),
     "digits": (ImageStudy, images.prepare),
     "cifar10": (ImageStudy, images.prepare),
-    "sdxl": (SDXLStudy, sdxl.prepare),
+    "sdxl": (SDXLStudy, pipeline.prepare),
 }
 
 
@@ -33,10 +33,7 @@ def load_study(name: str, run_dir: str | Path, device: torch.device) -> Study:
 
 
 def prepare_teacher(session) -> None:
-    """Train, or fetch from the repository, the teacher of the session's study; nothing to do for the exact one.
-
-    Leaves ``run_dir/teacher/teacher.json``, which says what the teacher is and where its data lie.
-    """
+    """Notebook 1's work: train, or fetch, the teacher of the session's study, and note it in ``run_dir/teacher/teacher.json``."""
     STUDIES[session.p.study][1](session.p, session.run_dir, session.device)
 
 
@@ -51,9 +48,8 @@ def check_folder(name: str, run_dir: Path, **facts) -> None:
     if used.get("study", name) != name:
         differ = [f"the study {used['study']}, not {name}"]
     if differ:
-        raise InputError(
-            f"{run_dir} is in use by {' and '.join(differ)}; choose another run_dir, or delete that folder."
-        )
+        used_by = " and ".join(differ)
+        raise InputError(f"{run_dir} is in use by {used_by}; choose another run_dir, or delete that folder.")
 
 
 def check_students(study: Study, run_dir: Path, groups: Iterable[str]) -> None:

@@ -63,9 +63,8 @@ def needed(students: LoRAStudents, shape: tuple[int, ...], batch: int, parameter
     try:
         peaks = {n: peak(students, shape, n) for n in probed}
     except torch.OutOfMemoryError:
-        raise InputError(
-            f"the GPU's memory does not hold {probed[-1]} samples in training; {_lower(parameters, probed[-1])}."
-        ) from None
+        ways = _lower(parameters, probed[-1])
+        raise InputError(f"the GPU's memory does not hold {probed[-1]} samples in training; {ways}.") from None
     return Need(peaks, training_state(students, parameters), samples)
 
 
@@ -86,10 +85,8 @@ def _lower(p, samples: int) -> str:
 def check(need: Need, available: int, parameters) -> None:
     """Raise :class:`InputError` when `need` exceeds the `available` bytes, naming the settings that lower it."""
     if need.total > available:
-        raise InputError(
-            f"training needs about {need.total / GIB:.1f} GiB of GPU memory, and {available / GIB:.1f} GiB can be had; "
-            f"{_lower(parameters, need.samples)}."
-        )
+        needs, has = f"{need.total / GIB:.1f} GiB of GPU memory", f"{available / GIB:.1f} GiB can be had"
+        raise InputError(f"training needs about {needs}, and {has}; {_lower(parameters, need.samples)}.")
 
 
 def available(device: torch.device) -> int:

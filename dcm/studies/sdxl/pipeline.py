@@ -1,4 +1,4 @@
-"""The SDXL pipeline on disk: checked, and its encoders loaded."""
+"""The SDXL pipeline on disk: checked, its encoders loaded, and notebook 1's work with them."""
 
 from __future__ import annotations
 
@@ -8,30 +8,45 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dcm.data.captions import Encoder
+from dcm.data.captions import Encoder, cache, captioned_images
 from dcm.support.errors import InputError
-from dcm.support.files import sha256
-from dcm.support.pretrained import locate, readable_model, variant
+from dcm.support.files import project_path, sha256, write_json
+from dcm.support.pretrained import check_packages, locate, readable_model, variant
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 OWN_VAE = "of the model"
+IDENTITY = ("seed", "vae", "resolution", "flip", "precision")  # what the encoded data depend on
+
+
+def prepare(p, run_dir: Path, device: torch.device) -> None:
+    """Notebook 1's work for sdxl: check the pipeline and the captions, encode them once, note it in teacher.json.
+
+    An interrupted run goes on after the last whole file. Raises :class:`InputError`.
+    """
+    check_packages()
+    items = captioned_images(project_path(p.data_dir))
+    folder = locate(p.model, "model", p.download, pipeline=True, low=p.precision != "fp32")
+    if p.vae != OWN_VAE:
+        locate(p.vae, "vae", p.download)
+    identity = p.model_dump(include={"study", *IDENTITY}) | {"unet": check_pipeline(folder)}
+    about = p.model_dump(include={"study", *IDENTITY, "batch", "download", "inception", "clip", "dino", "aesthetic"})
+    about |= {"folder": str(folder), "identity": identity, "captions": [c for _, c in items], "count": len(items)}
+    cache(items, lambda: make_encoder(about, device), identity, run_dir / "teacher" / "cache")
+    write_json(run_dir / "teacher" / "teacher.json", about)
 
 
 def check_pipeline(folder: Path) -> dict[str, str]:
     """SHA-256 of the UNet's weight files, by name. Raises :class:`InputError` for anything but an SDXL pipeline."""
     try:
         name = json.loads((folder / "model_index.json").read_text())["_class_name"]
-        prediction = json.loads((folder / "scheduler/scheduler_config.json").read_text()).get(
-            "prediction_type", "epsilon"
-        )
+        scheduler = json.loads((folder / "scheduler/scheduler_config.json").read_text())
     except (OSError, ValueError, KeyError):
         raise InputError(
             f"{folder} holds no pipeline: model_index.json or the scheduler's is missing or broken."
         ) from None
+    prediction, allowed = scheduler.get("prediction_type", "epsilon"), "a StableDiffusionXLPipeline, epsilon"
     if name != "StableDiffusionXLPipeline" or prediction != "epsilon":
-        raise InputError(
-            f"{folder} holds a {name} that predicts {prediction}; allowed: a StableDiffusionXLPipeline, epsilon."
-        )
+        raise InputError(f"{folder} holds a {name} that predicts {prediction}; allowed: {allowed}.")
     files = sorted((folder / "unet").glob("*.safetensors"))
     if not files:
         raise InputError(f"{folder}/unet holds no weights as safetensors; fetch them again.")
@@ -69,10 +84,8 @@ def make_encoder(about: dict, device: torch.device) -> Encoder:
 
     @torch.no_grad()
     def text(captions: list[str]) -> tuple[Tensor, Tensor]:
-        made = [
-            pipe.encode_prompt(captions[i : i + about["batch"]], device=device, do_classifier_free_guidance=False)
-            for i in range(0, len(captions), about["batch"])
-        ]
+        parts = [captions[i : i + about["batch"]] for i in range(0, len(captions), about["batch"])]
+        made = [pipe.encode_prompt(part, device=device, do_classifier_free_guidance=False) for part in parts]
         return torch.cat([m[0] for m in made]).to(dtype).cpu(), torch.cat([m[2] for m in made]).to(dtype).cpu()
 
     @torch.no_grad()

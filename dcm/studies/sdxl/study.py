@@ -75,9 +75,8 @@ class SDXLStudy(Study):
         ready_network(students, parameters)
         device = self.network.device
         if device.type == "cpu" and self.teacher.shape[-1] > 64:
-            raise InputError(
-                "SDXL at its own size needs a GPU, and none is present; benchmarks/sdxl_dry_run.py on one says what it costs."
-            )
+            where = "benchmarks/sdxl_dry_run.py on one says what it costs"
+            raise InputError(f"SDXL at its own size needs a GPU, and none is present; {where}.")
         if device.type == "cuda":
             own = processes.rows(parameters.batch)
             need = memory.needed(students, self.teacher.shape, own.stop - own.start, parameters)

@@ -7,7 +7,7 @@ import tiny_sdxl
 from sdxl_helpers import CPU, distill_parameters, teacher_parameters
 
 from dcm.studies.registry import load_study
-from dcm.studies.sdxl import prepare as sdxl_preparation
+from dcm.studies.sdxl import pipeline as sdxl_pipeline
 from dcm.training.run import train_group
 
 
@@ -20,7 +20,7 @@ def made(tmp_path_factory):
 @pytest.fixture(scope="session")
 def prepared(made, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    sdxl_preparation.prepare(teacher_parameters(made, folder), folder, CPU)
+    sdxl_pipeline.prepare(teacher_parameters(made, folder), folder, CPU)
     return folder
 
 

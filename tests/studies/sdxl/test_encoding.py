@@ -10,7 +10,7 @@ import torch
 from sdxl_helpers import CPU, teacher_parameters
 
 from dcm.data import captions
-from dcm.studies.sdxl import prepare as sdxl_preparation
+from dcm.studies.sdxl import pipeline as sdxl_pipeline
 from dcm.support.errors import InputError
 
 
@@ -47,11 +47,11 @@ def test_an_interrupted_encoding_goes_on_and_nothing_half_written_is_used(made, 
 
     monkeypatch.setattr(captions.Encoder, "encode", dies)
     with pytest.raises(KeyboardInterrupt):
-        sdxl_preparation.prepare(p, tmp_path, CPU)
+        sdxl_pipeline.prepare(p, tmp_path, CPU)
     assert [f.name for f in cache.iterdir()] == ["00000.safetensors"] and not (
         tmp_path / "teacher/teacher.json"
     ).exists()
-    sdxl_preparation.prepare(p, tmp_path, CPU)
+    sdxl_pipeline.prepare(p, tmp_path, CPU)
     assert calls == [0, 2, 2, 4]
     # Encoded two at a time or all at once: item i depends on (seed, i) alone.
     whole = captions.CachedLatents.load(cache, 6)
@@ -63,7 +63,7 @@ def test_an_interrupted_encoding_goes_on_and_nothing_half_written_is_used(made, 
     monkeypatch.setattr(captions, "SHARD", 2)
     (cache / "00001.safetensors").write_bytes((cache / "00001.safetensors").read_bytes()[:-9])
     before = (cache / "00000.safetensors").stat().st_mtime_ns
-    sdxl_preparation.prepare(p, tmp_path, CPU)
+    sdxl_pipeline.prepare(p, tmp_path, CPU)
     assert torch.equal(captions.CachedLatents.load(cache, 6).latents, whole.latents)
     assert (cache / "00000.safetensors").stat().st_mtime_ns == before
 

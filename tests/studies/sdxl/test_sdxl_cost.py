@@ -15,7 +15,6 @@ from dcm.students.lora import TARGETS, LoRAStudents
 from dcm.studies.registry import load_study
 from dcm.studies.sdxl import memory
 from dcm.studies.sdxl import pipeline as sdxl_pipeline
-from dcm.studies.sdxl import prepare as sdxl_preparation
 from dcm.support import pretrained
 from dcm.support.errors import InputError
 
@@ -97,7 +96,7 @@ def test_too_little_memory_is_refused_with_what_lowers_it(study):
 )
 def test_bad_input_gets_one_sentence_before_any_work(made, tmp_path, change, message):
     with pytest.raises(InputError, match=message) as error:
-        sdxl_preparation.prepare(teacher_parameters(made, tmp_path, **change), tmp_path, CPU)
+        sdxl_pipeline.prepare(teacher_parameters(made, tmp_path, **change), tmp_path, CPU)
     assert "\n" not in str(error.value) and not (tmp_path / "teacher").exists()
 
 
