@@ -100,9 +100,8 @@ class _Flight:
         if starts is None:
             return False
         if len(starts.x) != self.size:
-            raise InputError(
-                f"groups of {self.size} and of {len(starts.x)} starting points were mixed; allowed: one size."
-            )
+            sizes = f"groups of {self.size} and of {len(starts.x)} starting points"
+            raise InputError(f"{sizes} were mixed; allowed: one size.")
         if not (1 <= int(starts.n.min()) and int(starts.n.max()) <= N):
             raise InputError(f"grid index n is out of range; allowed: 1 to intervals = {N}.")
         self.open.append([starts, self.size])
@@ -160,14 +159,11 @@ class _Flight:
 def solve_in_flight(
     teacher: Teacher, groups: Iterable[Starts], solver: str, grid: Grid, slots: int, save_at: tuple[int, ...]
 ) -> Iterator[Solution]:
-    """Solve ODEs from each starting point towards data, `slots` of them at any time, in the order of `groups`.
+    """Solve ODEs from each starting point towards data as :func:`dcm.solvers.solve`, `slots` of them at any time.
 
-    Parameters
-    ----------
-    teacher, solver, grid : as in :func:`dcm.solvers.solve`.
-    groups : any number of :class:`Starts` of one size; they are asked for as slots come free.
-    slots : ODEs in flight, S: the teacher is called on S samples (2 S with guidance), always.
-    save_at : horizons k: every sample is kept after min(k, n) steps, and none goes further than the longest.
+    The `groups`, all of one size, are asked for as slots come free; the teacher is called on S = `slots` samples (2 S with
+    guidance), always. Every sample is kept after min(k, n) steps for each horizon k of `save_at`, and none goes further
+    than the longest.
 
     Yields, for each group in turn, a :class:`~dcm.solvers.Solution`. Short solves finish first, but a group is handed
     out only when all of it is done and all before it were: nothing favours short solves, at the beginning or the end.

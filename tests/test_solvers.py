@@ -9,8 +9,7 @@ from dcm.solvers import SOLVERS, solve
 from dcm.support.errors import InputError
 from dcm.support.seeds import sample_noise
 from dcm.teacher import guided_noise
-from dcm.teachers.exact import ContinuousSchedule, exact_solution
-from dcm.teachers.mixture import GaussianMixtureTeacher
+from dcm.teachers.mixture import ContinuousSchedule, GaussianMixtureTeacher, exact_solution
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,6 @@ from dcm.data.images import open_image
 from dcm.support.errors import InputError
 from dcm.support.files import fingerprint, read_header, read_tensors, write_tensors
 from dcm.support.progress import tqdm
-from dcm.support.seeds import generator, sample_noise
 from dcm.teachers.sdxl import Prompts
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp"}
@@ -81,42 +81,16 @@ def pixels(path: Path, resolution: int, g: torch.Generator, flip: bool) -> tuple
     return 2 * x - 1, (image.height, image.width, top, left, resolution, resolution)
 
 
-@dataclass(frozen=True)
-class Encoder:
-    """What encodes an image and a caption, and what the result depends on."""
-
-    text: Callable[[list[str]], tuple[Tensor, Tensor]]  # captions -> embeddings (n, L, E), pooled (n, F)
-    # images (n, 3, R, R) -> mean and standard deviation (n, C, h, w) of the autoencoder's posterior, scaled
-    latent: Callable[[Tensor], tuple[Tensor, Tensor]]
-    resolution: int
-    flip: bool
-    seed: int
-
-    def encode(self, rows: range, items: list[tuple[Path, str]]) -> dict[str, Tensor]:
-        """One shard. Item i depends on (seed, i) alone: its crop, its flip, its draw from the posterior."""
-        draw = [generator("cpu", self.seed, "encode", i) for i in rows]
-        made = [pixels(path, self.resolution, g, self.flip) for (path, _), g in zip(items, draw)]
-        mean, deviation = self.latent(torch.stack([x for x, _ in made]))
-        noise = sample_noise(self.seed, "encode", rows, mean.shape[1:])
-        embeddings, pooled = self.text([caption for _, caption in items])
-        return {
-            "latents": mean.float().cpu() + deviation.float().cpu() * noise,
-            "embeddings": embeddings,
-            "pooled": pooled,
-            "size_ids": torch.tensor([ids for _, ids in made], dtype=torch.int32),
-        }
-
-
 def shard_rows(count: int) -> list[range]:
     """Which items lie in which file."""
     return [range(i, min(i + SHARD, count)) for i in range(0, count, SHARD)]
 
 
-def cache(items: list[tuple[Path, str]], encoder: Callable[[], Encoder], identity: dict, folder: Path) -> None:
+def cache(items: list[tuple[Path, str]], encoder: Callable[[], Any], identity: dict, folder: Path) -> None:
     """Encode all `items` into ``folder``/00000.safetensors, ..; files that are there, whole and of the same, are kept.
 
-    `encoder` makes one, only when something is left to encode; `identity` is all that the result depends on but the images
-    and captions themselves.
+    `encoder` makes what has ``encode(rows, items)``, the tensors of a file, only when something is left to encode;
+    `identity` is all that the result depends on but the images and captions themselves.
     """
     todo = []
     for k, rows in enumerate(shard_rows(len(items))):

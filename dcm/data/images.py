@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -165,8 +166,6 @@ def image_folder(
 
 def open_image(path: Path, mode: str = "RGB"):
     """An image file as PIL has it; raises :class:`InputError`."""
-    from PIL import Image
-
     try:
         with Image.open(path) as image:
             return image.convert(mode)

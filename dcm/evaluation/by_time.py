@@ -1,7 +1,5 @@
 """The ODE error by starting time."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

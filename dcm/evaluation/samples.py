@@ -1,7 +1,5 @@
 """Samples of teacher and students from the same noise: notebook 2 makes and keeps them, the others read."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,10 +24,9 @@ KEPT = 1 << 26  # bytes of one set of students' samples that are still worth the
 
 @dataclass(eq=False)
 class EvaluationSet:
-    """Fixed noise and conditions, shared by the teacher and every student.
+    """Fixed noise and conditions, shared by the teacher and every student. What is sampled is kept in ``run_dir/samples``.
 
-    Sample i has class i mod num_classes; its noise depends on (seed, i) alone. What is sampled is kept in
-    ``run_dir/samples``.
+    Sample i has class i mod num_classes; its noise depends on (seed, i) alone.
     """
 
     study: Study
@@ -100,13 +97,10 @@ class EvaluationSet:
 
     def student_samples(self, students: Students, intervals: int, steps: int, count: int | None = None) -> Tensor:
         """Samples (M, B, *shape) of every student in `steps` steps from the common noise, or the first `count`."""
-        grid = Grid(intervals, self.study.teacher.schedule.T)
-        fresh = [self.fresh_noise(k) for k in range(1, steps)]
-        out = []
-        count = min(self.samples, count or self.samples)
-        for i in range(0, count, self.study.chunk):
-            rows = slice(i, min(i + self.study.chunk, count))
-            x, c, *again = (v[rows].to(self.device) for v in (self.noise, self.condition, *fresh))
+        grid, fresh = Grid(intervals, self.study.teacher.schedule.T), [self.fresh_noise(k) for k in range(1, steps)]
+        chunks, out = [v[:count].split(self.study.chunk) for v in (self.noise, self.condition, *fresh)], []
+        for rows in zip(*chunks):
+            x, c, *again = (v.to(self.device) for v in rows)
             x, c = (v.expand(students.size, *v.shape) for v in (x, c))
             out.append(sample(self.study.f, students, x, c, grid, again).to(self.home))
         return torch.cat(out, 1)

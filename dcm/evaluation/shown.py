@@ -1,7 +1,5 @@
 """Samples and targets to be looked at."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """One row for every student, snapshot and number of sampling steps."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -35,13 +33,9 @@ def measure_students(
 ) -> Iterator[dict]:
     """One row for every student, snapshot and number of sampling steps, in a fixed order.
 
-    Parameters
-    ----------
-    groups : whose students are measured. steps_of : by a group's name, the numbers of sampling steps at its end;
-        snapshots are measured in one step.
-    store : where finished rows are kept. Those that have all `measures` are not made again.
-    measure : ``measure(x (B, *shape), group, member)`` returns the values of a row, by name.
-    workers : threads that call `measure`, which must allow it.
+    ``steps_of(name)`` has the numbers of sampling steps at the end of a group; snapshots are measured in one step.
+    ``measure(x (B, *shape), group, member)`` returns the values of a row, by name; `workers` threads call it. Finished rows
+    are kept in `store`, and those that have all `measures` are not made again.
     """
     rows, work = RowStore(store, KEY, measures), []
     for g in groups:

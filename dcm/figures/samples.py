@@ -1,7 +1,5 @@
 """Figures that show samples and trajectories: points for 2-D studies, grids for images."""
 
-from __future__ import annotations
-
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
@@ -65,18 +63,14 @@ def samples(study, rows: dict[str, Tensor], condition: Tensor) -> Figure:
 
 
 def objectives(study, paths: Tensor, start: int, targets: dict[str, tuple[Tensor, Tensor]]) -> Figure:
-    """fig1: what each objective regresses on, drawn on real teacher trajectories.
+    """fig1: what each objective regresses on, drawn on real teacher trajectories from x_{t_n}, n = `start`.
 
-    Parameters
-    ----------
-    paths : (n + 1, B, *shape), the teacher's trajectories from x_{t_n} (row 0) to data (last row). start : n.
-    targets : method -> (point from which the target is made (B, *shape), target (B, *shape)).
+    `paths` (n + 1, B, *shape) end at data; `targets` has by method the point from which the target is made and the target,
+    each (B, *shape).
     """
     if study.is_image:
-        rows = {"$x_{t_n}$ (noisy start)": paths[0]}
-        for method, (_, target) in targets.items():
-            rows[f"target of {method}"] = target
-        rows["teacher's solution"] = paths[-1]
+        regressed = {f"target of {method}": target for method, (_, target) in targets.items()}
+        rows = {"$x_{t_n}$ (noisy start)": paths[0]} | regressed | {"teacher's solution": paths[-1]}
         return image_rows({label: study.pictures(x[:12]) for label, x in rows.items()}, 12)
     figure, axes = panels(len(targets), 3.5)
     extent = 1.1 * float(max(v.abs().max() for v in (paths, *(y for pair in targets.values() for y in pair))))
@@ -89,11 +83,9 @@ def objectives(study, paths: Tensor, start: int, targets: dict[str, tuple[Tensor
         ax.plot(*p[-1].T, "D", mfc="none", color=grey, ms=7, label="teacher's ODE solution")
         for a, b in zip(o, y):
             ax.annotate("", b, a, arrowprops=dict(arrowstyle="->", color=colour, lw=1.2, ls="--", alpha=0.8))
-        for marks, look, text in (
-            (o, ".", r"$\hat{x}$, where the teacher's steps end"),
-            (y, "*", "target of the regression"),
-        ):
-            ax.plot(*marks.T, look, color=colour, ms=12 if look == "*" else 6)
-            ax.plot([], [], look, color=GREY, ms=12 if look == "*" else 6, label=text)  # of either colour
+        ends, goal = r"$\hat{x}$, where the teacher's steps end", "target of the regression"
+        for marks, look, size, text in ((o, ".", 6, ends), (y, "*", 12, goal)):
+            ax.plot(*marks.T, look, color=colour, ms=size)
+            ax.plot([], [], look, color=GREY, ms=size, label=text)  # of either colour
         ax.set_title(method, color=colour)
     return key(figure, ncols=2)

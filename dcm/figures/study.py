@@ -1,7 +1,5 @@
 """Figures of one study."""
 
-from __future__ import annotations
-
 from itertools import product
 
 import numpy as np
@@ -41,20 +39,16 @@ def _curves(rows: pd.DataFrame, along: dict[str, str], wanted: Metrics, log: boo
 def sweep(
     rows: pd.DataFrame, x: str, x_label: str, metrics: Metrics, shown: list[str], log_x: bool = False, teacher=None
 ) -> Figure:
-    """ODE error and quality of CM and Direct CM along one setting `x`; the teacher's own quality dashed.
+    """ODE error and quality of CM and Direct CM along one setting `x`; those of the `teacher`'s own rows dashed.
 
     fig3 (guidance), fig4 (intervals), fig6 (sampling steps) and fig7 (updates).
-    `teacher` has the teacher's own rows.
     """
     rows = rows[rows.method.isin(METHODS)]
     return _curves(rows, {x: x_label}, _wanted(metrics, shown), log_x, teacher)
 
 
 def budgets(curves: pd.DataFrame, metrics: Metrics, shown: list[str]) -> Figure:
-    """fig11: CM and Direct CM, each trained alone, against what they and their teacher have spent.
-
-    A row a budget: ODE error, and the first quality metric.
-    """
+    """fig11: ODE error and first quality metric of CM and Direct CM, each trained alone, a row a budget spent."""
     names = dict(update="updates", network_evaluations="network evaluations", seconds="wall time of training [s]")
     spent = {column: name for column, name in names.items() if curves[column].notna().any()}
     # the same snapshot of every seed at one place, or there would be no band
@@ -92,8 +86,7 @@ def solvers(rows: pd.DataFrame, metrics: Metrics, shown: list[str]) -> Figure:
 def error_by_time(rows: pd.DataFrame, exact: bool) -> Figure:
     """fig9: mean squared errors of the solution from x_t, by starting time, split into their parts.
 
-    `rows` has columns method, seed, t, student_error (student against the teacher's solution), solver_error (the
-    teacher's solution against the reference) and total_error (student against the reference).
+    `rows` are those of :func:`dcm.evaluation.by_time.error_by_starting_time`.
     """
     methods = [m for m in METHODS if m in set(rows.method)]
     figure, axes = style.panels(len(methods), 3.2, sharey=True)
@@ -109,10 +102,7 @@ def error_by_time(rows: pd.DataFrame, exact: bool) -> Figure:
 
 
 def error_against_quality(rows: pd.DataFrame, metrics: Metrics, primary: str, correlation: pd.DataFrame) -> Figure:
-    """fig10: ODE error against the primary quality metric over every student, a thin line a setting.
-
-    `correlation` has in its first row the one to name above.
-    """
+    """fig10: ODE error against the primary metric over every student, a thin line a setting; first row of `correlation` above."""
     last, rho = final_one_step(rows), correlation.iloc[0]
     figure, [ax] = style.panels(1, 4.2)
     for _, part in last.groupby(SETTING, sort=True):
@@ -127,10 +117,7 @@ def error_against_quality(rows: pd.DataFrame, metrics: Metrics, primary: str, co
 
 
 def convergence(table: pd.DataFrame) -> Figure:
-    """Solver error against the number of intervals, with the observed order (notebook 1).
-
-    `table` has columns solver, guidance, intervals, error (root mean square to the reference).
-    """
+    """Solver error against the number of intervals (notebook 1); `table`: solver, guidance, intervals, error (RMS)."""
     table = table.assign(solver=table.solver.map(SOLVER_NAMES))
     figure, axes = style.panels(table.guidance.nunique(), sharey=True)
     look = dict(hue="solver", style="solver", markers=True, palette="colorblind")
@@ -143,10 +130,7 @@ def convergence(table: pd.DataFrame) -> Figure:
 
 
 def loss_curves(losses: np.ndarray, window: int, labels: list[str]) -> Figure:
-    """Training loss, averaged over windows of updates; one line a method, seeds averaged (notebook 2).
-
-    `losses` is (points, M), `labels` (M,) the method of each member.
-    """
+    """Training `losses` (points, M), means over windows of updates; one line a method (`labels`, (M,)), seeds averaged."""
     figure, [ax] = style.panels(1, 3.0)
     shades = iter(sns.color_palette("viridis", len(set(labels)) + 2))
     for name in dict.fromkeys(labels):

@@ -1,7 +1,5 @@
 """One look for every figure: legible where a page shows it 830 pixels wide, colour-blind safe."""
 
-from __future__ import annotations
-
 import re
 import textwrap
 from typing import Any
@@ -19,13 +17,8 @@ from dcm.metrics.metric import Metric
 
 BETWEEN = "horizons between"
 GREY, HOLLOW = "#777777", "hollow: one seed"
-COLOURS = {
-    "CM": "#D55E00",
-    "Direct CM": "#0072B2",
-    "teacher": "#444444",
-    BETWEEN: GREY,
-    "total": "#009E73",
-}  # Okabe & Ito
+# Okabe & Ito
+COLOURS = {"CM": "#D55E00", "Direct CM": "#0072B2", "teacher": "#444444", BETWEEN: GREY, "total": "#009E73"}
 MARKERS = {"CM": "o", "Direct CM": "s", "teacher": "D", BETWEEN: "P", "total": "^"}
 CLASS_COLOURS = "#0072B2 #E69F00 #009E73 #CC79A7 #56B4E9 #D55E00 #999999 #F0E442 #000000 #882255".split()
 VERDICTS = {"supported": ("#1B7837", "^"), "inconclusive": ("#888888", "o"), "contradicted": ("#762A83", "v")}

@@ -1,7 +1,5 @@
 """Student networks. A group of students trains in lockstep, as one module with a leading member axis M."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import cache

@@ -1,7 +1,5 @@
 """Students that are adapters of one frozen UNet: LoRA (Hu et al. 2021) through peft, on the layers of the paper's code."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import warnings

@@ -1,7 +1,5 @@
 """Students of the teacher's architecture."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 
@@ -49,9 +47,8 @@ class VelocityNetwork(nn.Module):
         try:
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError:
-            raise InputError(
-                f"lora_rank = {rank} needs the package peft, which is not installed; allowed here: 0."
-            ) from None
+            why = "needs the package peft, which is not installed"
+            raise InputError(f"lora_rank = {rank} {why}; allowed here: 0.") from None
         inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS), self.unet)
 
     def start_as(self, teacher: nn.Module) -> None:

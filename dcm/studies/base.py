@@ -94,9 +94,8 @@ def teacher_record(run_dir: Path, needed_by: str = "") -> dict | None:
     if not path.exists():
         if not needed_by:
             return None
-        raise InputError(
-            f"{path.parent} holds no teacher of the study {needed_by}; run notebook 1 with this run_dir first."
-        )
+        what_to_do = "run notebook 1 with this run_dir first"
+        raise InputError(f"{path.parent} holds no teacher of the study {needed_by}; {what_to_do}.")
     record = read_json(path)
     try:
         identity = record.get("identity", {})  # which older records name the study in

@@ -1,7 +1,5 @@
 """The exact teacher on a Gaussian mixture."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,8 +14,7 @@ from dcm.studies.base import Study, teacher_record
 from dcm.support.files import write_json
 from dcm.support.progress import tqdm
 from dcm.support.seeds import generator
-from dcm.teachers.exact import exact_solution
-from dcm.teachers.mixture import GaussianMixtureTeacher
+from dcm.teachers.mixture import GaussianMixtureTeacher, exact_solution
 
 
 def prepare(p, run_dir: Path, device: torch.device) -> None:

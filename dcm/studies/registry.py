@@ -1,7 +1,5 @@
 """Studies by name; and whether a run folder is one study's."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from pathlib import Path
 

@@ -4,8 +4,6 @@ What is faster there would be in the way elsewhere: channels-last convolutions a
 blocks would be compiled anew for every adapter that a student puts into them, and FP8 weights cannot be trained.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -43,10 +41,8 @@ def check_float8(device: torch.device) -> None:
     """Raise :class:`InputError` unless `device` multiplies FP8 matrices."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU"
-        raise InputError(
-            f"teacher_precision = 'fp8' needs a GPU with FP8 matrix products (NVIDIA Ada, Hopper or later), and this is {name}; "
-            "allowed here: auto."
-        )
+        needs = "a GPU with FP8 matrix products (NVIDIA Ada, Hopper or later)"
+        raise InputError(f"teacher_precision = 'fp8' needs {needs}, and this is {name}; allowed here: auto.")
 
 
 def _rounded(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,15 +79,10 @@ def to_float8(network: nn.Module) -> int:
 
     Convolutions and the embeddings of time, which cost little, stay as they are; so do sizes that are no multiple of 16.
     """
-    chosen = [
-        (path, layer)
-        for path, layer in network.named_modules()
-        if isinstance(layer, nn.Linear) and ".attentions." in path
-        and layer.in_features % 16 == layer.out_features % 16 == 0
-    ]  # fmt: skip
+    layers = [(path, m) for path, m in network.named_modules() if isinstance(m, nn.Linear) and ".attentions." in path]
+    chosen = [(path, layer) for path, layer in layers if layer.in_features % 16 == layer.out_features % 16 == 0]
     for path, layer in chosen:
-        parent, _, name = path.rpartition(".")
-        setattr(network.get_submodule(parent), name, Float8Linear(layer))
+        network.set_submodule(path, Float8Linear(layer))
     return len(chosen)
 
 

@@ -6,8 +6,6 @@
 network serves classifier-free guidance (Ho & Salimans 2022).
 """
 
-from __future__ import annotations
-
 import json
 import math
 import time

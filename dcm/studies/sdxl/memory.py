@@ -1,7 +1,5 @@
 """GPU memory that training adapters needs, known before it starts: measured on a few samples, then extrapolated."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +17,7 @@ class Need:
     """Bytes of GPU memory at the peak of an update."""
 
     peaks: dict[int, int]  # by number of samples, while one member's graph is built and walked back
-    state: int  # see training_state
+    state: int  # gradients of all members but one, Adam's two moments (8 bit: a byte each), averages
     samples: int  # walked back at once
 
     @property
@@ -28,13 +26,6 @@ class Need:
         few, many = min(self.peaks), max(self.peaks)
         each = (self.peaks[many] - self.peaks[few]) / max(1, many - few)
         return int(SLACK * (self.peaks[few] + (self.samples - few) * each + self.state))
-
-
-def training_state(students: LoRAStudents, parameters) -> int:
-    """Bytes of the gradients of all members but one, of Adam's two moments (8 bit: a byte each) and of averages."""
-    size = sum(p.numel() for p in students.parameters())
-    moments = size * (2 if parameters.optimizer == "adamw8bit" else 8)
-    return size * 4 * (students.size - 1) // students.size + moments + (size * 4 if parameters.ema else 0)
 
 
 def peak(students: LoRAStudents, shape: tuple[int, ...], samples: int) -> int:
@@ -65,7 +56,9 @@ def needed(students: LoRAStudents, shape: tuple[int, ...], batch: int, parameter
     except torch.OutOfMemoryError:
         ways = _lower(parameters, probed[-1])
         raise InputError(f"the GPU's memory does not hold {probed[-1]} samples in training; {ways}.") from None
-    return Need(peaks, training_state(students, parameters), samples)
+    size = sum(p.numel() for p in students.parameters())
+    moments, averages = size * (2 if parameters.optimizer == "adamw8bit" else 8), size * 4 if parameters.ema else 0
+    return Need(peaks, size * 4 * (students.size - 1) // students.size + moments + averages, samples)
 
 
 def _lower(p, samples: int) -> str:

@@ -1,17 +1,16 @@
 """The SDXL pipeline on disk: checked, its encoders loaded, and notebook 1's work with them."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from dcm.data.captions import Encoder, cache, captioned_images
+from dcm.data.captions import cache, captioned_images, pixels
 from dcm.support.errors import InputError
 from dcm.support.files import project_path, sha256, write_json
 from dcm.support.pretrained import check_packages, locate, readable_model, variant
+from dcm.support.seeds import generator, sample_noise
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 OWN_VAE = "of the model"
@@ -31,7 +30,7 @@ def prepare(p, run_dir: Path, device: torch.device) -> None:
     identity = p.model_dump(include={"study", *IDENTITY}) | {"unet": check_pipeline(folder)}
     about = p.model_dump(include={"study", *IDENTITY, "batch", "download", "inception", "clip", "dino", "aesthetic"})
     about |= {"folder": str(folder), "identity": identity, "captions": [c for _, c in items], "count": len(items)}
-    cache(items, lambda: make_encoder(about, device), identity, run_dir / "teacher" / "cache")
+    cache(items, lambda: Encoder(about, device), identity, run_dir / "teacher" / "cache")
     write_json(run_dir / "teacher" / "teacher.json", about)
 
 
@@ -41,9 +40,8 @@ def check_pipeline(folder: Path) -> dict[str, str]:
         name = json.loads((folder / "model_index.json").read_text())["_class_name"]
         scheduler = json.loads((folder / "scheduler/scheduler_config.json").read_text())
     except (OSError, ValueError, KeyError):
-        raise InputError(
-            f"{folder} holds no pipeline: model_index.json or the scheduler's is missing or broken."
-        ) from None
+        why = "model_index.json or the scheduler's is missing or broken"
+        raise InputError(f"{folder} holds no pipeline: {why}.") from None
     prediction, allowed = scheduler.get("prediction_type", "epsilon"), "a StableDiffusionXLPipeline, epsilon"
     if name != "StableDiffusionXLPipeline" or prediction != "epsilon":
         raise InputError(f"{folder} holds a {name} that predicts {prediction}; allowed: {allowed}.")
@@ -68,30 +66,42 @@ def load_vae(about: dict, device: torch.device):
     return vae.to(device).eval().requires_grad_(False)
 
 
-def make_encoder(about: dict, device: torch.device) -> Encoder:
+class Encoder:
     """The pipeline's text encoders and the autoencoder, for :func:`dcm.data.captions.cache`."""
-    from diffusers import StableDiffusionXLPipeline
 
-    folder, dtype, vae = Path(about["folder"]), PRECISIONS[about["precision"]], load_vae(about, device)
-    low = dtype != torch.float32
-    with readable_model(folder):
-        pipe = StableDiffusionXLPipeline.from_pretrained(
-            folder, unet=None, vae=vae, torch_dtype=dtype, use_safetensors=True, local_files_only=True,
-            **variant(folder / "text_encoder", low),
-        )  # fmt: skip
-    for part in (pipe.text_encoder, pipe.text_encoder_2):
-        part.to(device)
+    def __init__(self, about: dict, device: torch.device):
+        from diffusers import StableDiffusionXLPipeline
 
-    @torch.no_grad()
-    def text(captions: list[str]) -> tuple[Tensor, Tensor]:
-        parts = [captions[i : i + about["batch"]] for i in range(0, len(captions), about["batch"])]
-        made = [pipe.encode_prompt(part, device=device, do_classifier_free_guidance=False) for part in parts]
-        return torch.cat([m[0] for m in made]).to(dtype).cpu(), torch.cat([m[2] for m in made]).to(dtype).cpu()
+        self.about, self.device, self.dtype = about, device, PRECISIONS[about["precision"]]
+        folder, self.vae = Path(about["folder"]), load_vae(about, device)
+        with readable_model(folder):
+            self.pipe = StableDiffusionXLPipeline.from_pretrained(
+                folder, unet=None, vae=self.vae, torch_dtype=self.dtype, use_safetensors=True, local_files_only=True,
+                **variant(folder / "text_encoder", self.dtype != torch.float32),
+            )  # fmt: skip
+        for part in (self.pipe.text_encoder, self.pipe.text_encoder_2):
+            part.to(device)
 
     @torch.no_grad()
-    def latent(images: Tensor) -> tuple[Tensor, Tensor]:
-        posterior = [vae.encode(x[None].to(device, vae.dtype)).latent_dist for x in images]
-        mean, deviation = (torch.cat([getattr(d, name) for d in posterior]) for name in ("mean", "std"))
-        return mean.float() * vae.config.scaling_factor, deviation.float() * vae.config.scaling_factor
+    def encode(self, rows: range, items: list[tuple[Path, str]]) -> dict[str, Tensor]:
+        """One file. Item i depends on (seed, i) alone: its crop, its flip, its draw from the posterior."""
+        seed, size, flip = (self.about[name] for name in ("seed", "resolution", "flip"))
+        draws = [generator("cpu", seed, "encode", i) for i in rows]
+        made = [pixels(path, size, g, flip) for (path, _), g in zip(items, draws)]
+        posterior = [self.vae.encode(x[None].to(self.device, self.vae.dtype)).latent_dist for x, _ in made]
+        mean, deviation = (
+            torch.cat([getattr(d, name) for d in posterior]).float().cpu() * self.vae.config.scaling_factor
+            for name in ("mean", "std")
+        )
+        latents = mean + deviation * sample_noise(seed, "encode", rows, mean.shape[1:])
+        embeddings, pooled = self.text([caption for _, caption in items])
+        size_ids = torch.tensor([ids for _, ids in made], dtype=torch.int32)
+        return {"latents": latents, "embeddings": embeddings, "pooled": pooled, "size_ids": size_ids}
 
-    return Encoder(text, latent, about["resolution"], about["flip"], about["seed"])
+    def text(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+        """Embeddings (n, L, E) and pooled ones (n, F) of captions."""
+        batch = self.about["batch"]
+        parts = [captions[i : i + batch] for i in range(0, len(captions), batch)]
+        made = [self.pipe.encode_prompt(part, device=self.device, do_classifier_free_guidance=False) for part in parts]
+        embeddings, pooled = (torch.cat([one[i] for one in made]).to(self.dtype).cpu() for i in (0, 2))
+        return embeddings, pooled

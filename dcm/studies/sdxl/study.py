@@ -1,7 +1,5 @@
 """The paper's own setting: SDXL as teacher, LoRA adapters of its UNet as students."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -37,7 +37,7 @@ def test_the_cache_is_what_the_pipeline_encodes(study, pipe):
 def test_an_interrupted_encoding_goes_on_and_nothing_half_written_is_used(made, prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(captions, "SHARD", 2)
     p, cache = teacher_parameters(made, tmp_path), tmp_path / "teacher/cache"
-    real, calls = captions.Encoder.encode, []
+    real, calls = sdxl_pipeline.Encoder.encode, []
 
     def dies(self, rows, items):
         calls.append(rows.start)
@@ -45,7 +45,7 @@ def test_an_interrupted_encoding_goes_on_and_nothing_half_written_is_used(made, 
             raise KeyboardInterrupt
         return real(self, rows, items)
 
-    monkeypatch.setattr(captions.Encoder, "encode", dies)
+    monkeypatch.setattr(sdxl_pipeline.Encoder, "encode", dies)
     with pytest.raises(KeyboardInterrupt):
         sdxl_pipeline.prepare(p, tmp_path, CPU)
     assert [f.name for f in cache.iterdir()] == ["00000.safetensors"] and not (
