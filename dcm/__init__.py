@@ -22,7 +22,7 @@ What surrounds it:
     studies/                 a teacher with its data, students and metrics: mixture, images, SDXL
     training/                `distill`, checkpoints, runs of hours
     evaluation/              samples of teacher and students from the same noise, measured
-    analysis/                comparisons, verdicts, intervals, explanations
+    analysis/                comparisons, verdicts, intervals
     figures/                 every figure
     report/                  figures and tables on disk, with where they come from
     notebook.py              what each notebook's first cell needs

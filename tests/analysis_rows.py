@@ -37,4 +37,4 @@ def run_of(rows: pd.DataFrame, **parameters) -> runs.Run:
     groups = {name: make(name) for name in rows.group.unique()}
     constant = [name for name, p in groups.items() if p.lr_decay == "constant"]
     rows = regimes.as_regimes(with_final(rows), constant, "one")
-    return runs.Run("one", Path("x"), runs.Facts.of(study), rows, groups, {}, study)
+    return runs.Run("one", Path("x"), runs.Facts.of(study), rows, groups, {})

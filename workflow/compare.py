@@ -20,7 +20,7 @@ SHIPPED, LOCAL = ROOT / "results", ROOT / "results/local"
 KINDS = {".png", ".csv", ".md", ".json"}
 # Of these the repository ships what was measured alone; their tables and figures are those of regimes_all.
 SOURCES = ("regimes", "regimes_cifar10")
-MEASURED = {"metrics.csv", "maps_by_time.csv", "maps_from_noise.csv", "studies.json", "provenance.json"}
+MEASURED = {"metrics.csv", "studies.json", "provenance.json"}
 SETTING = [
     "run",
     "group",

@@ -22,7 +22,7 @@ RESULTS = "results/local/regimes_all"
 
 rule when_it_fails:
     input:
-        expand("{folder}/{table}", folder=MEASURED, table=["metrics.csv", "maps_by_time.csv", "maps_from_noise.csv"]),
+        expand("{folder}/metrics.csv", folder=MEASURED),
         notebook="notebooks/6_when_it_fails.ipynb",
     output:
         f"{RESULTS}/metrics.csv",

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 
-from dcm.analysis.measured import METHODS, SETTING
+from dcm.analysis.measured import SETTING
 
 SETTING_OF_RUN = ["run", *SETTING]
 REGIME = [*SETTING_OF_RUN, "update", "steps"]
@@ -27,29 +26,3 @@ def as_regimes(rows: pd.DataFrame, constant: Sequence[str], run: str) -> pd.Data
     rows = rows.assign(run=run, curve=(rows.steps == 1) & rows.group.isin(constant) & several)
     rows = rows[rows.final | rows.curve]
     return rows.assign(ode_error=rows.ode_error.where(rows.steps == 1))
-
-
-def paired(rows: pd.DataFrame, column: str, by: Sequence[str], compare) -> pd.Series:
-    """Mean over seeds of ``compare(Direct CM, CM)`` of a `column`, indexed by setting."""
-    wide = rows[rows.method.isin(METHODS)].pivot(index=[*by, "seed"], columns="method", values=column)
-    return compare(wide["Direct CM"], wide["CM"]).groupby(level=list(by)).mean().rename(column)
-
-
-def log_ratios(rows: pd.DataFrame, column: str, by: Sequence[str] = tuple(REGIME)) -> pd.Series:
-    """log(Direct CM / CM) of a positive `column`, paired by seed and averaged over seeds, indexed by regime."""
-    return paired(rows, column, by, lambda direct, cm: np.log(direct / cm))
-
-
-def differences(rows: pd.DataFrame, column: str, by: Sequence[str] = tuple(REGIME)) -> pd.Series:
-    """Direct CM - CM of a `column`, as :func:`log_ratios`."""
-    return paired(rows, column, by, lambda direct, cm: direct - cm)
-
-
-def supporting(claims: pd.DataFrame) -> pd.DataFrame:
-    """Regimes that support C2 by at least one of two distances, to teacher and to data, and are contradicted by neither.
-
-    A table of the columns of :data:`REGIME` and ``regime``, in the order of `claims`.
-    """
-    own = claims[claims.role.isin(["teacher", "data"])]
-    said = own.groupby([*REGIME, "regime"], sort=False).verdict.agg(set).reset_index()
-    return said[[("supported" in v) and ("contradicted" not in v) for v in said.verdict]].drop(columns="verdict")

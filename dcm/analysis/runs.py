@@ -28,7 +28,6 @@ NAMES = {  # of what regimes differ in
     "loss": lambda v: {"huber": "pseudo-Huber", "l2": "L2"}[v], "lora_rank": "LoRA rank {}".format, "width": "width {}".format,
     "lr": "lr {:g}".format, "lr_decay": "{} lr".format, "updates": "{} updates".format, "pairs_per_trajectory": "{} pairs a trajectory".format,
 }  # fmt: skip
-MAPS = ("maps_by_time", "maps_from_noise")  # tables in a results folder of notebook 6
 SHOWN = 16  # samples of each kind that its figures show
 
 
@@ -67,8 +66,6 @@ class Run:
     ----------
     name : of the folder. rows : every measured student in a regime, see :func:`dcm.analysis.regimes.as_regimes`.
     groups : notebook 2's parameters by group. records : what the notebooks noted of themselves.
-    study : the study, where the students are at hand. maps : tables of :func:`dcm.evaluation.flow_maps.measure_maps`,
-        where they were measured before.
     shown : of images, samples (B, C, H, W) of teacher and main group from the same noise, by label.
     """
 
@@ -78,8 +75,6 @@ class Run:
     rows: pd.DataFrame
     groups: dict[str, DistillParameters]
     records: dict[str, dict]
-    study: Study | None = None
-    maps: tuple[pd.DataFrame, pd.DataFrame] | None = None
     shown: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -159,7 +154,7 @@ def _of_students(folder: str, path: Path, device) -> Run:
     records = {k: r for k, r in noted.items() if k[0] in "134" or k.removeprefix("2_distill-") in groups}
     rows = as_regimes(rows, [name for name, p in groups.items() if p.lr_decay == "constant"], path.name)
     shown = _shown(path / "samples_shown.safetensors") if study.is_image else {}
-    return Run(path.name, path, Facts.of(study), rows, groups, records, study, shown=shown)
+    return Run(path.name, path, Facts.of(study), rows, groups, records, shown)
 
 
 def _shown(path: Path) -> dict[str, Tensor]:
@@ -179,8 +174,8 @@ def _of_before(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _of_results(path: Path) -> list[Run]:
     facts = FACTS.validate_json((path / "studies.json").read_text())
-    rows, *maps = (pd.read_csv(path / f"{name}.csv", dtype={"group": str, "base": str}) for name in ("metrics", *MAPS))
-    rows = with_final(_of_before(rows), ["run", "group"]).drop(columns="family")
+    rows = _of_before(pd.read_csv(path / "metrics.csv", dtype={"group": str, "base": str}))
+    rows = with_final(rows, ["run", "group"]).drop(columns="family")
     records, runs = read_json(path / "provenance.json")["notebooks"], []
     for run, of_study in facts.items():
         own = {k.removeprefix(f"{run}/"): r for k, r in records.items() if k.startswith(f"{run}/")}
@@ -188,14 +183,11 @@ def _of_results(path: Path) -> list[Run]:
             name.removeprefix("2_distill-"): validate(DistillParameters, record["parameters"])
             for name, record in own.items() if name.startswith("2_distill-")
         }  # fmt: skip
-        part, *of_run = (t[t.run == run] for t in (rows, *maps))
+        part = rows[rows.run == run]
         needed = {of_study.primary, DATA_METRIC[of_study.primary]}
         known = bool(groups) and all(p.group_name == name for name, p in groups.items())  # which is checked
         if not known or set(part.group) != set(groups) or not needed <= set(part):
             raise ValueError(f"the rows of {run} and what is said of them do not fit together")
         part = with_columns(part.dropna(axis="columns", how="all"), of_study.metrics)
-        by_time, starts = (t.drop(columns="run").dropna(axis="columns", how="all") for t in of_run)
-        runs.append(
-            Run(run, path, of_study, part, groups, own, None, (by_time, starts), _shown(path / samples_file(run)))
-        )
+        runs.append(Run(run, path, of_study, part, groups, own, _shown(path / samples_file(run))))
     return runs

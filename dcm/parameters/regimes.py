@@ -20,8 +20,6 @@ class RegimeParameters(WithResults, Intervals):
     """Notebook 6, which joins several studies' runs."""
 
     runs: Annotated[list[k.Folder], Field(min_length=1, description=RUNS)]
-    map_samples: k.Samples = 64
-    probes: Annotated[int, k.between(2, 256)] = 8
 
 
 class RegimesConfig(WithResults):

@@ -6,16 +6,12 @@ import pandas as pd
 
 from dcm.analysis import slopes, tables
 from dcm.analysis.compare import interval
-from dcm.analysis.explanations import FATES, Prediction, survival
-from dcm.analysis.measured import METHODS
-from dcm.analysis.regimes import FURTHER, REGIME, supporting
+from dcm.analysis.regimes import FURTHER, REGIME
 from dcm.analysis.slopes import Slopes
 from dcm.report.page import markdown
-from dcm.report.regimes import Regimes, prediction_table
+from dcm.report.regimes import Regimes
 from dcm.report.sentences import bullets, counted
 from dcm.support.errors import InputError
-
-Made = dict[str, list[Prediction]]  # by study
 
 
 def _names(regimes: pd.DataFrame) -> str:
@@ -66,10 +62,6 @@ def where_c2_holds(found: Regimes) -> list[str]:
                 f"distances: {_names(_supported_by_all(c1, teacher, data))}. Strongest for C2: {_said(best.iloc[-1])}; against "
                 f"it: {_said(best.iloc[0])}."
             )
-        lines.append(
-            f"Regimes of {family} that support C2 by at least one of the first two distances and are contradicted by neither: "
-            f"{_names(supporting(claims))}."
-        )
     return lines
 
 
@@ -143,28 +135,6 @@ def pooled_and_within(found: Regimes) -> list[str]:
     return [*lines, *at_equal_error(found)]
 
 
-def outcome(predictions: Made, explanation: str) -> list[str]:
-    """What an explanation predicted and what was found, by study."""
-    lines = []
-    for family, made in predictions.items():
-        own = [p for p in made if p.explanation == explanation]
-        each = [f"{p.statement}: {p.outcome} ({p.unit} {interval(p.estimate)}, {p.estimate.n} regimes)" for p in own]
-        text = "; ".join(each)
-        lines.append(f"**{family}: {survival(made)[explanation]}.** {text[0].upper()}{text[1:]}.")
-    return lines
-
-
-def accumulation(found: Regimes, starts: pd.DataFrame) -> str:
-    """Whether a student's steps along the teacher's trajectory add up or cancel; `starts` are rows from noise of all runs."""
-    rows = starts.merge(found.rows[["run", "family"]].drop_duplicates(), on="run")
-    medians = rows.groupby(["family", "method"]).accumulation.median()
-    each = (f"in {f} " + ", ".join(f"{medians[f, m]:.2f} for the {m}" for m in METHODS) for f in found.families)
-    return (
-        "A student's error is the sum of its steps along the teacher's trajectory. Its square over the sum of their squares "
-        f"(1: unrelated, N: all agree) has the median {'; '.join(each)}."
-    )
-
-
 def main_verdicts(found: Regimes) -> list[str]:
     """One line a run and claim, at its main setting."""
     claims = {"ode": "C1", "teacher": "C2 (against the teacher's samples)", "data": "C2 (against data)"}
@@ -173,19 +143,7 @@ def main_verdicts(found: Regimes) -> list[str]:
     return [f"{r.run}, main: {claim} {r.verdict}" for claim, r in rows]
 
 
-def conclusion(predictions: Made) -> list[str]:
-    """Which explanations survive where, and everywhere."""
-    lines, everywhere = [], []
-    for family, made in predictions.items():
-        by_fate = {fate: [name for name, f in survival(made).items() if f == fate] for fate in FATES}
-        everywhere.append(set(by_fate[FATES[0]]))
-        each = ". ".join(f"{fate}: {', '.join(names) or 'none'}" for fate, names in by_fate.items())
-        lines.append(f"**{family}**, over the {made[0].estimate.n} settings that support C2. Explanations: {each}.")
-    common = ", ".join(sorted(set.intersection(*everywhere))) or "none"
-    return [*lines, f"Explanations that survive in every study here: {common}."]
-
-
-def takeaway(found: Regimes, predictions: Made) -> str:
+def takeaway(found: Regimes) -> str:
     """When better ODE solutions give worse samples, in the numbers of these runs."""
     c1, teacher, data = (found.primary(which) for which in ("ode", "teacher", "data"))
     both = _supported_by_all(teacher, c1, data)
@@ -194,13 +152,13 @@ def takeaway(found: Regimes, predictions: Made) -> str:
     return (
         f"**Takeaway.** Of {len(teacher)} regimes C1 is supported in {(c1.verdict == 'supported').sum()}, and C2 in "
         f"{(teacher.verdict == 'supported').sum()} by the distance to the teacher's samples; C1, and C2 by both distances, in "
-        f"{len(both)}{most}. {conclusion(predictions)[-1]}"
+        f"{len(both)}{most}."
     )
 
 
-def summary(found: Regimes, predictions: Made, minutes: float) -> str:
-    """What the documentation quotes: the counts, the extremes, the fates, and the table of predictions."""
+def summary(found: Regimes, minutes: float) -> str:
+    """What the documentation quotes: the counts and the extremes."""
     spent = f"Wall time of all notebooks behind it, one after the other: {minutes:.0f} minutes."
-    lines = [*where_c2_holds(found), *at_equal_error(found), *conclusion(predictions), spent]
+    lines = [*where_c2_holds(found), *at_equal_error(found), spent]
     counts = tables.regime_counts(found.claims, found.runs)
-    return "\n\n".join([bullets(lines), markdown(counts), markdown(prediction_table(predictions))]) + "\n"
+    return f"{bullets(lines)}\n\n{markdown(counts)}\n"

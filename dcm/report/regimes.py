@@ -5,26 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from dcm.analysis import explanations, runs, slopes
-from dcm.analysis.compare import Effect, interval
-from dcm.analysis.explanations import Prediction
+from dcm.analysis import runs, slopes
+from dcm.analysis.compare import Effect
 from dcm.analysis.regimes import REGIME
 from dcm.analysis.runs import Run
 from dcm.analysis.slopes import Slopes
-from dcm.evaluation import flow_maps
-from dcm.evaluation.samples import EvaluationSet
 from dcm.report.page import Page
 from dcm.report.sentences import span
 from dcm.support.errors import InputError
 from dcm.support.files import project_path, write_json
-from dcm.training.saved import load_group
-
-EXACT_POINTS = 16  # how many times as many points the exact teacher takes
 
 
 @dataclass
@@ -102,66 +95,3 @@ class Regimes:
         rows = {family: rows for family, (rows, _, _) in self.slopes.items()}
         gaps = {f: slopes.at_equal_error(r, REGIME, self.resamples, self.confidence) for f, r in rows.items()}
         return {f: Effect(np.exp(gap.value), np.exp(gap.low), np.exp(gap.high), gap.n) for f, gap in gaps.items()}
-
-    def measure_maps(self, store: Path, map_samples: int, probes: int, device) -> list[pd.DataFrame]:
-        """Maps of every student of every run: the two tables of :func:`dcm.evaluation.flow_maps.measure_maps`, with ``run``.
-
-        `map_samples`, `probes` : points and directions; the exact teacher is cheap, so it takes more points, and all
-        directions. `store` : a folder that keeps what was measured.
-        """
-        found = {r.name: r.maps or _measured(r, store / r.name, map_samples, probes, device) for r in self.runs}
-        return [pd.concat([t.assign(run=run) for run, t in zip(found, each)]) for each in zip(*found.values())]
-
-    def mechanisms(self, by_time: pd.DataFrame, starts: pd.DataFrame) -> pd.DataFrame:
-        """:func:`dcm.analysis.explanations.mechanisms` of all runs."""
-        of = lambda table, run: table[table.run == run.name]
-        tables = [explanations.mechanisms(r, *(of(t, r) for t in (by_time, starts, self.claims))) for r in self.runs]
-        return pd.concat(tables, ignore_index=True)
-
-    def predictions(self, mechanisms: pd.DataFrame) -> dict[str, list[Prediction]]:
-        """By study, what the explanations predict against what was measured."""
-        parts = mechanisms.groupby("family", sort=False)
-        return {family: explanations.predictions(t, self.resamples, self.confidence) for family, t in parts}
-
-    def shown(self, by_time: pd.DataFrame) -> dict[str, pd.DataFrame]:
-        """Rows by time of main groups: of each study the first run's, and that with the strongest effect of C2."""
-        out = {}
-        for family in self.families:
-            claims = self.primary("teacher", family)
-            strongest = claims[claims.main].sort_values("value").run[-1:]
-            for run in self.of(family):
-                if run.name in {self.of(family)[0].name, *strongest}:
-                    at = {"run": run.name, "group": run.main, "guidance": run.groups[run.main].guidance[0]}
-                    out[run.name] = by_time[(by_time[list(at)] == pd.Series(at)).all(axis=1)]
-        return out
-
-    def by_steps(self) -> pd.DataFrame:
-        """The effect of C2 by sampling steps, of groups that were sampled in several."""
-        claims = self.primary("teacher")
-        ends = claims[claims["update"] == claims.groupby(["run", "group"])["update"].transform("max")]
-        several = ends[ends.steps > 1][["run", "group"]].drop_duplicates()
-        columns = ["family", "run", "steps", "value", "low", "high", "verdict"]
-        return ends.merge(several)[columns].sort_values(["run", "steps"])
-
-
-def _measured(run: Run, store: Path, map_samples: int, probes: int, device) -> tuple[pd.DataFrame, pd.DataFrame]:
-    study, settings = run.study, run.records["3_ode_error"]["parameters"]
-    assert study is not None  # else there are maps
-    evaluation = EvaluationSet(study, run.folder, settings["samples"], settings["seed"], device)
-    points = min(map_samples * (EXACT_POINTS if study.exact else 1), settings["samples"])
-    probes = int(np.prod(run.facts.shape)) if study.exact else probes
-    groups = [load_group(run.folder, name) for name in run.groups]
-    by_time, starts = flow_maps.measure_maps(study, evaluation, groups, points, probes, store)
-    return pd.DataFrame(by_time), pd.DataFrame(starts)
-
-
-def prediction_table(predictions: dict[str, list[Prediction]]) -> pd.DataFrame:
-    """One line a prediction, estimates and outcomes by study."""
-    out = []
-    for made in zip(*predictions.values()):
-        line = {"explanation": made[0].explanation, "prediction": made[0].statement, "estimate": made[0].unit}
-        for family, p in zip(predictions, made):
-            found = f"{p.outcome}: {interval(p.estimate)}, {p.estimate.n} regimes"
-            line[family] = found if p.estimate.n else "no regime supports C2"
-        out.append(line)
-    return pd.DataFrame(out)

@@ -30,10 +30,10 @@ def records(name: str) -> dict[str, dict]:
     return json.loads((RESULTS / name / "provenance.json").read_text())["notebooks"]
 
 
-def without_dry_run(parameters: dict) -> dict:
-    """A parameter that notebook 1 once had; nothing that was kept ran with it."""
+def without_gone(parameters: dict) -> dict:
+    """Without what notebook 1 once had and nothing that was kept ran with, and what notebook 6 measured maps with."""
     assert parameters.pop("dry_run", False) is False
-    return parameters
+    return {k: v for k, v in parameters.items() if k not in ("map_samples", "probes")}
 
 
 def without_sampling(values: dict, ran: dict) -> dict:
@@ -54,7 +54,7 @@ def test_results_are_small_and_nothing_is_there_twice():
 def test_sources_have_what_notebook_6_reads_and_nothing_that_it_makes_of_them():
     for name in SOURCES:
         there = {p.name for p in (RESULTS / name).iterdir() if not p.name.startswith("samples_")}
-        assert there == {"metrics.csv", "maps_by_time.csv", "maps_from_noise.csv", "provenance.json", "studies.json"}
+        assert there == {"metrics.csv", "provenance.json", "studies.json"}
 
 
 def test_committed_results_are_complete():
@@ -85,7 +85,7 @@ def test_committed_results_come_from_the_committed_configuration():
         assert set(ran) == set(expected)
         for name, values in expected.items():
             # A parameter that came later stood at its default; results are published from another folder.
-            parameters = without_dry_run(ran[name]["parameters"])
+            parameters = without_gone(ran[name]["parameters"])
             parameters |= {k: v for k, v in values.items() if k == "results_dir"}
             now = validate(NOTEBOOKS[name.split("-")[0]], parameters).model_dump(mode="json")
             assert now == without_sampling(values, parameters), name
@@ -101,9 +101,8 @@ def test_the_regimes_come_from_the_committed_configuration(regimes):
         """A notebook's parameters as today's code has them; a first form of lora_rank, never above 0 here, is gone."""
         parameters = ran.pop(name)["parameters"]
         assert parameters.pop("rank", 0) == 0
-        without_dry_run(parameters)
         model = EVERY_NOTEBOOK[name.split("/")[-1].split("-")[0]]
-        return validate(model, parameters).model_dump(mode="json")
+        return validate(model, without_gone(parameters)).model_dump(mode="json")
 
     # Notebook 6 may have been run again on its own results, which are published from another folder.
     free = {name: config.notebook()[name] for name in ("runs", "results_dir")}
@@ -125,7 +124,7 @@ def test_the_figures_of_all_regimes_are_complete_and_not_stale():
     whole = RESULTS / "regimes_all"
     figures, families = sorted(whole.glob("*.png")), set(pd.read_csv(whole / "verdicts.csv").family)
     shown = [path for name in SOURCES for path in (RESULTS / name).glob("samples_*.safetensors")]
-    assert shown and len(figures) == 6 + 2 * len(families) + len(shown)
+    assert shown and len(figures) == 2 + 2 * len(families) + len(shown)
     assert [path for path in figures if provenance.stale(path)] == []
 
 

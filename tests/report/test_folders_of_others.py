@@ -150,7 +150,6 @@ def test_what_a_results_folder_says_of_its_studies_is_checked(results, change, m
         ("provenance.json", "{}"),
         ("metrics.csv", ""),
         ("metrics.csv", "a\n1\n"),
-        ("maps_by_time.csv", "a\n1\n"),
     ],
 )
 def test_a_damaged_results_folder_is_refused(results, name, text):

@@ -30,7 +30,7 @@ def test_a_further_encoder_is_asked():
     run = run_of(rows, heun=dict(solver="heun"))
     run = replace(run, facts=runs.Facts("digits", (1, 8, 8), None, "fd_teacher", metrics))
     claims = run.claims(200, 0.95)
-    _, _, line, _ = regime_sentences.where_c2_holds(Regimes([run], run.rows, claims, 200, 0.95))
+    _, _, line = regime_sentences.where_c2_holds(Regimes([run], run.rows, claims, 200, 0.95))
     assert line.startswith(
         "**digits, by a further encoder** (fd_pixels). C2 by the distance to the teacher's samples: "
     )

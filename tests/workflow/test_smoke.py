@@ -263,7 +263,7 @@ def test_the_regimes(gmm):
     (folder / "run/results").symlink_to(folder / "results")
     study = {k: v for k, v in config.items() if not k.endswith("_dir")}
     values = {"run_dir": str(folder), "results_dir": str(folder / "regimes"), "studies": {"run": study}}
-    values["figures"] = {"map_samples": 16, "bootstrap": 100}
+    values["figures"] = {"bootstrap": 100}
     path = folder / "regimes.yaml"
     path.write_text(yaml.safe_dump(values))
     run = [sys.executable, ROOT / "workflow/study.py", path, "-j"]
@@ -275,7 +275,7 @@ def test_the_regimes(gmm):
     again = subprocess.run([*map(str, run), "1", "-n"], cwd=folder, capture_output=True, text=True, env=ENVIRONMENT)
     assert "Nothing to be done" in again.stdout + again.stderr
     results = folder / "regimes"
-    figures = "effects_gmm onset training_gmm simpson averaging smoothing wandering discretising"
+    figures = "effects_gmm onset training_gmm simpson"
     for name in figures.split():
         for kind in ("png", "pdf"):
             assert (results / f"{name}.{kind}").stat().st_size > 5000 and stale(results / f"{name}.{kind}") == []
@@ -287,13 +287,11 @@ def test_the_regimes(gmm):
     )
     page = (results / "README.md").read_text()
     assert "samples of shape 2, 3 modes a class" in page and "3 seeds" in page and "nan" not in page
-    assert {"explanation", "prediction"} < set(pd.read_csv(results / "predictions.csv"))
-    assert len(pd.read_csv(results / "maps_from_noise.csv")) == 3 * 3 + 3 * 2 * 3  # as many students as in metrics.csv
     [measured], [kept] = (load_runs(str(path), torch.device("cpu")) for path in (folder / "run", results))
     assert (
         kept.facts == measured.facts and kept.groups == measured.groups and set(kept.records) == set(measured.records)
     )
-    assert csv_text(kept.rows) == csv_text(measured.rows) and kept.study is None and len(kept.maps[1]) == 27
+    assert csv_text(kept.rows) == csv_text(measured.rows)
 
 
 @pytest.mark.parametrize(

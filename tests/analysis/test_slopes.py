@@ -1,13 +1,10 @@
-"""Slopes and explanations on cases whose answers are known."""
+"""Slopes on cases whose answers are known."""
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from dcm.analysis import explanations
 from dcm.analysis import slopes as slopes_module
-from dcm.analysis.compare import Effect
-from dcm.analysis.explanations import Prediction, predictions, survival
 from dcm.analysis.slopes import slopes
 from dcm.report.regime_sentences import paradox as said
 from dcm.support.errors import InputError
@@ -52,41 +49,3 @@ def test_the_gap_at_equal_error():
     assert rows[rows.method == "CM"].y.mean() > rows[rows.method == "Direct CM"].y.mean()
     gap = slopes_module.at_equal_error(rows, ["setting"], 500, 0.95)
     assert gap.value == pytest.approx(0.3, abs=0.01) and 0.28 < gap.low < gap.high < 0.32 and gap.n == 8
-
-
-def table(**columns) -> pd.DataFrame:
-    """Mechanisms of 12 regimes; the effect of C2 is their number, and half of them support it."""
-    n = np.arange(12.0)
-    names = [
-        "averaging_direct",
-        "averaging",
-        "target",
-        "roughness",
-        "start",
-        "own",
-        "true",
-        "solver_share",
-        "steep_direct",
-    ]
-    base = pd.DataFrame({name: 1.0 + 0.01 * np.sin(7 * n) for name in names})
-    return base.assign(c2=n - 5.5, c2_data=(n - 5.5) ** 3, holds=n > 5.5, target=-1 - 0.01 * np.sin(n)).assign(
-        **columns
-    )
-
-
-def test_an_explanation_survives_where_every_prediction_holds():
-    n = np.arange(12.0)
-    made = predictions(table(averaging=0.1 + n, roughness=5 - n, solver_share=np.sin(9 * n)), 500, 0.95)
-    fates = survival(made)
-    assert fates[explanations.AVERAGING] == "survives"
-    assert fates[explanations.SMOOTHING] == "refuted", "the CM is the rougher one, and more so where C2 is stronger"
-    assert fates[explanations.DISCRETISING] == "undecided"
-    driven = [p for p in made if p.statement == "where it averages more than the CM, C2 is stronger"]
-    assert driven[0].estimate.value == pytest.approx(1) and driven[0].estimate.n == 12
-
-
-def test_an_explanation_without_a_regime_is_undecided():
-    made = predictions(table(holds=False, averaging=np.sin(9 * np.arange(12.0))), 500, 0.95)
-    assert survival(made)[explanations.AVERAGING] == "undecided"
-    assert [p.estimate.n for p in made if p.statement.startswith("the Direct CM errs more")] == [0]
-    assert Prediction("x", "y", 1, "rho", Effect(0.5, 0.1, 0.9, 2)).outcome == "undecided", "two regimes are too few"
