@@ -12,7 +12,7 @@ SETTING_OF_RUN = ["run", *SETTING]
 REGIME = [*SETTING_OF_RUN, "update", "steps"]
 DATA_METRIC = {"swd_teacher": "swd_data", "fd_teacher": "fd_real"}  # the primary metric's sibling: against data
 # The same two, by further encoders.
-FURTHER = {"fd_classifier": "fd_classifier_real", "fd_pixels": "fd_pixels_real", "fid_teacher": "fid_real"}
+FURTHER = {f"fd_{name}": f"fd_{name}_real" for name in ("classifier", "pixels", "self")} | {"fid_teacher": "fid_real"}
 
 
 def as_regimes(rows: pd.DataFrame, constant: Sequence[str], run: str) -> pd.DataFrame:

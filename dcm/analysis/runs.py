@@ -94,14 +94,14 @@ class Run:
         curve = main.snapshots and main.lr_decay == "constant"
         return ", ".join(differ) or (f"{main.updates} updates" if curve else "main")
 
-    def claims(self, resamples: int, confidence: float) -> pd.DataFrame:
+    def claims(self) -> pd.DataFrame:
         """:func:`dcm.analysis.compare.verdicts` of every regime, the main group's first.
 
         With columns ``family``; ``regime`` (:meth:`label`); ``main``: whether it is the main setting, at the end of training
         and in one step; ``curve`` (:func:`as_regimes`); ``role``: ``ode``, ``teacher`` and ``data`` of the ODE error, the
         primary metric and its sibling.
         """
-        table = compare.verdicts(self.rows, self.metrics, resamples, confidence, REGIME)
+        table = compare.verdicts(self.rows, self.metrics, REGIME)
         if not len(table):
             return table
         table = table.assign(other=table.group != "main")

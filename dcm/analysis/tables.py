@@ -58,14 +58,15 @@ def readable_main(table: pd.DataFrame, metrics: dict[str, Metric]) -> pd.DataFra
 def readable_claims(claims: pd.DataFrame, metrics: dict[str, Metric]) -> pd.DataFrame:
     """The verdicts of a study with labels and rounded intervals."""
     label = {name: m.label for name, m in with_ode_error(metrics).items()}
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {
             "claim": claims.claim, "solver": claims.solver.map(SOLVER_NAMES), "N": claims.intervals,
             "w": claims.guidance.map("{:g}".format), "group": claims.group, "metric": claims.metric.map(label),
             "Direct CM against CM": claims.effect + " " + claims.apply(interval, axis=1),
-            "seeds": claims.seeds, "verdict": claims.verdict,
+            "seeds": claims.seeds, "verdict": claims.verdict, "over encoders": claims.encoders,
         }
     )  # fmt: skip
+    return table if claims.encoders.any() else table.drop(columns="over encoders")
 
 
 def readable_budgets(equal: pd.DataFrame, claims: pd.DataFrame, metrics: dict[str, Metric]) -> pd.DataFrame:
@@ -91,7 +92,8 @@ def readable_regimes(claims: pd.DataFrame, runs: Sequence[Run]) -> dict[str, pd.
         text = part.verdict + ", " + part.effect + " " + part.apply(interval, axis=1)
         wide = part.assign(text=text).pivot(index=by, columns="metric", values="text")
         wide = wide[[k for k in names if k in wide]].rename(columns=names).assign(seeds=part.groupby(by).seeds.max())
-        wide = wide.reset_index().fillna("not compared")
+        said = part[(part.role == "teacher") & (part.encoders != "")].set_index(by).encoders
+        wide = (wide.assign(**{"C2 over encoders": said}) if len(said) else wide).reset_index().fillna("not compared")
         out[str(family)] = wide.assign(regime=wide.run + ": " + wide.regime).drop(columns=REGIME)
     return out
 

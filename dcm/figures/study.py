@@ -111,7 +111,7 @@ def error_against_quality(rows: pd.DataFrame, metrics: Metrics, primary: str, co
     ax.plot([], [], "-", color=style.GREY, lw=0.8, label="one setting, by horizon")
     style.students(ax, last, "ode_error", primary)
     style.measured(ax, metrics[primary], last[primary])
-    about = f"Spearman's correlation over {int(rho.runs)} students: {rho.spearman:.2f} [{rho.low:.2f}, {rho.high:.2f}]"
+    about = f"Spearman's correlation over {int(rho.runs)} students: {rho.spearman:.2f}"
     ax.set_title(f"{metrics[primary].label}\n{about}")
     return style.key(figure)
 

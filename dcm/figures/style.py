@@ -120,15 +120,15 @@ def hollow(ax: Axes, any_single: bool) -> None:
         ax.plot([], [], "o", mfc="white", mec=GREY, label=HOLLOW)
 
 
-def line(ax: Axes, rows: pd.DataFrame, x: str, y: str, of: str, style: str = "-", text: str = "", error="ci") -> None:
-    """Mean over seeds of `y` against `x` in the colour `of` a method, and its interval (``sd``: standard deviation).
+def line(ax: Axes, rows: pd.DataFrame, x: str, y: str, of: str, style: str = "-", text: str = "") -> None:
+    """Mean over seeds of `y` against `x` in the colour `of` a method, and its standard deviation.
 
     Points of one seed are hollow. `text` is for the legend, the method's name unless given.
     """
     colour, marker = COLOURS[of], MARKERS[of]
     points = rows.groupby(x).agg(mean=(y, "mean"), seeds=("seed", "nunique"))
     look = dict(color=colour, ls=style, err_style="band" if (points.seeds > 1).all() else "bars")
-    sns.lineplot(rows, x=x, y=y, errorbar=error, n_boot=2000, seed=0, ax=ax, legend=False, **look)
+    sns.lineplot(rows, x=x, y=y, errorbar="sd", ax=ax, legend=False, **look)
     faces = np.where(points.seeds > 1, colour, "white")
     ax.scatter(points.index, points["mean"], s=26, marker=marker, c=faces, edgecolors=colour, zorder=3)
     ax.plot([], [], marker + style, color=colour, label=text or of)

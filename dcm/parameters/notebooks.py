@@ -42,13 +42,6 @@ class WithResults(Place):
         return self
 
 
-class Intervals(Parameters):
-    """How confidence intervals are made."""
-
-    bootstrap: Annotated[int, k.between(100, 100_000)] = 10000
-    confidence: Annotated[float, Field(gt=0.5, lt=1, description="a number between 0.5 and 1")] = 0.95
-
-
 def check_used(parameters: Common, notebook: str) -> None:
     """Raise :class:`InputError` for what is set, other than by default, and used by other studies alone."""
     used = {name: getattr(study, notebook) for name, study in k.STUDIES.items()}
@@ -208,7 +201,7 @@ class QualityParameters(Common, EvaluationParameters):
     """Notebook 4."""
 
 
-class FigureParameters(Common, WithResults, Intervals):
+class FigureParameters(Common, WithResults):
     """Notebook 5."""
 
     main_group: k.Name = "main"

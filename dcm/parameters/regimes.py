@@ -9,14 +9,14 @@ from pydantic import Field, model_validator
 
 from dcm.parameters import kinds as k
 from dcm.parameters.check import Parameters, shown, validate, within
-from dcm.parameters.notebooks import NOTEBOOKS, Intervals, WithResults
+from dcm.parameters.notebooks import NOTEBOOKS, WithResults
 from dcm.parameters.study import StudyConfig
 from dcm.support.errors import InputError
 
 RUNS = "a list of run folders of notebooks 1 to 4, or of results folders of notebook 6"
 
 
-class RegimeParameters(WithResults, Intervals):
+class RegimeParameters(WithResults):
     """Notebook 6, which joins several studies' runs."""
 
     runs: Annotated[list[k.Folder], Field(min_length=1, description=RUNS)]
@@ -25,13 +25,12 @@ class RegimeParameters(WithResults, Intervals):
 class RegimesConfig(WithResults):
     """Studies whose regimes notebook 6 compares, as ``workflow/config/regimes*.yaml`` names them.
 
-    ``studies`` has by name what a :class:`StudyConfig` has, without its folders; ``figures`` is notebook 6's.
+    ``studies`` has by name what a :class:`StudyConfig` has, without its folders.
     """
 
     studies: Annotated[
         dict[k.Name, k.Part], Field(min_length=1, description="names of studies with their configurations")
     ]
-    figures: k.Part = {}
 
     @model_validator(mode="after")
     def _parts(self):
@@ -56,8 +55,7 @@ class RegimesConfig(WithResults):
         """Parameters of notebook 6, checked, as papermill takes them."""
         common = dict(run_dir=self.run_dir, results_dir=self.results_dir, device=self.device, threads=self.threads)
         runs = dict(runs=[f"{self.run_dir}/{name}" for name in self.studies])
-        with within("figures"):
-            return validate(RegimeParameters, common | runs | self.figures).model_dump()
+        return validate(RegimeParameters, common | runs).model_dump()
 
 
 # Of every notebook that there is; those of a study are NOTEBOOKS.

@@ -24,7 +24,6 @@ class StudyConfig(Common, WithResults):
     groups: Annotated[dict[k.Name, k.Part], Field(min_length=1, description="names of groups with their parameters")]
     evaluation: k.Part
     ode_error: k.Part = {}
-    figures: k.Part = {}
 
     @model_validator(mode="after")
     def _parts(self):
@@ -72,7 +71,7 @@ class StudyConfig(Common, WithResults):
             "2_distill": ({"group_name": group} | sampled, f"group {group}", self.training | members),
             "3_ode_error": (groups, "evaluation and ode_error", self.evaluation | self.ode_error),
             "4_sample_quality": (groups, "evaluation", self.evaluation),
-            "5_figures": (results, "figures", self.figures),
+            "5_figures": (results, "figures", {}),
         }
         (own, where, named), model = parts[notebook], NOTEBOOKS[notebook]
         once = {"study", "run_dir"} | set(own)  # named for the whole study

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pandas as pd
 
-from dcm.analysis import slopes, tables
+from dcm.analysis import tables
 from dcm.analysis.compare import interval
 from dcm.analysis.regimes import FURTHER, REGIME
 from dcm.analysis.slopes import Slopes
 from dcm.report.page import markdown
 from dcm.report.regimes import Regimes
-from dcm.report.sentences import bullets, counted
-from dcm.support.errors import InputError
+from dcm.report.sentences import agreed, bullets, counted
 
 
 def _names(regimes: pd.DataFrame) -> str:
@@ -43,7 +42,7 @@ def what_was_run(found: Regimes) -> str:
 
 
 def where_c2_holds(found: Regimes) -> list[str]:
-    """By study and encoder: counts, where both claims hold by both distances, and the extremes."""
+    """By study and encoder: counts, where both claims hold by both distances, and the extremes; over all encoders: counts."""
     lines = []
     for family in found.families:
         first = found.of(family)[0]
@@ -62,6 +61,8 @@ def where_c2_holds(found: Regimes) -> list[str]:
                 f"distances: {_names(_supported_by_all(c1, teacher, data))}. Strongest for C2: {_said(best.iloc[-1])}; against "
                 f"it: {_said(best.iloc[0])}."
             )
+        if said := agreed(claims[claims.role == "teacher"]):
+            lines.append(f"**{family}, over all encoders** (distances to the teacher's samples): {said}.")
     return lines
 
 
@@ -105,34 +106,14 @@ def paradox(found: Slopes) -> str:
     return "The intervals do not settle whether the sign turns around."
 
 
-def at_equal_error(found: Regimes) -> list[str]:
-    """How much worse the Direct CM's samples are at equal ODE error, by study."""
-    return [
-        f"At equal ODE error, by a fit over all settings of {family}, the Direct CM's distance to the teacher's samples is "
-        f"{interval(ratio)} times the CM's."
-        for family, ratio in found.at_equal_error.items()
-    ]
-
-
 def pooled_and_within(found: Regimes) -> list[str]:
-    """Pooled and within-setting slopes and correlations, within one method too, and whether they turn around."""
-    lines = []
-    for family, (rows, _, s) in found.slopes.items():
-        lines.append(
-            f"**{family}.** Over all {len(rows)} students the slope is {interval(s.pooled)} and Spearman's correlation "
-            f"{interval(s.rank_pooled)}; within settings the common slope is {interval(s.within)} and the mean correlation "
-            f"{interval(s.rank_within)}. In {int((s.by_group.slope < 0).sum())} of {len(s.by_group)} settings a lower ODE error "
-            f"goes with worse samples. {paradox(s)}"
-        )
-        try:
-            alone = slopes.slopes(rows, "x", "y", [*REGIME, "method"], found.resamples, found.confidence)
-        except InputError:
-            continue  # fewer than three seeds
-        lines.append(
-            f"Among students of {family} that differ in their seed alone (one setting and one method) the slope is "
-            f"{interval(alone.within)}, the mean correlation {interval(alone.rank_within)}."
-        )
-    return [*lines, *at_equal_error(found)]
+    """Pooled and within-setting slopes, and whether they turn around."""
+    return [
+        f"**{family}.** Over all {len(rows)} students the slope is {interval(s.pooled)}; within settings the common slope is "
+        f"{interval(s.within)}. In {int((s.by_group.slope < 0).sum())} of {len(s.by_group)} settings a lower ODE error goes "
+        f"with worse samples. {paradox(s)}"
+        for family, (rows, _, s) in found.slopes.items()
+    ]
 
 
 def main_verdicts(found: Regimes) -> list[str]:
@@ -140,7 +121,8 @@ def main_verdicts(found: Regimes) -> list[str]:
     claims = {"ode": "C1", "teacher": "C2 (against the teacher's samples)", "data": "C2 (against data)"}
     main = found.claims[found.claims.main]
     rows = ((claim, r) for role, claim in claims.items() for r in main[main.role == role].itertuples())
-    return [f"{r.run}, main: {claim} {r.verdict}" for claim, r in rows]
+    together = lambda r: f", over all encoders {r.encoders}" if r.encoders else ""
+    return [f"{r.run}, main: {claim} {r.verdict}{together(r)}" for claim, r in rows]
 
 
 def takeaway(found: Regimes) -> str:
@@ -159,6 +141,6 @@ def takeaway(found: Regimes) -> str:
 def summary(found: Regimes, minutes: float) -> str:
     """What the documentation quotes: the counts and the extremes."""
     spent = f"Wall time of all notebooks behind it, one after the other: {minutes:.0f} minutes."
-    lines = [*where_c2_holds(found), *at_equal_error(found), spent]
+    lines = [*where_c2_holds(found), spent]
     counts = tables.regime_counts(found.claims, found.runs)
     return f"{bullets(lines)}\n\n{markdown(counts)}\n"

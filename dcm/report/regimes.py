@@ -9,11 +9,11 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from dcm.analysis import runs, slopes
-from dcm.analysis.compare import Effect
+from dcm.analysis import runs
+from dcm.analysis.compare import INTERVALS
 from dcm.analysis.regimes import REGIME
 from dcm.analysis.runs import Run
-from dcm.analysis.slopes import Slopes
+from dcm.analysis.slopes import Slopes, slopes
 from dcm.report.page import Page
 from dcm.report.sentences import span
 from dcm.support.errors import InputError
@@ -27,26 +27,23 @@ class Regimes:
     Attributes
     ----------
     rows : every student of every regime. claims : :meth:`dcm.analysis.runs.Run.claims` of all runs.
-    resamples, confidence : of every interval.
     """
 
     runs: list[Run]
     rows: pd.DataFrame
     claims: pd.DataFrame
-    resamples: int
-    confidence: float
 
     @classmethod
-    def load(cls, folders: Sequence[str], device, resamples: int, confidence: float) -> Regimes:
+    def load(cls, folders: Sequence[str], device) -> Regimes:
         """Those of all `folders`; raises :class:`InputError` where two have one name or there is nothing to compare."""
         found = [run for folder in folders for run in runs.load_runs(folder, device)]
         if len({r.name for r in found}) < len(found):
             raise InputError("two of the runs have folders of one name; give each its own.")
-        claims = pd.concat([r.claims(resamples, confidence) for r in found], ignore_index=True)
+        claims = pd.concat([r.claims() for r in found], ignore_index=True)
         if not len(claims):
             raise InputError("no group of the runs has both a CM and a Direct CM; there is nothing to compare.")
         rows = pd.concat([r.rows.assign(family=r.family) for r in found], ignore_index=True)
-        return cls(found, rows, claims, resamples, confidence)
+        return cls(found, rows, claims)
 
     @property
     def families(self) -> list[str]:
@@ -61,7 +58,7 @@ class Regimes:
     def behind(self) -> str:
         """Seeds and updates, for captions."""
         updates = [g.updates for r in self.runs for g in r.groups.values()]
-        return f"{span(self.claims.seeds)} seeds, {span(updates)} updates; intervals of {self.confidence:.0%}."
+        return f"{span(self.claims.seeds)} seeds, {span(updates)} updates; {INTERVALS}."
 
     def primary(self, which: str, family: str | None = None) -> pd.DataFrame:
         """Claims by the primary metric (``teacher``), its sibling (``data``), or the ODE error (``ode``)."""
@@ -85,13 +82,5 @@ class Regimes:
             rows = self.rows[(self.rows.family == family) & (self.rows.steps == 1)]
             rows = rows.assign(x=np.log(rows.ode_error), y=np.log(rows[facts.primary]))
             rows = rows[np.isfinite(rows.x) & np.isfinite(rows.y)]
-            found = slopes.slopes(rows, "x", "y", REGIME, self.resamples, self.confidence)
-            out[family] = (rows, facts.metrics[facts.primary].label, found)
+            out[family] = (rows, facts.metrics[facts.primary].label, slopes(rows, "x", "y", REGIME))
         return out
-
-    @cached_property
-    def at_equal_error(self) -> dict[str, Effect]:
-        """By study, how many times the CM's the Direct CM's primary metric is at equal ODE error."""
-        rows = {family: rows for family, (rows, _, _) in self.slopes.items()}
-        gaps = {f: slopes.at_equal_error(r, REGIME, self.resamples, self.confidence) for f, r in rows.items()}
-        return {f: Effect(np.exp(gap.value), np.exp(gap.low), np.exp(gap.high), gap.n) for f, gap in gaps.items()}

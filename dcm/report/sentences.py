@@ -34,6 +34,11 @@ def counted(table: pd.DataFrame) -> str:
     return ", ".join(f"{int((table.verdict == v).sum())} {v}" for v in VERDICTS)
 
 
+def agreed(table: pd.DataFrame) -> str:
+    """How often each verdict over several encoders fell; empty where there is one encoder."""
+    return ", ".join(f"{n} {said}" for said, n in table.encoders[table.encoders != ""].value_counts().items())
+
+
 def behind(rows: pd.DataFrame) -> str:
     """What stands behind a figure of `rows`, for its caption: setting, seeds, updates."""
     parts = []
@@ -42,7 +47,7 @@ def behind(rows: pd.DataFrame) -> str:
             value = rows[column].iloc[0]
             parts.append(text.format(solvers.SOLVER_NAMES.get(value, value)))
     seeds = rows.groupby([*SETTING, "horizon"]).seed.nunique()
-    band = "; bands are 95 % bootstrap intervals of the mean" if seeds.max() > 1 else ""
+    band = "; bands are one standard deviation over seeds" if seeds.max() > 1 else ""
     return f"{', '.join(parts) + '; ' if parts else ''}{span(seeds)} seeds, {rows['update'].max()} updates{band}."
 
 
@@ -59,11 +64,12 @@ def at_main(claims: pd.DataFrame, group: str, guidance: float, primary: str) -> 
 
 
 def verdict_lines(main: pd.DataFrame, metrics: dict[str, Metric], numbers: bool = True) -> list[str]:
-    """One line a claim of :func:`at_main`: the verdict, what it says, and what was measured."""
+    """A line a claim of :func:`at_main`: the verdict, what it says, what was measured; and one for all encoders together."""
     of, lines = tables.with_ode_error(metrics), []
     for row in main.itertuples():
         words = f"{row.claim} {row.verdict}: {MEANING[row.claim][row.verdict]}"
         lines.append(f"{words}: {measured(row, of[row.metric])}" if numbers else words)
+        lines += [f"C2 over all encoders: {row.encoders}"] * bool(row.encoders)
     return lines
 
 
@@ -78,6 +84,8 @@ def tally(claims: pd.DataFrame, metrics: dict[str, Metric], primary: str) -> lis
             lower = (few.value < few.effect.map({"ratio": 1, "difference": 0})).sum()
             of = f"{len(few)} more with too few seeds for an interval"
             lines[-1] += f"; {metrics[name].label} is lower for the Direct CM in {lower} of {of}"
+        if said := agreed(enough):
+            lines[-1] += f"; over all encoders: {said}"
     return lines
 
 

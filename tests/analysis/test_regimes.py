@@ -23,7 +23,7 @@ def test_regimes_are_named_and_judged():
     )
     long, heun = dict(lr_decay="constant", updates=320), dict(solver="heun")
     run = run_of(rows, long=long, heun=heun)
-    claims = run.claims(200, 0.95)
+    claims = run.claims()
     assert set(claims.regime) == {
         "main", "2 steps", "constant lr, 20 updates", "constant lr, 320 updates", "Heun",
     }, "a snapshot of a run whose rate decays is no regime"  # fmt: skip
@@ -58,7 +58,7 @@ def test_where_both_claims_hold_is_counted():
     rows = rows_of(("main", 80, 1), ("main", 80, 2), ("heun", 80, 1))
     rows.loc[(rows.group == "heun") & (rows.method == "Direct CM"), "ode_error"] = 0.9  # there C1 is contradicted
     run = run_of(rows, heun=dict(solver="heun"))
-    table = tables.regime_counts(run.claims(200, 0.95), [run]).set_index("measure")
+    table = tables.regime_counts(run.claims(), [run]).set_index("measure")
     both = "C1 and C2 both supported"
     assert list(table.loc["ODE error", ["supported", "contradicted", both]]) == [1, 1, ""]
     assert list(table.loc["sliced Wasserstein distance to teacher", ["supported", both]]) == [3, "1"]
@@ -67,7 +67,7 @@ def test_where_both_claims_hold_is_counted():
 def test_the_points_of_a_training_are_in_order():
     rows = rows_of(("main", 80, 1), ("long", 320, 1), ("long", 20, 1), ("long", 100, 1))
     run = run_of(rows, long=dict(lr_decay="constant", updates=320))
-    claims = run.claims(200, 0.95)
+    claims = run.claims()
     points = claims[claims.curve]
     assert set(points.group) == {"long"} and list(points[points.claim == "C1"]["update"]) == [20, 100, 320]
 
@@ -75,7 +75,7 @@ def test_the_points_of_a_training_are_in_order():
 def test_a_main_setting_that_is_a_curve_is_called_by_its_updates():
     rows = rows_of(("main", 20, 1), ("main", 100, 1), ("main", 100, 2))
     run = run_of(rows, main=dict(lr_decay="constant", updates=100, snapshots=1))
-    claims = run.claims(200, 0.95)
+    claims = run.claims()
     assert list(claims.regime[claims.metric == run.primary]) == ["20 updates", "100 updates", "2 steps"]
     assert list(claims.regime[claims.main & (claims.claim == "C1")]) == ["100 updates"]
 
@@ -87,6 +87,6 @@ def test_the_committed_verdicts_follow_from_the_committed_rows():
     committed = pd.read_csv(ROOT / "results/regimes_all/verdicts.csv").drop(columns="group", errors="ignore")
     assert [run.name for run in loaded] == list(committed.run.unique())
     assert all(set(run.groups) == set(run.rows.group) for run in loaded)
-    judged = pd.concat([run.claims(10000, 0.95) for run in loaded], ignore_index=True)
+    judged = pd.concat([run.claims() for run in loaded], ignore_index=True)
     again = pd.read_csv(StringIO(csv_text(judged)))
     pd.testing.assert_frame_equal(again[committed.columns], committed, rtol=1e-4)

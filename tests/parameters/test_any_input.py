@@ -203,7 +203,6 @@ small = st.fixed_dictionaries(
         "ode_error": st.fixed_dictionaries(
             {"start_times": st.sampled_from([1, 1000]), "start_samples": st.just(16)}
         ),
-        "figures": st.fixed_dictionaries({"bootstrap": st.just(100), "confidence": st.sampled_from([0.51, 0.999])}),
         "groups": st.fixed_dictionaries(
             {"main": members(st.sampled_from([2, 8]), st.sampled_from([["cm", "direct"], ["direct", 2, 1]]))},
             optional={"_b.c-d": members(st.sampled_from([1, 2, 8]), st.sampled_from([["cm"], ["direct"], [2, "cm"]]))},

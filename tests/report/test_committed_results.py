@@ -31,9 +31,9 @@ def records(name: str) -> dict[str, dict]:
 
 
 def without_gone(parameters: dict) -> dict:
-    """Without what notebook 1 once had and nothing that was kept ran with, and what notebook 6 measured maps with."""
+    """Without what notebook 1 once had and nothing that was kept ran with, and what analyses that are gone took."""
     assert parameters.pop("dry_run", False) is False
-    return {k: v for k, v in parameters.items() if k not in ("map_samples", "probes")}
+    return {k: v for k, v in parameters.items() if k not in ("map_samples", "probes", "bootstrap", "confidence")}
 
 
 def without_sampling(values: dict, ran: dict) -> dict:

@@ -108,7 +108,7 @@ def results(tmp_path) -> Path:
     """A copy of a results folder of notebook 6."""
     folder = tmp_path / "results"
     folder.mkdir()
-    for name in ("metrics.csv", "maps_by_time.csv", "maps_from_noise.csv", "provenance.json", "studies.json"):
+    for name in ("metrics.csv", "provenance.json", "studies.json"):
         shutil.copy(ROOT / "results/regimes" / name, folder)
     return folder
 

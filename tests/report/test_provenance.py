@@ -27,7 +27,7 @@ def drawn(tmp_path):
     folder, run = tmp_path / "results", tmp_path / "run"
     write_csv(folder / "metrics.csv", TABLE)
     write_tensors(run / "shown.safetensors", {"x": torch.arange(3.0)}, {"seconds": 1.0})
-    parameters = {"5_figures": {"bootstrap": 200}}
+    parameters = {"5_figures": {"threads": 1}}
     write_json(folder / "provenance.json", {"notebooks": {"5_figures": {"parameters": parameters["5_figures"]}}})
     part = TABLE[TABLE.final & (TABLE.group == "main")]
     record = {
@@ -92,7 +92,7 @@ def test_a_figure_is_stale_when_what_it_shows_has_changed(drawn, capsys):
     write_csv(folder / "metrics.csv", TABLE.drop(columns="steps"))
     assert provenance.stale(png) == ["metrics.csv"]
     write_csv(folder / "metrics.csv", TABLE)
-    write_json(folder / "provenance.json", {"notebooks": {"5_figures": {"parameters": {"bootstrap": 300}}}})
+    write_json(folder / "provenance.json", {"notebooks": {"5_figures": {"parameters": {"threads": 2}}}})
     shown = folder.parent / "run/shown.safetensors"
     write_tensors(shown, {"x": torch.arange(3.0)}, {"seconds": 2.0})  # the same numbers
     assert provenance.stale(png) == ["provenance.json"]

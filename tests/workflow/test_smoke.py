@@ -163,7 +163,6 @@ def test_a_second_run_does_nothing(gmm):
     [
         (("groups", "heun", "seeds"), [0, 1], ["distill:heun", "ode_error", "sample_quality", "figures"]),
         (("ode_error", "start_times"), 2, ["ode_error", "figures"]),
-        (("figures", "bootstrap"), 300, ["figures"]),
     ],
 )
 def test_a_changed_parameter_reruns_only_what_depends_on_it(gmm, path, value, expected):
@@ -263,7 +262,6 @@ def test_the_regimes(gmm):
     (folder / "run/results").symlink_to(folder / "results")
     study = {k: v for k, v in config.items() if not k.endswith("_dir")}
     values = {"run_dir": str(folder), "results_dir": str(folder / "regimes"), "studies": {"run": study}}
-    values["figures"] = {"bootstrap": 100}
     path = folder / "regimes.yaml"
     path.write_text(yaml.safe_dump(values))
     run = [sys.executable, ROOT / "workflow/study.py", path, "-j"]
