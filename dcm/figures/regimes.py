@@ -1,4 +1,4 @@
-"""Figures of regimes: effects, trainings, slopes."""
+"""Figures of regimes: effects, trainings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from dcm.analysis.measured import METHODS
 from dcm.analysis.regimes import FURTHER, REGIME, SETTING_OF_RUN
 from dcm.analysis.runs import Run
-from dcm.analysis.slopes import Slopes
 from dcm.figures import style
 
 
@@ -111,28 +110,3 @@ def onset(claims: pd.DataFrame, runs: Sequence[Run]) -> Figure:
         style.scale(ax, "y", part.value)
         ax.set(title=_named(run, group), xlabel="updates", ylabel="Direct CM / CM")
     return style.key(figure, ncols=2)
-
-
-def simpson(parts: dict[str, tuple[pd.DataFrame, str, Slopes]], by: Sequence[str]) -> Figure:
-    """ODE error against quality, every student: the slope over all of them, and the slopes within settings.
-
-    `parts` maps a name to (students with columns x, y, in logarithms; what y is called; slopes); `by` are the columns of a setting.
-    """
-    figure, axes = style.panels(len(parts), 3.2)
-    for ax, (name, (rows, label, found)) in zip(axes, parts.items()):
-        shown = rows.assign(x=np.exp(rows.x), y=np.exp(rows.y))
-        style.students(ax, shown, "x", "y")
-        for _, group in rows.groupby(list(by)):
-            ends = np.array([group.x.min(), group.x.max()])
-            if len(group) >= 3 and group.x.std() > 0:
-                fit = np.polyval(np.polyfit(group.x, group.y, 1), ends)
-                ax.plot(np.exp(ends), np.exp(fit), color="#555555", lw=0.8, alpha=0.7, zorder=2)
-        ax.plot([], [], color="#555555", lw=0.8, label="slope within one setting")
-        ends = np.array([rows.x.min(), rows.x.max()])
-        pooled = rows.y.mean() + found.pooled.value * (ends - rows.x.mean())
-        ax.plot(np.exp(ends), np.exp(pooled), "--", color="black", lw=1.8, zorder=4, label="slope over all students")
-        style.scale(ax, "y", shown.y)
-        ax.set_ylabel("distance of samples")
-        over, within = (f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]" for e in (found.pooled, found.within))
-        ax.set_title(f"{style.wrapped(f'{name}: {label}')}\nslope over all {over},\nwithin settings {within}")
-    return style.key(figure)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-from dcm.analysis import tables
 from dcm.analysis.compare import interval
 from dcm.analysis.regimes import FURTHER, REGIME
-from dcm.analysis.slopes import Slopes
-from dcm.report.page import markdown
 from dcm.report.regimes import Regimes
-from dcm.report.sentences import agreed, bullets, counted
+from dcm.report.sentences import agreed, counted
 
 
 def _names(regimes: pd.DataFrame) -> str:
@@ -66,54 +63,19 @@ def where_c2_holds(found: Regimes) -> list[str]:
     return lines
 
 
-def do_measures_agree(found: Regimes) -> list[str]:
-    """Of the regimes that support C2 by the primary metric, what the other measures say."""
-    lines = []
-    for family in found.families:
-        held = _supported_by_all(found.primary("teacher", family))[REGIME]
-        others = found.claims[(found.claims.claim == "C2") & (found.claims.metric != found.of(family)[0].primary)]
-        clash = others[others.verdict == "contradicted"].merge(held, on=REGIME).groupby(REGIME).ngroups
-        lines.append(
-            f"Of the {len(held)} regimes of {family} that support C2 by the distance to the teacher's samples, {clash} are "
-            "contradicted by at least one other measure."
-        )
-    return lines
-
-
 def while_training(found: Regimes) -> list[str]:
-    """The effect of C2 along each training, and whether the CM had stopped improving."""
+    """By training, whether the CM had stopped improving."""
     lines = []
     for run in found.runs:
-        own = found.claims[found.claims.curve & (found.claims.role == "teacher") & (found.claims.run == run.name)]
-        for group, part in own.groupby("group"):
-            each = "; ".join(f"{u}: {v:.3g} ({said})" for u, v, said in part[["update", "value", "verdict"]].values)
-            cm = run.rows[run.rows.curve & (run.rows.group == group) & (run.rows.method == "CM")]
-            before, last = cm.groupby("update")[run.primary].mean().iloc[-2:]
+        for group, cm in run.rows[run.rows.curve & (run.rows.method == "CM")].groupby("group"):
+            before, last = cm.groupby("update")[["ode_error", run.primary]].mean().iloc[-2:].to_numpy()
+            error, distance = last / before - 1
             lines.append(
-                f"**{run.name}, {group}.** Ratio Direct CM / CM of the distance to the teacher's samples by updates: {each}. "
-                f"Over the last interval between snapshots the CM's own distance changed by {last / before - 1:+.0%}."
+                f"**{run.name}, {group}.** Over the last interval between snapshots the CM's own ODE error changed by "
+                f"{error:+.0%}, its distance to the teacher's samples by {distance:+.0%}."
             )
     none = "No training of these runs has a constant learning rate and snapshots, so there is no curve to show."
     return lines or [none]
-
-
-def paradox(found: Slopes) -> str:
-    """Whether the slope over all points and that within groups have opposite signs."""
-    if found.pooled.low > 0 and found.within.high < 0:
-        return "The sign turns around: Simpson's paradox."
-    if found.pooled.low > 0 and found.within.low > 0:
-        return "The sign is the same within settings as over all."
-    return "The intervals do not settle whether the sign turns around."
-
-
-def pooled_and_within(found: Regimes) -> list[str]:
-    """Pooled and within-setting slopes, and whether they turn around."""
-    return [
-        f"**{family}.** Over all {len(rows)} students the slope is {interval(s.pooled)}; within settings the common slope is "
-        f"{interval(s.within)}. In {int((s.by_group.slope < 0).sum())} of {len(s.by_group)} settings a lower ODE error goes "
-        f"with worse samples. {paradox(s)}"
-        for family, (rows, _, s) in found.slopes.items()
-    ]
 
 
 def main_verdicts(found: Regimes) -> list[str]:
@@ -136,11 +98,3 @@ def takeaway(found: Regimes) -> str:
         f"{(teacher.verdict == 'supported').sum()} by the distance to the teacher's samples; C1, and C2 by both distances, in "
         f"{len(both)}{most}."
     )
-
-
-def summary(found: Regimes, minutes: float) -> str:
-    """What the documentation quotes: the counts and the extremes."""
-    spent = f"Wall time of all notebooks behind it, one after the other: {minutes:.0f} minutes."
-    lines = [*where_c2_holds(found), spent]
-    counts = tables.regime_counts(found.claims, found.runs)
-    return f"{bullets(lines)}\n\n{markdown(counts)}\n"

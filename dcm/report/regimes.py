@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 
-import numpy as np
 import pandas as pd
 
 from dcm.analysis import runs
 from dcm.analysis.compare import INTERVALS
-from dcm.analysis.regimes import REGIME
 from dcm.analysis.runs import Run
-from dcm.analysis.slopes import Slopes, slopes
 from dcm.report.page import Page
 from dcm.report.sentences import span
 from dcm.support.errors import InputError
@@ -60,9 +56,9 @@ class Regimes:
         updates = [g.updates for r in self.runs for g in r.groups.values()]
         return f"{span(self.claims.seeds)} seeds, {span(updates)} updates; {INTERVALS}."
 
-    def primary(self, which: str, family: str | None = None) -> pd.DataFrame:
+    def primary(self, which: str) -> pd.DataFrame:
         """Claims by the primary metric (``teacher``), its sibling (``data``), or the ODE error (``ode``)."""
-        return self.claims[(self.claims.role == which) & (self.claims.family == (family or self.claims.family))]
+        return self.claims[self.claims.role == which]
 
     def page(self, folder: str, own: dict) -> Page:
         """A page in `folder` with the rows and the verdicts, which figures are drawn from; `own` is this notebook's record."""
@@ -72,15 +68,3 @@ class Regimes:
         page.csv("verdicts", self.claims)
         write_json(page.folder / "studies.json", {run.name: asdict(run.facts) for run in self.runs})
         return page
-
-    @cached_property
-    def slopes(self) -> dict[str, tuple[pd.DataFrame, str, Slopes]]:
-        """By study: its students (x, y: logarithms of ODE error and primary metric), that metric's label, and slopes."""
-        out = {}
-        for family in self.families:
-            facts = self.of(family)[0].facts
-            rows = self.rows[(self.rows.family == family) & (self.rows.steps == 1)]
-            rows = rows.assign(x=np.log(rows.ode_error), y=np.log(rows[facts.primary]))
-            rows = rows[np.isfinite(rows.x) & np.isfinite(rows.y)]
-            out[family] = (rows, facts.metrics[facts.primary].label, slopes(rows, "x", "y", REGIME))
-        return out

@@ -124,7 +124,7 @@ def test_the_figures_of_all_regimes_are_complete_and_not_stale():
     whole = RESULTS / "regimes_all"
     figures, families = sorted(whole.glob("*.png")), set(pd.read_csv(whole / "verdicts.csv").family)
     shown = [path for name in SOURCES for path in (RESULTS / name).glob("samples_*.safetensors")]
-    assert shown and len(figures) == 2 + 2 * len(families) + len(shown)
+    assert shown and len(figures) == 1 + 2 * len(families) + len(shown)
     assert [path for path in figures if provenance.stale(path)] == []
 
 

@@ -273,7 +273,7 @@ def test_the_regimes(gmm):
     again = subprocess.run([*map(str, run), "1", "-n"], cwd=folder, capture_output=True, text=True, env=ENVIRONMENT)
     assert "Nothing to be done" in again.stdout + again.stderr
     results = folder / "regimes"
-    figures = "effects_gmm onset training_gmm simpson"
+    figures = "effects_gmm onset training_gmm"
     for name in figures.split():
         for kind in ("png", "pdf"):
             assert (results / f"{name}.{kind}").stat().st_size > 5000 and stale(results / f"{name}.{kind}") == []
