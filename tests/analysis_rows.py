@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
-from dcm.analysis import regimes, runs
+from dcm.analysis import runs
 from dcm.analysis.measured import with_final
 from dcm.metrics.mixture import MixtureQuality
 from dcm.parameters.check import validate
@@ -37,5 +37,5 @@ def run_of(rows: pd.DataFrame, **parameters) -> runs.Run:
     make = lambda name: validate(DistillParameters, usual | {"group_name": name} | parameters.get(name, {}))
     groups = {name: make(name) for name in rows.group.unique()}
     constant = [name for name, p in groups.items() if p.lr_decay == "constant"]
-    rows = regimes.as_regimes(with_final(rows), constant, "one")
+    rows = runs.as_regimes(with_final(rows), constant, "one")
     return runs.Run("one", Path("x"), runs.Facts.of(study), rows, groups, {})

@@ -101,7 +101,7 @@ def verdicts(rows: pd.DataFrame, metrics: dict[str, Metric], by: Sequence[str] =
     differences Direct CM - CM. ``p`` is adjusted within :data:`FAMILIES`; ``encoders`` is the :func:`agreement` of the
     row's family, where that has several encoders.
     """
-    out, effects, signs = [], [], []
+    out, found = [], []
     judged = [("C1", "ode_error", ODE_ERROR), *(("C2", k, m) for k, m in metrics.items() if m.judged and k in rows)]
     for setting, part in rows.groupby(list(by), sort=True):
         for claim, name, metric in judged:
@@ -111,16 +111,15 @@ def verdicts(rows: pd.DataFrame, metrics: dict[str, Metric], by: Sequence[str] =
             cm, direct = pairs.to_numpy(float).T
             e = paired_t(np.log(direct / cm) if metric.ratio else direct - cm)
             kind, f = ("ratio", np.exp) if metric.ratio else ("difference", float)
-            line = dict(claim=claim, metric=name, effect=kind, value=f(e.value), low=f(e.low), high=f(e.high))
-            out.append(dict(zip(by, setting)) | line | dict(p=e.p, seeds=e.n))
-            effects.append(e)
-            signs.append(1 if (claim == "C2") == metric.lower_is_better else -1)
+            line = dict(claim=claim, metric=name, effect=kind, value=f(e.value), low=f(e.low), high=f(e.high), p=e.p)
+            out.append(dict(zip(by, setting)) | line | dict(seeds=e.n))
+            found.append((e, 1 if (claim == "C2") == metric.lower_is_better else -1))
     if not out:
         return pd.DataFrame()
     table = pd.DataFrame(out)
     family = table.metric.map({name: f for f, names in FAMILIES.items() for name in names}).fillna(table.metric)
     table["p"] = table.groupby([*by, family]).p.transform(lambda p: holm(p.to_numpy()))
-    table["verdict"] = [verdict(replace(e, p=p), sign) for e, p, sign in zip(effects, table.p, signs)]
+    table["verdict"] = [verdict(replace(e, p=p), sign) for (e, sign), p in zip(found, table.p)]
     said = table.groupby([*by, family]).verdict
     return table.assign(encoders=said.transform(agreement).where(said.transform("size") > 1, ""))
 

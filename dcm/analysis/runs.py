@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,8 +11,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from dcm.analysis import compare
-from dcm.analysis.measured import measured, with_columns, with_final
-from dcm.analysis.regimes import DATA_METRIC, REGIME, as_regimes
+from dcm.analysis.measured import SETTING, measured, with_columns, with_final
 from dcm.metrics.metric import Metric
 from dcm.parameters.check import validate
 from dcm.parameters.kinds import Name, StudyName
@@ -23,6 +23,11 @@ from dcm.support.errors import InputError, why
 from dcm.support.files import project_path, read_json, read_tensors
 from dcm.training.saved import load_group
 
+SETTING_OF_RUN = ["run", *SETTING]
+REGIME = [*SETTING_OF_RUN, "update", "steps"]
+DATA_METRIC = {"swd_teacher": "swd_data", "fd_teacher": "fd_real"}  # the primary metric's sibling: against data
+# The same two, by further encoders.
+FURTHER = {f"fd_{name}": f"fd_{name}_real" for name in ("classifier", "pixels", "self")} | {"fid_teacher": "fid_real"}
 NAMES = {  # of what regimes differ in
     "solver": lambda v: SOLVER_NAMES[v], "intervals": "N = {}".format, "guidance": "w = {:g}".format,
     "loss": lambda v: {"huber": "pseudo-Huber", "l2": "L2"}[v], "lora_rank": "LoRA rank {}".format, "width": "width {}".format,
@@ -64,7 +69,7 @@ class Run:
 
     Attributes
     ----------
-    name : of the folder. rows : every measured student in a regime, see :func:`dcm.analysis.regimes.as_regimes`.
+    name : of the folder. rows : every measured student in a regime, see :func:`as_regimes`.
     groups : notebook 2's parameters by group. records : what the notebooks noted of themselves.
     shown : of images, samples (B, C, H, W) of teacher and main group from the same noise, by label.
     """
@@ -115,6 +120,19 @@ class Run:
             main=lambda t: (t[list(at)] == pd.Series(at)).all(axis=1),
             role=lambda t: t.metric.map(role).fillna(""),
         )
+
+
+def as_regimes(rows: pd.DataFrame, constant: Sequence[str], run: str) -> pd.DataFrame:
+    """Those of a run's measured rows that are regimes, with columns ``run`` and ``curve``.
+
+    They are the ends of trainings; the ends sampled in several steps, without an ODE error, since fresh noise leads them
+    off the solution they would be compared with; and, in one step, the snapshots of groups whose learning rate is
+    `constant`. ``curve`` marks those and their end: the points of one curve.
+    """
+    several = rows.groupby("group")["update"].transform("nunique") > 1
+    rows = rows.assign(run=run, curve=(rows.steps == 1) & rows.group.isin(constant) & several)
+    rows = rows[rows.final | rows.curve]
+    return rows.assign(ode_error=rows.ode_error.where(rows.steps == 1))
 
 
 def samples_file(run: str) -> str:

@@ -10,8 +10,7 @@ import pandas as pd
 
 from dcm.analysis.compare import ODE_ERROR, VERDICTS, interval
 from dcm.analysis.measured import METHODS, final_one_step
-from dcm.analysis.regimes import REGIME
-from dcm.analysis.runs import Run
+from dcm.analysis.runs import REGIME, Run
 from dcm.horizon import method_name
 from dcm.metrics.metric import Metric
 from dcm.solvers import SOLVER_NAMES

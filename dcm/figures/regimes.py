@@ -11,8 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dcm.analysis.measured import METHODS
-from dcm.analysis.regimes import FURTHER, REGIME, SETTING_OF_RUN
-from dcm.analysis.runs import Run
+from dcm.analysis.runs import FURTHER, REGIME, SETTING_OF_RUN, Run
 from dcm.figures import style
 
 
@@ -60,11 +59,6 @@ def effects(claims: pd.DataFrame, runs: Sequence[Run]) -> Figure:
     return style.key(figure, ncols=3)
 
 
-def _named(run: Run, group: str) -> str:
-    """A training's name, for titles."""
-    return f"{run.name}, learning rate {run.groups[group].lr:g}"
-
-
 def training(runs: Sequence[Run]) -> Figure:
     """ODE error, distance to the teacher's samples and to data against updates, of trainings at a constant rate."""
     parts = [(r, group, p) for r in runs for group, p in r.rows[r.rows.curve].groupby("group")]
@@ -78,7 +72,7 @@ def training(runs: Sequence[Run]) -> Figure:
         style.measured(right, run.metrics[run.primary], part[[run.primary, run.against_data]].stack())
         for ax in (left, right):
             style.scale(ax, "x", part["update"])
-            ax.set(title=_named(run, group), xlabel="updates")
+            ax.set(title=f"{run.name}, learning rate {run.groups[group].lr:g}", xlabel="updates")
     return style.key(figure)
 
 
@@ -108,5 +102,5 @@ def onset(claims: pd.DataFrame, runs: Sequence[Run]) -> Figure:
         ax.axhline(1, color="#555555", lw=0.8)
         style.scale(ax, "x", part["update"])
         style.scale(ax, "y", part.value)
-        ax.set(title=_named(run, group), xlabel="updates", ylabel="Direct CM / CM")
+        ax.set(title=f"{run.name}, learning rate {run.groups[group].lr:g}", xlabel="updates", ylabel="Direct CM / CM")
     return style.key(figure, ncols=2)

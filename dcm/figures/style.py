@@ -22,7 +22,6 @@ COLOURS = {"CM": "#D55E00", "Direct CM": "#0072B2", "teacher": "#444444", BETWEE
 MARKERS = {"CM": "o", "Direct CM": "s", "teacher": "D", BETWEEN: "P", "total": "^"}
 CLASS_COLOURS = "#0072B2 #E69F00 #009E73 #CC79A7 #56B4E9 #D55E00 #999999 #F0E442 #000000 #882255".split()
 VERDICTS = {"supported": ("#1B7837", "^"), "inconclusive": ("#888888", "o"), "contradicted": ("#762A83", "v")}
-FAMILIES = {"gmm": "#009E73", "digits": "#CC79A7", "cifar10": "#E69F00", "sdxl": "#56B4E9"}
 ODE_ERROR = Metric("ODE error [mean squared]", ratio=True)
 WIDTH = 7.0  # inches, at 200 dots an inch: text of 9 points is 15 pixels high where 1,400 dots are shown as 830
 

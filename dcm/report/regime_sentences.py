@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from dcm.analysis.compare import interval
-from dcm.analysis.regimes import FURTHER, REGIME
+from dcm.analysis.runs import FURTHER, REGIME
 from dcm.report.regimes import Regimes
 from dcm.report.sentences import agreed, counted
 
@@ -74,8 +74,7 @@ def while_training(found: Regimes) -> list[str]:
                 f"**{run.name}, {group}.** Over the last interval between snapshots the CM's own ODE error changed by "
                 f"{error:+.0%}, its distance to the teacher's samples by {distance:+.0%}."
             )
-    none = "No training of these runs has a constant learning rate and snapshots, so there is no curve to show."
-    return lines or [none]
+    return lines or ["No training of these runs has a constant learning rate and snapshots."]
 
 
 def main_verdicts(found: Regimes) -> list[str]:
@@ -89,7 +88,7 @@ def main_verdicts(found: Regimes) -> list[str]:
 
 def takeaway(found: Regimes) -> str:
     """When better ODE solutions give worse samples, in the numbers of these runs."""
-    c1, teacher, data = (found.primary(which) for which in ("ode", "teacher", "data"))
+    c1, teacher, data = (found.claims[found.claims.role == which] for which in ("ode", "teacher", "data"))
     both = _supported_by_all(teacher, c1, data)
     by_study = ", ".join(f"{n} of {family}" for family, n in both.family.value_counts(sort=False).items())
     most = f" ({by_study}), most of all {_said(both.loc[both.value.idxmax()])}" if len(both) else ""

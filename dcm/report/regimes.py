@@ -56,10 +56,6 @@ class Regimes:
         updates = [g.updates for r in self.runs for g in r.groups.values()]
         return f"{span(self.claims.seeds)} seeds, {span(updates)} updates; {INTERVALS}."
 
-    def primary(self, which: str) -> pd.DataFrame:
-        """Claims by the primary metric (``teacher``), its sibling (``data``), or the ODE error (``ode``)."""
-        return self.claims[self.claims.role == which]
-
     def page(self, folder: str, own: dict) -> Page:
         """A page in `folder` with the rows and the verdicts, which figures are drawn from; `own` is this notebook's record."""
         records = {f"{run.name}/{name}": record for run in self.runs for name, record in run.records.items()}

@@ -73,19 +73,15 @@ def verdict_lines(main: pd.DataFrame, metrics: dict[str, Metric], numbers: bool 
     return lines
 
 
-def tally(claims: pd.DataFrame, metrics: dict[str, Metric], primary: str) -> list[str]:
+def tally(claims: pd.DataFrame, primary: str) -> list[str]:
     """How often each verdict fell over all settings, C2 by the `primary` metric."""
-    lines, metrics = [], tables.with_ode_error(metrics)
+    lines = []
     for claim, name in (("C1", "ode_error"), ("C2", primary)):
         part = claims[(claims.claim == claim) & (claims.metric == name)]
-        few, enough = part[part.seeds < MIN_SEEDS], part[part.seeds >= MIN_SEEDS]
-        lines.append(f"{claim} over {len(enough)} {'setting' if len(enough) == 1 else 'settings'}: {counted(enough)}")
-        if len(few):
-            lower = (few.value < few.effect.map({"ratio": 1, "difference": 0})).sum()
-            of = f"{len(few)} more with too few seeds for an interval"
-            lines[-1] += f"; {metrics[name].label} is lower for the Direct CM in {lower} of {of}"
-        if said := agreed(enough):
-            lines[-1] += f"; over all encoders: {said}"
+        enough = part[part.seeds >= MIN_SEEDS]
+        few = f" ({n} more have too few seeds)" if (n := len(part) - len(enough)) else ""
+        together = f"; over all encoders: {said}" if (said := agreed(enough)) else ""
+        lines.append(f"{claim} over {len(enough)} setting{'s' * (len(enough) != 1)}{few}: {counted(enough)}{together}")
     return lines
 
 
@@ -93,7 +89,7 @@ def takeaway(main: pd.DataFrame, claims: pd.DataFrame, metrics: dict[str, Metric
     """What a study says of the paper's two claims, in its own numbers."""
     of = tables.with_ode_error(metrics)
     said = "; ".join(f"{MEANING[r.claim][r.verdict]} ({measured(r, of[r.metric])})" for r in main.itertuples())
-    return f"**Takeaway.** At the main setting {said}. {'. '.join(tally(claims, metrics, primary))}."
+    return f"**Takeaway.** At the main setting {said}. {'. '.join(tally(claims, primary))}."
 
 
 def notes(
