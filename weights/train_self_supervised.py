@@ -24,8 +24,8 @@ from dcm.support.processes import find_device, ready_device
 
 # Strokes are no objects: neither mirrored nor cut in half.
 DIGITS = Recipe(
-    widths=(32, 64, 128), views=Views(area=0.5, flip=False, rotation=15, jitter=0.8, strength=(0.4, 0.4, 0, 0)),
-    batch=256, lr=0.2, warmup=20, head=256, projection=64, small=0.0,
+    widths=(16, 32, 64), views=Views(area=0.75, flip=False, rotation=10, jitter=0.8, strength=(0.4, 0.4, 0, 0)),
+    batch=256, lr=0.2, warmup=20, momentum=0.95, head=256, projection=64, small=0.0,
 )  # fmt: skip
 
 
@@ -61,7 +61,7 @@ def main() -> None:
     """Train and save; see the top of this file."""
     given = parsed()
     device = find_device(given.device)
-    ready_device(device, torch.get_num_threads() if given.images else 2)  # the sums' order depends on it
+    ready_device(device, torch.get_num_threads() if given.images else 1)  # the sums' order depends on it
     changed = {n: v for n in ("batch", "lr", "small", "warmup", "head") if (v := getattr(given, n)) is not None}
     if given.widths:
         changed["widths"] = tuple(given.widths)
@@ -73,7 +73,7 @@ def main() -> None:
 
     def save(state: State, finished: bool) -> SelfSupervised:
         encoder = state.model.encoder()
-        encoder.accuracy = accuracy(encoder.encode, data, linear=finished)
+        encoder.accuracy = accuracy(encoder.features, data, linear=finished)
         line = {"updates": state.updates, "epochs": round(state.epochs, 1), "seconds": round(state.seconds, 1)}
         about = {"settings": settings, "training": line | {
             "finished": finished, "images": len(data.train), "data": "digits" if given.digits else given.images.name,

@@ -6,12 +6,12 @@ import hashlib
 from collections.abc import Callable
 from functools import cached_property
 
-import numpy as np
+import torch
 from torch import Tensor
 
-from dcm.metrics.distances import NAN, check_scipy, frechet, radial_power
+from dcm.metrics.distances import NAN, FeatureSet, frechet, paired_error, radial_power
 from dcm.metrics.encoders import Encoders
-from dcm.metrics.metric import Metric
+from dcm.metrics.metric import ENCODERS, Metric
 from dcm.support.progress import tqdm
 
 DECODED = 16  # images decoded at once
@@ -25,14 +25,13 @@ class SDXLQuality:
     pictures : latents (B, C, h, w) -> images (B, 3, H, W) in [-1, 1]. captions : of condition 0, 1, ..
     find : gives the :class:`Encoders`, when they are first needed: training does not need them.
 
-    Frechet distances are to the teacher's samples from the same noise, solver, N and w, as in the paper; ``sharpness``
-    as in :mod:`dcm.metrics.images`.
+    Frechet distances are to the teacher's samples from the same noise, solver, N and w, as in the paper; ``paired``,
+    ``paired_inception``, ``paired_dino`` and ``sharpness`` as in :mod:`dcm.metrics.images`.
     """
 
     workers = 1  # sets of samples worth measuring side by side
 
     def __init__(self, pictures, captions: list[str], find: Callable[[], Encoders]):
-        check_scipy()
         self.pictures, self.captions, self._find = pictures, captions, find
         self.metrics = {
             "fid_teacher": Metric("FID to teacher (Inception, mode clean)", ratio=True),
@@ -41,7 +40,10 @@ class SDXLQuality:
             "aesthetic": Metric("LAION aesthetic score", lower_is_better=False),
             "fd_teacher": Metric("Frechet distance to teacher (EfficientNet-Lite0 features)", ratio=True),
             "sharpness": Metric("high-frequency power [teacher = 1]", judged=False),
-        }
+        } | {
+            column: Metric(f"ODE error, {name} features", ratio=True, judged=False)
+            for name, (_, column) in ENCODERS["sdxl"].items()
+        }  # fmt: skip
         self._kept: dict[str, dict] = {}
 
     @cached_property
@@ -65,9 +67,9 @@ class SDXLQuality:
         told = [f"{self.metrics[name].label} is not measured: {why}" for name, why in self.encoders.missing.items()]
         return " ".join(["Quality is measured on decoded images, against the teacher's from the same noise.", *told])
 
-    def _looked_at(self, x: Tensor, condition: Tensor) -> dict[str, np.ndarray]:
-        """Features, scores and mean power spectrum of latents `x`; images are decoded a few at a time, once."""
-        made: dict[str, list] = {}
+    def _looked_at(self, x: Tensor, condition: Tensor) -> dict[str, Tensor]:
+        """Features, scores and power spectra of latents `x`; images are decoded a few at a time, once."""
+        made: dict[str, list[Tensor]] = {}
         starts = range(0, len(x), DECODED)
         for i in tqdm(starts, desc="decode and encode", unit="batch", disable=len(starts) < 4, leave=False):
             images = self.pictures(x[i : i + DECODED])
@@ -75,10 +77,10 @@ class SDXLQuality:
             if self.encoders.clip:
                 asked = [self.captions[c] for c in condition[i : i + DECODED].tolist()]
                 part |= self.encoders.clip.scores(images, asked)
-            part["power"] = np.repeat(radial_power(images).cpu().numpy()[None], len(images), 0)
+            part["power"] = radial_power(images).expand(len(images), -1)
             for name, value in part.items():
                 made.setdefault(name, []).append(value)
-        return {name: np.concatenate(values) for name, values in made.items()}
+        return {name: torch.cat(values) for name, values in made.items()}
 
     def measure(self, x: Tensor, condition: Tensor, teacher_x: Tensor) -> dict[str, float]:
         """All metrics of latents `x` (B, C, h, w) of prompts `condition` (B,), against `teacher_x`; NaN: not measured."""
@@ -90,7 +92,10 @@ class SDXLQuality:
         teacher = self._kept[key]
         own = teacher if x is teacher_x else self._looked_at(x, condition)
         out = dict.fromkeys(self.metrics, NAN)
-        out |= {name: frechet(own[name], teacher[name]) for name in self.encoders.features}
+        for distance, paired in ENCODERS["sdxl"].values():
+            if distance in self.encoders.features:
+                sets = FeatureSet(own[distance]), FeatureSet(teacher[distance])
+                out |= {distance: frechet(*sets), paired: paired_error(*sets)}
         out |= {name: float(own[name].mean()) for name in ("clip_score", "aesthetic") if name in own}
         top = own["power"].shape[1] // 2
         out["sharpness"] = float((own["power"].mean(0)[top:] / teacher["power"].mean(0)[top:]).mean())

@@ -1,92 +1,123 @@
-"""Distances between sets of features, and spectra of images."""
+"""Distances between sets of features, on their device, and spectra of images."""
 
 from __future__ import annotations
 
-import inspect
-import warnings
-from threading import Lock
+from functools import cached_property
 
-import numpy as np
-import scipy.linalg
 import torch
 from torch import Tensor
 
 from dcm.support.errors import InputError
 
 NAN = float("nan")
-# Expected of a product of covariances; set here, not around the call, since threads share the filters.
-warnings.filterwarnings("ignore", "Matrix is singular", scipy.linalg.LinAlgWarning)
-_numpy_draws = Lock()  # of NumPy's global generator
+NEIGHBOURS = 3  # of precision and recall, as Kynkaanniemi et al. have it
+ROWS = 1000  # of a matrix of all pairs that are held at once
 
 
-def frechet(a: np.ndarray, b: np.ndarray) -> float:
-    """Frechet distance between Gaussians fitted to features `a` (n, F) and `b` (m, F), by clean-fid.
+class FeatureSet:
+    """Features `x` (n, F) of one set of samples; what distances need of them is computed once, in float64."""
 
-    Source: Heusel et al. 2017. Its bias falls with n and m: compare values of equal sample sizes only.
+    def __init__(self, x: Tensor):
+        self.x = x.double()
+        self.finite = bool(self.x.isfinite().all())
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """(F,)."""
+        return self.x.mean(0)
+
+    @cached_property
+    def spread(self) -> Tensor:
+        """A (n, F) with A^T A the covariance."""
+        return (self.x - self.mean) / (len(self) - 1) ** 0.5
+
+    @cached_property
+    def covariance(self) -> Tensor:
+        """(F, F)."""
+        return self.spread.T @ self.spread
+
+    @cached_property
+    def root(self) -> Tensor:
+        """The covariance's symmetric root (F, F)."""
+        values, vectors = torch.linalg.eigh(self.covariance)
+        return vectors * values.clamp(min=0).sqrt() @ vectors.T
+
+    @cached_property
+    def radii(self) -> Tensor:
+        """Distance (n,) of each row to its third nearest other row."""
+        return torch.cat([torch.cdist(part, self.x).kthvalue(NEIGHBOURS + 1).values for part in self.x.split(ROWS)])
+
+    def covers(self, x: Tensor) -> float:
+        """Share of the rows of `x` that lie in at least one of the balls of :attr:`radii`."""
+        return float(torch.cat([(torch.cdist(p, self.x) <= self.radii).any(1) for p in x.split(ROWS)]).double().mean())
+
+
+def frechet(a: FeatureSet, b: FeatureSet) -> float:
+    """Squared Frechet distance between Gaussians fitted to `a` (n, F) and `b` (m, F); NaN where that is not possible.
+
+        |mu_a - mu_b|^2 + tr S_a + tr S_b - 2 tr (S_b^1/2 S_a S_b^1/2)^1/2
+
+    Source: Heusel et al. 2017. clean-fid's number to 1e-6 of it, by eigenvalues in place of a general matrix root; of
+    fewer samples than features by the singular values of a matrix as small as they are few, which is the same.
+    Its bias falls with n and m: compare values of equal sample sizes only. The root of `b` is kept for the next call.
     """
-    from cleanfid.fid import fid_from_feats
-
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+    if not (a.finite and b.finite) or min(len(a), len(b)) < 2:
         return NAN
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", scipy.linalg.LinAlgWarning)  # of a singular product of covariances
-        # whose root can have a tiny imaginary or negative rest
-        return max(0.0, float(np.real(fid_from_feats(a, b))))
+    if max(len(a), len(b)) <= a.x.shape[1]:
+        cross = torch.linalg.svdvals(a.spread @ b.spread.T).sum()
+    else:
+        cross = torch.linalg.eigvalsh(b.root @ a.covariance @ b.root).clamp(min=0).sqrt().sum()
+    traces = a.spread.square().sum() + b.spread.square().sum()
+    return max(0.0, float((a.mean - b.mean).square().sum() + traces - 2 * cross))
 
 
-def check_scipy() -> None:
-    """Raise :class:`InputError` where clean-fid would fail, hours later, at its first Frechet distance."""
-    if "disp" not in inspect.signature(scipy.linalg.sqrtm).parameters:
-        raise InputError(
-            f"clean-fid cannot compute Frechet distances with SciPy {scipy.__version__}; allowed: versions below 1.18."
-        )
+def paired_error(a: FeatureSet, b: FeatureSet) -> float:
+    """Mean squared distance between features of samples and of those from the same noise, both (n, F), in their order.
 
-
-def kernel_distance(a: np.ndarray, b: np.ndarray, subsets: int = 50, subset: int = 500) -> float:
-    """Kernel distance (KID, cubic kernel) between features `a` (n, F) and `b` (m, F), by clean-fid.
-
-    Unbiased in n and m (Binkowski et al. 2018). clean-fid draws its subsets from NumPy's global generator, which is
-    set for the call and restored after it.
+    Never below the squared 2-Wasserstein distance, nor this, but for a share of 1 / n, below :func:`frechet`.
     """
-    from cleanfid.fid import kernel_distance as cleanfid_kernel_distance
+    return float((a.x - b.x).square().sum(1).mean())
 
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+
+def kernel_distance(a: FeatureSet, b: FeatureSet) -> float:
+    """Kernel distance (KID: squared MMD with the kernel (x.y / F + 1)^3) between `a` and `b`, both (n, F).
+
+    Over all pairs i != j, which is unbiased (Binkowski et al. 2018) also where row i of both comes from one noise. NaN
+    where one is not finite.
+    """
+    if not (a.finite and b.finite):
         return NAN
-    if max(len(a), len(b)) <= subset:
-        subsets = 1  # every subset would be the whole set
-    with _numpy_draws:
-        state = np.random.get_state()
-        np.random.seed(0)
-        try:
-            return cleanfid_kernel_distance(a, b, num_subsets=subsets, max_subset_size=subset)
-        finally:
-            np.random.set_state(state)
+    n, features = a.x.shape
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        k = x @ y.T / features + 1
+        return k * k * k
+
+    total = 0.0
+    for i in range(0, n, ROWS):
+        x, y = a.x[i : i + ROWS], b.x[i : i + ROWS]
+        k = kernel(x, a.x) + kernel(y, b.x) - kernel(x, b.x) - kernel(y, a.x)
+        total += float(k.sum() - k.diagonal(i).sum())
+    return total / (n * (n - 1))
 
 
-def _radii(x: Tensor, k: int) -> Tensor:
-    """Distance (n,) of each row of `x` (n, F) to its k-th nearest other row."""
-    return torch.cat([torch.cdist(part, x).kthvalue(k + 1).values for part in x.split(1000)])
+def precision_recall(a: FeatureSet, reference: FeatureSet) -> tuple[float, float]:
+    """Improved precision and recall of features `a` (n, F) against `reference` (m, F).
 
-
-def _covered(x: Tensor, of: Tensor, radii: Tensor) -> float:
-    """Share of the rows of `x` that lie in at least one ball around the rows `of`."""
-    return float(torch.cat([(torch.cdist(p, of) <= radii).any(1) for p in x.split(1000)]).double().mean())
-
-
-def precision_recall(x: np.ndarray, reference: np.ndarray, k: int = 3) -> tuple[float, float]:
-    """Improved precision and recall of features `x` (n, F) against `reference` (m, F).
-
-    Precision: share of x within the reference's k-nearest-neighbour manifold; recall: the reverse.
-    Source: Kynkaanniemi et al. 2019, eq. 1 and 2, k = 3. Raises :class:`InputError` for k + 1 samples or fewer.
+    Precision: share of `a` within the reference's manifold of third-nearest neighbours; recall: the reverse.
+    Source: Kynkaanniemi et al. 2019, eq. 1 and 2. Raises :class:`InputError` for fewer than 5 samples.
     """
-    if min(len(x), len(reference)) < k + 2:
+    if min(len(a), len(reference)) < NEIGHBOURS + 2:
         raise InputError(
-            f"precision and recall need at least {k + 2} samples on both sides; there are {len(x)} and {len(reference)}."
+            f"precision and recall need at least {NEIGHBOURS + 2} samples on both sides; there are {len(a)} and "
+            f"{len(reference)}."
         )
-    a, b = torch.from_numpy(x), torch.from_numpy(reference)
-    if not a.isfinite().all():
+    if not a.finite:
         return 0.0, 0.0  # a sample that is not a number lies on no manifold
-    return _covered(a, b, _radii(b, k)), _covered(b, a, _radii(a, k))
+    return reference.covers(a.x), a.covers(reference.x)
 
 
 def radial_power(x: Tensor) -> Tensor:

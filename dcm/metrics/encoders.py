@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -107,13 +106,13 @@ class ClipScores(TransformerImages):
         return nn.functional.normalize(self.network.visual_projection(hidden), dim=-1)
 
     @torch.no_grad()
-    def scores(self, x: Tensor, captions: list[str]) -> dict[str, np.ndarray]:
+    def scores(self, x: Tensor, captions: list[str]) -> dict[str, Tensor]:
         """``clip_score`` and, with a head, ``aesthetic``: float64 (B,) of images (B, 3, H, W) in [-1, 1]."""
         image = self._image(x)
         out = {"clip_score": (image * self._text(captions)).sum(-1)}
         if self.head:
             out["aesthetic"] = self.head(image)
-        return {name: v.double().cpu().numpy() for name, v in out.items()}
+        return {name: v.double() for name, v in out.items()}
 
 
 @dataclass

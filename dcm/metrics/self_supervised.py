@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -52,13 +51,9 @@ class SelfSupervised(nn.Module):
         self.network = resnet(channels, widths)
 
     @torch.no_grad()
-    def encode(self, x: Tensor) -> Tensor:
-        """Features (B, F), float32 on the network's device."""
-        return torch.cat([self.network(part) for part in x.to(next(self.parameters()).device).split(1000)])
-
-    def features(self, x: Tensor) -> np.ndarray:
+    def features(self, x: Tensor) -> Tensor:
         """float64 (B, F)."""
-        return self.encode(x).double().cpu().numpy()
+        return torch.cat([self.network(part) for part in x.to(next(self.parameters()).device).split(1000)]).double()
 
     def save(self, folder: Path, about: dict) -> None:
         """Write float16 weights and ``config.json``: architecture, accuracies, SHA-256, and `about`."""

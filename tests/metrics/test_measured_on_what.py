@@ -1,10 +1,9 @@
 """Each metric is measured on the samples it is about, not on those beside them."""
 
-import numpy as np
 import pytest
 import torch
 
-from dcm.metrics.distances import precision_recall
+from dcm.metrics.distances import FeatureSet, precision_recall
 from dcm.metrics.images import ImageQuality
 from dcm.metrics.metric import ode_error
 
@@ -12,10 +11,10 @@ from dcm.metrics.metric import ode_error
 class Brightness:
     """In place of a classifier: class 1 is a bright image, class 0 a dark one; features are three means."""
 
-    name, accuracy, hidden = "brightness", 1.0, 3
+    name, accuracy = "brightness", 1.0
 
     def features(self, x):
-        return torch.stack([x.mean((1, 2, 3)), x[..., :4].mean((1, 2, 3)), x[..., :4, :].mean((1, 2, 3))], 1).double().numpy()
+        return torch.stack([x.mean((1, 2, 3)), x[..., :4].mean((1, 2, 3)), x[..., :4, :].mean((1, 2, 3))], 1).double()
 
     def classify(self, x):
         return (x.mean((1, 2, 3)) > 0).long()
@@ -69,9 +68,9 @@ def test_precision_is_the_samples_share_and_recall_the_teachers():
 
 def test_the_manifold_reaches_to_the_third_neighbour():
     """Points on a line, one apart: the last one's ball has a radius of 3."""
-    line = np.arange(10.0)[:, None]
+    line = FeatureSet(torch.arange(10.0)[:, None])
     for beyond, precision in ((2.9, 1.0), (3.1, 0.0)):
-        assert precision_recall(np.full((5, 1), 9 + beyond), line)[0] == precision
+        assert precision_recall(FeatureSet(torch.full((5, 1), 9 + beyond)), line)[0] == precision
 
 
 def test_ode_error_is_the_mean_square_over_elements():

@@ -37,6 +37,20 @@ def test_quality_of_exact_samples_and_of_lost_modes(teacher):
     assert swapped["nll"] > good["nll"] + 5 and swapped["on_mode"] < 0.1
 
 
+def test_frechet_distance_and_paired_error_under_a_mixture(teacher):
+    """Equal for samples that are all moved alike, and the paired error above it for a student that errs at random."""
+    quality, c = MixtureQuality(teacher), torch.arange(2000) % 4
+    x = teacher.draw_class(generator("cpu", 5, "data"), c)
+    moved = quality.measure(x + torch.tensor([0.3, -0.4]), c, x)
+    assert moved["frechet"] == pytest.approx(0.25, rel=1e-4) == pytest.approx(moved["paired"], rel=1e-4)
+    assert moved["paired"] == pytest.approx(2 * ode_error(x + torch.tensor([0.3, -0.4]), x))
+    again = teacher.draw_class(generator("cpu", 6, "data"), c)
+    found = quality.measure(again, c, x)
+    assert found["frechet"] < 0.01 * found["paired"]
+    few = quality.measure(x[:5], c[:5], x[:5])  # one sample of some classes has no covariance
+    assert np.isnan(few["frechet"]) and few["paired"] == 0
+
+
 def test_equal_budgets_pair_the_direct_cm_with_a_cm_that_spent_as_much():
     """A CM whose error falls by 1 for each factor of e in updates, and costs a fifth of the Direct CM an update."""
     common = dict(group="g", solver="ddim", intervals=10, guidance=2.0, steps=1, final=True)

@@ -9,8 +9,10 @@ from PIL import Image
 
 from dcm.data import images as image_data
 from dcm.horizon import Group, horizon_target
-from dcm.metrics.distances import frechet
+from dcm.metrics.distances import FeatureSet, frechet
 from dcm.metrics.features import Classifier
+from dcm.metrics.metric import ENCODERS
+from dcm.metrics.self_supervised import SelfSupervised, knn_accuracy, linear_accuracy
 from dcm.pairs import Pairs
 from dcm.parameters.check import validate
 from dcm.parameters.notebooks import DistillParameters, TeacherParameters
@@ -25,6 +27,18 @@ from dcm.training.run import train_group
 
 CPU = torch.device("cpu")
 TINY = dict(widths=(16, 16), attention=(False, False), layers=1, head_width=8, groups=8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_encoder(tmp_path_factory):
+    """In place of the shipped one of cifar10: it takes seconds on a CPU."""
+    folder = tmp_path_factory.mktemp("weights")
+    shutil.copytree(image_study.SHIPPED / "digits_encoder", folder / "digits_encoder")
+    torch.manual_seed(0)
+    SelfSupervised(3, (8, 8)).save(folder / "cifar10_encoder", {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(image_study, "SHIPPED", folder)
+        yield folder
 
 
 def parameters(folder, **more):
@@ -191,6 +205,29 @@ def test_digits_classifier_is_the_shipped_one(digits, tmp_path, monkeypatch):
         image_preparation.make_classifier("digits", image_data.digits(), tmp_path / "b.safetensors")
 
 
+@pytest.mark.parametrize("harm", ["missing", "altered"])
+def test_an_encoder_that_is_missing_or_altered_is_refused_before_any_work(harm, digits, tmp_path, monkeypatch, tiny_encoder):
+    shutil.copytree(tiny_encoder, tmp_path / "weights")
+    weights = tmp_path / "weights/digits_encoder/weights.safetensors"
+    raw = weights.read_bytes()
+    weights.unlink() if harm == "missing" else weights.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    monkeypatch.setattr(image_study, "SHIPPED", tmp_path / "weights")
+    message = "encoder is missing: there is no .*weights.safetensors" if harm == "missing" else "is not the file it should be"
+    for work in (lambda: image_preparation.prepare(parameters(tmp_path), tmp_path, CPU), lambda: load_study("digits", digits, CPU)):
+        with pytest.raises(InputError, match=message) as error:
+            work()
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "teacher").exists()
+
+
+def test_the_shipped_encoder_of_digits_is_as_good_as_its_record_says():
+    encoder, data = image_study.load_encoder("digits"), image_data.digits()
+    train, test = (encoder.features(data.images(part)[0]) for part in ("train", "held_out"))
+    sets = train, data.train_labels, test, data.held_out_labels
+    assert knn_accuracy(*sets, k=20) == pytest.approx(encoder.accuracy["kNN, k 20"], abs=0.005) and min(encoder.accuracy.values()) > 0.9
+    assert linear_accuracy(*sets) == pytest.approx(encoder.accuracy["linear"], abs=0.005)
+
+
 def test_cifar_path_on_an_image_folder(tmp_path, monkeypatch):
     """The cifar10 study end to end on a tiny network: train, load, sample, measure on ImageNet features."""
     rng = np.random.default_rng(0)
@@ -213,7 +250,9 @@ def test_cifar_path_on_an_image_folder(tmp_path, monkeypatch):
     assert measured["fd_classifier"] < 1e-3 < measured["fd_classifier_real"] and set(measured) == set(
         study.quality.metrics
     )
-    features = study.quality.classifier.features
+    features = lambda v: FeatureSet(study.quality.classifier.features(v))  # noqa: E731
     real = study.data.images("held_out")[0]
     assert measured["fd_classifier_real"] == pytest.approx(frechet(features(x.clamp(-1, 1)), features(real)))
+    columns = {view.encoder.name: (view.to_teacher, view.paired) for view in study.quality.views}
+    assert columns == {name: ENCODERS["cifar10"][name] for name in columns} and len(columns) == 3  # without Inception
     assert "Not measured: FID and KID on Inception" in study.quality.note

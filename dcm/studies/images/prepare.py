@@ -12,14 +12,13 @@ import torch
 
 from dcm.data.images import ImageSet
 from dcm.metrics.features import train_classifier
-from dcm.studies.images.study import load_images
+from dcm.studies.images.study import SHIPPED, load_encoder, load_images
 from dcm.support.errors import InputError, TrainingError, last_good
-from dcm.support.files import ROOT, read_json, verify, write_json
+from dcm.support.files import read_json, verify, write_json
 from dcm.support.progress import tqdm
 from dcm.teachers.unet import UNetConfig, UNetTeacher
 from dcm.teachers.unet_training import TeacherTraining, train_teacher
 
-SHIPPED = ROOT / "weights"
 # Small enough that the whole digits study runs on two CPU cores in minutes.
 DIGITS_NETWORK: dict[str, Any] = dict(widths=(16, 32), attention=(False, False), layers=1, head_width=16, groups=16)
 DIGITS_UPDATES = 1500
@@ -39,6 +38,7 @@ def prepare(p, run_dir: Path, device: torch.device) -> None:
     An interrupted training goes on from its checkpoint; a finished one is not repeated for the same parameters.
     Raises :class:`InputError`.
     """
+    load_encoder(p.study)  # what measures later must be there before hours of work
     folder, done = run_dir / "teacher", run_dir / "teacher" / "teacher.json"
     identity = {"parameters": p.model_dump(include={"study", "seed", "updates", "batch", "lr", "data"})}
     about = {"source": p.data, "folder": p.data_dir, "download": p.download, "count": p.teacher_images,

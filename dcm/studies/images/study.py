@@ -12,13 +12,15 @@ from dcm.consistency import ConsistencyFunction
 from dcm.data import images as image_data
 from dcm.metrics.features import Classifier, EfficientNetFeatures, InceptionFeatures
 from dcm.metrics.images import ImageQuality
+from dcm.metrics.self_supervised import SelfSupervised
 from dcm.students.lockstep import ModuleStudents, Students
 from dcm.students.networks import VelocityNetwork
 from dcm.studies.base import Study, teacher_record
 from dcm.support.errors import InputError
-from dcm.support.files import fingerprint, project_path
+from dcm.support.files import ROOT, fingerprint, project_path
 from dcm.teachers.unet import UNetTeacher
 
+SHIPPED = ROOT / "weights"
 HELD_OUT = 5000  # images of a folder that are kept from training, for metrics
 
 
@@ -31,6 +33,7 @@ class ImageStudy(Study):
     def __init__(self, name: str, run_dir: Path, device: torch.device):
         about: Any = teacher_record(run_dir, needed_by=name)
         folder = run_dir / "teacher"
+        self_supervised = load_encoder(name).to(device)
         teacher = UNetTeacher.load(folder).to(device)
         if device.type == "cuda":
             teacher.accelerate(compile=False).freeze()
@@ -43,9 +46,9 @@ class ImageStudy(Study):
                 inception = InceptionFeatures(device, download=about["data"]["inception"] == "download")
             except InputError as missing:
                 print(f"FID and KID are not measured: {missing}")
-        real = data.images("held_out")[0]
+        quality = ImageQuality(extractor, classifier, data.images("held_out")[0], self_supervised, inception)
         super().__init__(
-            name, teacher, data, ImageQuality(extractor, classifier, real, inception), ConsistencyFunction(teacher.schedule),
+            name, teacher, data, quality, ConsistencyFunction(teacher.schedule),
             chunk=1024 if device.type == "cuda" else 256, exact=False, teacher_id=fingerprint(folder / "config.json"),
         )  # fmt: skip
 
@@ -78,6 +81,11 @@ class ImageStudy(Study):
         if updates:
             for network in students.networks:
                 network.start_as(self.teacher.unet)
+
+
+def load_encoder(study: str) -> SelfSupervised:
+    """The self-supervised encoder that the repository ships; raises :class:`InputError` for none or an altered one."""
+    return SelfSupervised.load(SHIPPED / f"{study}_encoder")
 
 
 def load_images(about: dict, teacher=None) -> image_data.ImageSet:

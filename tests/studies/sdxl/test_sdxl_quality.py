@@ -31,8 +31,8 @@ def test_quality_of_the_teacher_against_itself_and_what_is_not_measured(study, p
         and "FID to teacher (Inception, mode clean) is not measured" in study.quality.note
     )
     assert study.quality.primary == "fd_teacher"
-    for name in ("fd_teacher", "fd_dino"):
-        assert own[name] < 0.01 * noisy[name]
+    for name, paired in (("fd_teacher", "paired"), ("fd_dino", "paired_dino")):
+        assert own[name] < 0.01 * noisy[name] and own[paired] == 0 and noisy[name] < noisy[paired] * 1.2 + 1e-9
     assert own["sharpness"] == pytest.approx(1) and noisy["sharpness"] != pytest.approx(1, abs=1e-3), noisy["sharpness"]
     assert -1 <= own["clip_score"] <= 1 and math.isfinite(own["aesthetic"])
     nothing = study.quality.measure(solution * math.nan, evaluation.condition, solution)
