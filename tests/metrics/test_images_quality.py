@@ -22,7 +22,6 @@ from dcm.metrics.images import ImageQuality
 from dcm.metrics.metric import ENCODERS
 from dcm.studies.images.study import SHIPPED, load_encoder
 from dcm.support.errors import InputError
-from dcm.support.processes import in_threads
 
 
 def normal(*shape: int, seed: int = 0, scale=1.0, shift=0.0) -> FeatureSet:
