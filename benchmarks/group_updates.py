@@ -22,6 +22,7 @@ from dcm.consistency import ConsistencyFunction
 from dcm.horizon import Batch, Group
 from dcm.pairs import Pairs
 from dcm.students.lockstep import ModuleStudents
+from dcm.support.cuda_graph import Replay
 from dcm.support.processes import find_device, ready_device
 from dcm.training.settings import Settings, make_optimizer
 from dcm.training.update import Update
@@ -74,7 +75,7 @@ def main() -> None:
                     network.compiled = True
             update = Update(students, make_optimizer(students, settings), settings, f)
             began = time.perf_counter()
-            for _ in range(Update.WARM_UP + 1):
+            for _ in range(Replay.WARM_UP + 1):
                 update(batch, settings.lr)
             wait(device)
             warm = time.perf_counter() - began

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, groupby
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,40 +39,27 @@ def resolve_horizon(horizon: int | str | Sequence, intervals: int) -> Horizon:
 
     Raises :class:`InputError` unless every 1 <= h <= N and shares sum to 1, and for ``anneal`` with N = 1.
     """
-
-    def refuse(allowed: str) -> InputError:
-        return InputError(f"horizon = {horizon!r} is not possible with intervals = {intervals}; allowed: {allowed}.")
-
-    if horizon == "anneal":
-        if intervals == 1:
-            raise refuse("'anneal' with intervals from 2 on")
-        halved = [intervals >> k for k in range(intervals.bit_length())]
-        return tuple((1 / len(halved), h) for h in halved)
+    parts: Any = horizon if isinstance(horizon, list | tuple) else [[1, horizon]]
     if isinstance(horizon, str) and ">" in horizon:
-        names = [int(name) if name.isdecimal() else name for name in horizon.split(">")]
-        horizon = [[1 / len(names), name] for name in names]
-    if isinstance(horizon, list | tuple):
-        pairs = [part for part in horizon if isinstance(part, list | tuple) and len(part) == 2]
-        shares = [share for share, _ in pairs if isinstance(share, int | float) and share > 0]
-        if not len(horizon) == len(pairs) == len(shares) or abs(sum(shares) - 1) > 1e-6:
-            raise refuse("parts [share of the updates, horizon] whose shares are above 0 and sum to 1")
-        parts: list[tuple[float, int]] = []
-        for share, name in pairs:
-            h = resolve_horizon(name, intervals) if isinstance(name, int | str) else name
-            if not isinstance(h, int):
-                raise refuse(f"parts that are 'cm', 'direct' or a whole number from 1 to {intervals}")
-            # Neighbours of one horizon are one part, so that a horizon has one spelling.
-            before = parts.pop()[0] if parts and parts[-1][1] == h else 0.0
-            parts.append((before + share, h))
-        return tuple(parts) if len(parts) > 1 else parts[0][1]
-    named: dict[int | str, int] = {"cm": 1, "direct": intervals}
-    h = named.get(horizon, horizon)
-    if not isinstance(h, int) or isinstance(h, bool) or not 1 <= h <= intervals:
-        raise refuse(
-            f"'cm', 'direct', a whole number from 1 to {intervals}, or several one after the other: 'direct>cm', "
-            "'anneal', [[0.25, 'direct'], [0.75, 'cm']]"
+        names = horizon.split(">")
+        parts = [[1 / len(names), int(name) if name.isdecimal() else name] for name in names]
+    elif horizon == "anneal" and intervals > 1:
+        parts = [[1 / intervals.bit_length(), intervals >> k] for k in range(intervals.bit_length())]
+    named, resolved = {"cm": 1, "direct": intervals}, []
+    for part in parts:
+        share, h = part if isinstance(part, list | tuple) and len(part) == 2 else (0, 0)
+        h = named.get(h, h) if isinstance(h, str) else h
+        if type(h) is int and 1 <= h <= intervals and isinstance(share, int | float) and share > 0:
+            resolved.append((share, h))
+    if len(resolved) < len(parts) or abs(sum(share for share, _ in resolved) - 1) > 1e-6:
+        raise InputError(
+            f"horizon = {horizon!r} is not possible with intervals = {intervals}; allowed: 'cm', 'direct', a whole number "
+            f"from 1 to {intervals}, several one after the other ('direct>cm'; 'anneal' from 2 intervals on), or "
+            "[share of the updates, horizon] pairs with shares above 0 that sum to 1."
         )
-    return h
+    # Neighbours of one horizon are one part, so that a horizon has one spelling.
+    merged = [(sum(share for share, _ in run), h) for h, run in groupby(resolved, lambda part: part[1])]
+    return tuple(merged) if len(merged) > 1 else merged[0][1]
 
 
 def horizon_at(horizon: Horizon, update: int, updates: int) -> int:

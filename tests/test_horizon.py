@@ -206,22 +206,20 @@ def test_horizons_by_name():
 
 
 @pytest.mark.parametrize(
-    ("horizon", "allowed"),
+    "horizon",
     [
-        *((bad, "'cm', 'direct', a whole number from 1 to 50") for bad in (0, 51, "mc", True, "cm>mc", [[1, "mc"]])),
-        *(([[share, "cm"], [0.5, "direct"]], "shares are above 0 and sum to 1") for share in (0.4, -0.5, "x")),
-        ([[0.5, "cm", 1], [0.5, "direct"]], "parts .share of the updates, horizon."),
-        ([], "sum to 1"),
-        ([[0.5, "anneal"], [0.5, "cm"]], "parts that are 'cm', 'direct' or a whole number"),
+        *(0, 51, "mc", True, 2.0, "cm>mc", "cm>", "cm>direct>", [], [[1, "mc"]], [[0.5, "cm", 1], [0.5, "direct"]], [0.5, 0.5]),
+        *([[share, "cm"], [0.5, "direct"]] for share in (0.4, -0.5, 0, "x")),
+        [[0.5, "anneal"], [0.5, "cm"]],
     ],
-)
-def test_horizons_that_are_none(horizon, allowed):
-    with pytest.raises(InputError, match=f"is not possible with intervals = 50; allowed: .*{allowed}"):
+)  # fmt: skip
+def test_horizons_that_are_none(horizon):
+    with pytest.raises(InputError, match="is not possible with intervals = 50; allowed: 'cm', 'direct', a whole number"):
         resolve_horizon(horizon, 50)
 
 
 def test_nothing_to_anneal():
-    with pytest.raises(InputError, match="allowed: 'anneal' with intervals from 2 on"):
+    with pytest.raises(InputError, match="'anneal' is not possible with intervals = 1; .* 'anneal' from 2 intervals on"):
         resolve_horizon("anneal", 1)
 
 
@@ -265,7 +263,7 @@ def test_a_switch_changes_the_objective_alone(teacher, f, how):
     single = Group("ddim", 10, (2.0,), (resolve_horizon("direct>cm", 10),), (1,))
     for _ in distill(Pairs(teacher, teacher, single, 32, updates=12, **how), alone, settings, f):
         pass
-    assert torch.allclose(alone.state_dict()["weights.1"][0], at[12][of["direct>cm", 1]][0], atol=2e-4)
+    assert torch.allclose(alone.state_dict()["weights.1"][0], at[12][of["direct>cm", 1]], atol=2e-4)
 
 
 def test_targets_follow_the_horizon(teacher, f):

@@ -124,11 +124,12 @@ def cifar10(folder: str | Path, download: bool = False) -> ImageSet:
     except (RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"CIFAR-10 could not be read from {folder} ({reason}); {HOW_TO_GET}.") from error
-    tensors = []
+    tensors: list[Tensor] = []
     for data in parts:
         order = shuffled(len(data.data))
         tensors += [torch.from_numpy(data.data).permute(0, 3, 1, 2)[order], torch.tensor(data.targets)[order]]
-    return ImageSet(*tensors, classes=tuple(parts[0].classes), flip=True)
+    train, labels, held_out, held_out_labels = tensors
+    return ImageSet(train, labels, held_out, held_out_labels, tuple(parts[0].classes), flip=True)
 
 
 def image_folder(
@@ -192,7 +193,7 @@ def teacher_samples(
     """
     device = next(teacher.parameters()).device
     condition, grid = torch.arange(count) % teacher.num_classes, Grid(intervals, teacher.schedule.T)
-    parts = []
+    parts: list[Tensor] = []
     for c in tqdm(condition.to(device).split(chunk), desc="teacher samples", unit="batch"):
         rows = range(len(parts) * chunk, len(parts) * chunk + len(c))
         x = sample_noise(seed, "teacher", rows, teacher.shape).to(device)
