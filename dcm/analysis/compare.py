@@ -16,7 +16,7 @@ from dcm.metrics.metric import Metric
 VERDICTS = ("supported", "contradicted", "inconclusive")
 ODE_ERROR = Metric("ODE error", ratio=True)
 MIN_SEEDS, CONFIDENCE = 3, 0.95
-INTERVALS = "95 % paired t intervals over seeds, Holm's correction over encoders"  # for captions
+INTERVALS = "95 % paired t intervals over seeds; verdicts with Holm's correction over encoders"  # for captions
 ROUNDING = 1e-6  # metrics are sums in single precision: differences that are this near to each other are equal
 # One question put to several encoders: within a setting, the tests of a line are one family for Holm's correction. Every
 # other measure, and the ODE error, is one test.

@@ -47,7 +47,7 @@ def behind(rows: pd.DataFrame) -> str:
             value = rows[column].iloc[0]
             parts.append(text.format(solvers.SOLVER_NAMES.get(value, value)))
     seeds = rows.groupby([*SETTING, "horizon"]).seed.nunique()
-    band = "; bands are one standard deviation over seeds" if seeds.max() > 1 else ""
+    band = "; bands are one standard deviation" if seeds.max() > 1 else ""
     return f"{', '.join(parts) + '; ' if parts else ''}{span(seeds)} seeds, {rows['update'].max()} updates{band}."
 
 
