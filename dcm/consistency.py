@@ -1,7 +1,5 @@
 """The consistency function and few-step sampling with it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -11,8 +11,6 @@ h = 1 is the consistency model, h = N the Direct CM
 The horizon may change while training: students that go on from the same weights then differ in the objective alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
@@ -86,12 +84,6 @@ def method_name(horizon: Horizon, intervals: int) -> str:
     return ">".join(n if equal else f"{share:g} {n}" for n, (share, _) in zip(names, horizon))
 
 
-def _in_order(horizon: Horizon) -> tuple[int, int]:
-    """Short horizons first, so that those that bootstrap stand side by side at every moment of two-part horizons too."""
-    first = horizon if isinstance(horizon, int) else horizon[0][1]
-    return first, -abs(first - last_horizon(horizon))
-
-
 @dataclass(frozen=True)
 class Member:
     """What tells the students of a group apart."""
@@ -117,8 +109,9 @@ class Group:
 
     @property
     def ordered(self) -> list[Horizon]:
-        """The horizons in the order of the member axis."""
-        return sorted(self.horizons, key=_in_order)
+        """The horizons in the order of the member axis: those that bootstrap at one moment stand side by side."""
+        start = {h: h if isinstance(h, int) else h[0][1] for h in self.horizons}
+        return sorted(self.horizons, key=lambda h: (start[h], -abs(start[h] - last_horizon(h))))
 
     @property
     def members(self) -> list[Member]:
@@ -158,26 +151,15 @@ def distance(prediction: Tensor, target: Tensor, kind: str, c: float = 1e-3) -> 
 
 @dataclass(frozen=True)
 class Batch:
-    """One update's draws for a group: starting points and, for every horizon, where the teacher brought them.
+    """One update's draws for a group: starting points and, for every horizon, where the teacher brought them."""
 
-    Attributes
-    ----------
-    x : (M, B, *shape), x_{t_n}.
-    t : (M, B), integer timesteps t_n.
-    condition : (M, B).
-    x_hat : (M, B, *shape), after min(h, n) solver steps.
-    t_hat : (M, B), the timesteps there; 0 is data.
-    evaluations : teacher evaluations spent on it.
-    bootstrapped : the members, as slices of the member axis, whose horizon may end before data.
-    """
-
-    x: Tensor
-    t: Tensor
-    condition: Tensor
-    x_hat: Tensor
-    t_hat: Tensor
-    evaluations: int
-    bootstrapped: tuple[slice, ...]
+    x: Tensor  # (M, B, *shape), x_{t_n}
+    t: Tensor  # (M, B), integer timesteps t_n
+    condition: Tensor  # (M, B)
+    x_hat: Tensor  # (M, B, *shape), after min(h, n) solver steps
+    t_hat: Tensor  # (M, B), the timesteps there; 0 is data
+    evaluations: int  # of the teacher, spent on it
+    bootstrapped: tuple[slice, ...]  # the members whose horizon may end before data
 
 
 @torch.no_grad()

@@ -3,8 +3,6 @@
 One object, :class:`Pairs`, is all that distillation iterates: update numbers with their :class:`~dcm.horizon.Batch`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, tee

@@ -9,8 +9,6 @@ timesteps `t` (B,) to `s` (B,), below t and at least 0; ``noise(x, t)`` gives ep
 write it and name it in :data:`SOLVERS`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -84,22 +82,13 @@ def get_solver(name: str) -> Solver:
 
 @dataclass(frozen=True)
 class Solution:
-    """What a solve returns.
+    """What a solve returns."""
 
-    Attributes
-    ----------
-    x : (B, *shape), where each sample ended.
-    n : (B,), the grid index it ended at; 0 is data.
-    evaluations : teacher evaluations, summed over samples, solver stages and guidance halves.
-    at : for each k in `save_at`, the samples (B, *shape) after min(k, steps) steps.
-    trajectory : (steps + 1, B, *shape), from start to end, when asked for.
-    """
-
-    x: Tensor
-    n: Tensor
-    evaluations: int
-    at: dict[int, Tensor] = field(default_factory=dict)
-    trajectory: Tensor | None = None
+    x: Tensor  # (B, *shape), where each sample ended
+    n: Tensor  # (B,), the grid index it ended at; 0 is data
+    evaluations: int  # of the teacher, summed over samples, solver stages and guidance halves
+    at: dict[int, Tensor] = field(default_factory=dict)  # for each k in `save_at`, (B, *shape) after min(k, steps) steps
+    trajectory: Tensor | None = None  # (steps + 1, B, *shape), from start to end, when asked for
 
 
 @torch.no_grad()

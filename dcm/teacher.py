@@ -4,8 +4,6 @@ Solvers, distillation, metrics and figures know nothing else of a teacher. To ad
 these members in a file of its own and name it in :func:`dcm.studies.load_teacher`.
 """
 
-from __future__ import annotations
-
 from typing import Protocol, runtime_checkable
 
 import torch
