@@ -79,8 +79,11 @@ MUTANTS = [
     Mutant("dcm/metrics/mixture.py", "< self.near", "< 2 * self.near", MIXTURE),
     Mutant("dcm/metrics/images.py", "self.classifier.classify(x)", "self.classifier.classify(teacher_x)", MEASURED),
     Mutant("dcm/metrics/images.py", "precision_recall(own, teacher)", "precision_recall(teacher, own)", MEASURED),
-    Mutant("dcm/metrics/images.py", "self._features(extractor, real, keep=True)", "teacher", MEASURED),
-    Mutant("dcm/metrics/distances.py", "kthvalue(k + 1)", "kthvalue(k)", MEASURED),
+    Mutant("dcm/metrics/images.py", "frechet(own, self._real[i])", "frechet(own, teacher)", MEASURED),
+    Mutant("dcm/metrics/images.py", "paired_error(own, teacher)", "frechet(own, teacher)", MEASURED),
+    Mutant("dcm/metrics/distances.py", "kthvalue(NEIGHBOURS + 1)", "kthvalue(NEIGHBOURS)", MEASURED),
+    Mutant("dcm/metrics/distances.py", "square().sum(1).mean()", "square().mean()", MEASURED),
+    Mutant("dcm/metrics/distances.py", "float(k.sum() - k.diagonal(i).sum())", "float(k.sum())", MEASURED),
 ]  # fmt: skip
 
 
@@ -93,7 +96,7 @@ def passes(copy: Path, tests: tuple[str, ...], shown: bool = False) -> bool:
             silence = os.open(os.devnull, os.O_WRONLY)
             os.dup2(silence, 1), os.dup2(silence, 2)
         os.chdir(copy)
-        sys.path[:0] = [str(copy), str(copy / "tests"), str(copy / "benchmarks")]
+        sys.path[:0] = [str(copy), str(copy / "tests"), str(copy / "benchmarks"), str(copy / "weights")]
         os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])))
     return os.waitpid(child, 0)[1] == 0
 

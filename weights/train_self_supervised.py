@@ -15,10 +15,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from contrastive import Recipe, State, Views, knn_accuracy, linear_accuracy, train_encoder
 
 from dcm.data.images import ImageSet, digits, image_folder
-from dcm.metrics.contrastive import Recipe, State, Views, train_encoder
-from dcm.metrics.self_supervised import SelfSupervised, knn_accuracy, linear_accuracy
+from dcm.metrics.self_supervised import SelfSupervised
 from dcm.studies.images.study import HELD_OUT
 from dcm.support.processes import find_device, ready_device
 

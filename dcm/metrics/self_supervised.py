@@ -1,4 +1,4 @@
-"""An image encoder that was trained without labels, and how good it is (Stein et al. 2023 recommend such features)."""
+"""An image encoder that was trained without labels, as Stein et al. 2023 recommend; ``weights/`` has its training."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dcm.support.errors import InputError
@@ -86,41 +85,3 @@ class SelfSupervised(nn.Module):
                 f"{folder} holds no self-supervised encoder of this version; restore it from the repository."
             ) from None
         return encoder.eval().requires_grad_(False)
-
-
-def knn_accuracy(
-    train: Tensor, labels: Tensor, test: Tensor, truth: Tensor, k: int = 200, temperature: float = 0.1
-) -> float:
-    """Share of `test` features (m, F) whose class the `k` nearest of `train` (n, F) by cosine tell.
-
-    Each neighbour votes with weight exp(cosine / temperature) (Wu et al. 2018, section 3.4, their k and temperature).
-    """
-    train, test = F.normalize(train.float(), dim=1), F.normalize(test.float(), dim=1)
-    right = []
-    for x, y in zip(test.split(1000), truth.split(1000)):
-        near, index = (x @ train.T).topk(min(k, len(train)))
-        votes = x.new_zeros(len(x), int(labels.max()) + 1).scatter_add_(1, labels[index], (near / temperature).exp())
-        right.append(votes.argmax(1) == y)
-    return float(torch.cat(right).double().mean())
-
-
-def linear_accuracy(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor, decay: float = 1e-4) -> float:
-    """Share of `test` features (m, F) whose class a logistic regression on `train` (n, F), standardised, tells.
-
-    Fitted by L-BFGS, with a penalty of `decay` / 2 times the squared weights.
-    """
-    mean, deviation = train.float().mean(0), train.float().std(0) + 1e-6
-    train, test = ((v.float() - mean) / deviation for v in (train, test))
-    head = nn.Linear(train.shape[1], int(labels.max()) + 1).to(train.device)
-    nn.init.zeros_(head.weight), nn.init.zeros_(head.bias)
-    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=300, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        value = F.cross_entropy(head(train), labels) + decay / 2 * head.weight.square().sum()
-        value.backward()
-        return value
-
-    with torch.enable_grad():
-        optimizer.step(loss)
-    return float((head(test).argmax(1) == truth).double().mean())

@@ -37,14 +37,20 @@ def test_frechet_distance_of_known_gaussians():
     assert math.isnan(frechet(FeatureSet(a.x * math.nan), b)) and math.isnan(frechet(FeatureSet(a.x[:1]), b))
 
 
-@pytest.mark.skipif("disp" not in inspect.signature(scipy.linalg.sqrtm).parameters, reason="clean-fid fails with SciPy 1.18")
+@pytest.mark.skipif(
+    "disp" not in inspect.signature(scipy.linalg.sqrtm).parameters, reason="clean-fid fails with SciPy 1.18"
+)
 @pytest.mark.parametrize("count", [640, 50])  # more and fewer samples than features
 def test_frechet_distance_is_clean_fids(data, count):
     """On real images: features of the shipped networks, and pixels, whose covariance has no full rank."""
     from cleanfid.fid import fid_from_feats
 
     x = data.images("train")[0][: 2 * count]
-    for encoder in (Classifier.load(SHIPPED / "digits_classifier/weights.safetensors"), load_encoder("digits"), PixelFeatures()):
+    for encoder in (
+        Classifier.load(SHIPPED / "digits_classifier/weights.safetensors"),
+        load_encoder("digits"),
+        PixelFeatures(),
+    ):
         a, b = encoder.features(x).split(count)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -56,7 +62,11 @@ def test_frechet_distance_is_below_the_paired_error(data):
     """Real samples: images, and the same blurred a little or a lot; equal for a shift, which no other pairing undoes."""
     x = data.images("train", 600)[0]
     soft = torch.nn.functional.avg_pool2d(x, 3, 1, 1)
-    for encoder in (Classifier.load(SHIPPED / "digits_classifier/weights.safetensors"), load_encoder("digits"), PixelFeatures()):
+    for encoder in (
+        Classifier.load(SHIPPED / "digits_classifier/weights.safetensors"),
+        load_encoder("digits"),
+        PixelFeatures(),
+    ):
         for share in (0.1, 0.5, 1):
             a, b = (FeatureSet(encoder.features(v)) for v in (torch.lerp(x, soft, share), x))
             assert 0 < frechet(a, b) < paired_error(a, b) * (1 + 1 / 599), encoder.name
@@ -74,7 +84,10 @@ def test_paired_error_needs_the_pairs_and_frechet_does_not():
 def test_kernel_distance_is_unbiased_also_for_pairs(monkeypatch):
     """Zero on average for equals, whether or not their rows belong together, and clean-fid's where pairs do not matter."""
     found = [kernel_distance(normal(200, 8, seed=s), normal(200, 8, seed=s + 100)) for s in range(30)]
-    paired = [kernel_distance(a := normal(200, 8, seed=s), FeatureSet(a.x + 0.5 * normal(200, 8, seed=s + 100).x)) for s in range(30)]
+    paired = [
+        kernel_distance(a := normal(200, 8, seed=s), FeatureSet(a.x + 0.5 * normal(200, 8, seed=s + 100).x))
+        for s in range(30)
+    ]
     wider = [kernel_distance(normal(200, 8, seed=s), normal(200, 8, seed=s + 100, scale=1.25**0.5)) for s in range(30)]
     assert abs(np.mean(found)) < 3 * np.std(found) / 30**0.5
     assert np.mean(paired) == pytest.approx(np.mean(wider), abs=3 * np.std(wider) / 30**0.5)
@@ -82,7 +95,9 @@ def test_kernel_distance_is_unbiased_also_for_pairs(monkeypatch):
     from cleanfid.fid import kernel_distance as theirs
 
     assert kernel_distance(a, a) == 0
-    assert kernel_distance(a, b) == pytest.approx(theirs(a.x.numpy(), b.x.numpy(), num_subsets=1, max_subset_size=300), rel=0.01)
+    assert kernel_distance(a, b) == pytest.approx(
+        theirs(a.x.numpy(), b.x.numpy(), num_subsets=1, max_subset_size=300), rel=0.01
+    )
     whole = kernel_distance(a, b)
     monkeypatch.setattr("dcm.metrics.distances.ROWS", 70)
     assert kernel_distance(a, b) == pytest.approx(whole) and math.isnan(kernel_distance(FeatureSet(a.x * math.nan), b))

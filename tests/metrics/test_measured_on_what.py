@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dcm.metrics.distances import FeatureSet, precision_recall
+from dcm.metrics.distances import FeatureSet, kernel_distance, precision_recall
 from dcm.metrics.images import ImageQuality
 from dcm.metrics.metric import ode_error
 
@@ -71,6 +71,22 @@ def test_the_manifold_reaches_to_the_third_neighbour():
     line = FeatureSet(torch.arange(10.0)[:, None])
     for beyond, precision in ((2.9, 1.0), (3.1, 0.0)):
         assert precision_recall(FeatureSet(torch.full((5, 1), 9 + beyond)), line)[0] == precision
+
+
+def test_paired_errors_are_in_each_encoders_space(judged):
+    """Brighter by 0.2 throughout: by that in each of three means, and in each of 64 pixels; pairs count, not sets."""
+    quality, x, condition, _ = judged
+    x = x.clamp(-0.7, 0.7)
+    found = quality.measure(x + 0.2, condition, x)
+    assert found["paired"] == pytest.approx(3 * 0.2**2, rel=1e-4) and found["paired_pixels"] == pytest.approx(64 * 0.2**2, rel=1e-4)
+    again = quality.measure(x.flip(0), condition, x)  # the other class's image beside each
+    assert again["fd_teacher"] == pytest.approx(0, abs=1e-6) and again["paired"] > 1 and again["precision"] == 1
+
+
+def test_kernel_distance_leaves_out_each_samples_own_pair():
+    """Of two points a and b in one dimension: (k(a, a') + k(b, b') - 2 k(a, b')) / 1, with k(x, y) = (x y + 1)^3."""
+    a, b = (FeatureSet(torch.tensor(v)[:, None]) for v in ([0.0, 1.0], [1.0, 2.0]))
+    assert kernel_distance(a, b) == 1 + 27 - (1 + 8)
 
 
 def test_ode_error_is_the_mean_square_over_elements():

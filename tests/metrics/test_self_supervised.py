@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from contrastive import Contrast, Recipe, Views, knn_accuracy, linear_accuracy, train_encoder
 from PIL import Image
 
-from dcm.metrics.contrastive import Contrast, Recipe, Views, train_encoder
-from dcm.metrics.self_supervised import SelfSupervised, knn_accuracy, linear_accuracy
+from dcm.metrics.self_supervised import SelfSupervised
 from dcm.support.errors import InputError, TrainingError
 
 SCRIPT = Path(__file__).parents[2] / "weights/train_self_supervised.py"
@@ -80,7 +80,9 @@ def test_training_lowers_the_loss_and_averages_the_weights(data):
     assert state.updates == math.ceil(4 * len(data.train) / 64) and state.epochs == pytest.approx(4, abs=0.05)
     assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.3
     assert not torch.equal(first, state.model.averaged[0][0].weight)
-    assert not any(p.requires_grad for p in state.model.averaged.parameters())  # else its history grows with each update
+    assert not any(
+        p.requires_grad for p in state.model.averaged.parameters()
+    )  # else its history grows with each update
     assert not torch.equal(state.model.online[0][0].weight, state.model.averaged[0][0].weight)
     encoder = state.model.encoder()
     x = data.images("held_out", 50)[0]

@@ -4,6 +4,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from contrastive import knn_accuracy, linear_accuracy
 from interruption import interrupted_at
 from PIL import Image
 
@@ -12,7 +13,7 @@ from dcm.horizon import Group, horizon_target
 from dcm.metrics.distances import FeatureSet, frechet
 from dcm.metrics.features import Classifier
 from dcm.metrics.metric import ENCODERS
-from dcm.metrics.self_supervised import SelfSupervised, knn_accuracy, linear_accuracy
+from dcm.metrics.self_supervised import SelfSupervised
 from dcm.pairs import Pairs
 from dcm.parameters.check import validate
 from dcm.parameters.notebooks import DistillParameters, TeacherParameters
