@@ -58,7 +58,7 @@ class Page:
     parameters_file: Path | None = None
     sentences: list[str] = field(default_factory=list)
     sections: list[tuple[str, str, str]] = field(default_factory=list)
-    tables: dict[str, tuple[pd.DataFrame, tuple[Path, ...]]] = field(default_factory=dict)
+    tables: dict[str, tuple[Path, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.own = list(self.records.values())[-1]
@@ -66,8 +66,8 @@ class Page:
         self.seconds = sum(record.get("wall_seconds", 0) for record in self.records.values())
 
     def csv(self, name: str, table: pd.DataFrame, *joined_from: Path) -> None:
-        """Write a table that figures are drawn from; a figure of its rows is stale, too, when `joined_from` change."""
-        self.tables[name] = (table, joined_from)
+        """Write a table that figures are drawn from; they are stale, too, when `joined_from` change."""
+        self.tables[name] = joined_from
         write_csv(self.folder / f"{name}.csv", table)
 
     def figure(self, figure: Figure, name: str, caption: str, *files: Path, **rows: pd.DataFrame) -> None:
@@ -76,16 +76,15 @@ class Page:
         `files` are the files that it was drawn from, `rows` by name the parts of tables; without either, it is every
         table written so far.
         """
-        csv = lambda table: self.folder / f"{table}.csv"
-        parts = [provenance.of_rows(csv(t), self.tables[t][0], part, self.folder) for t, part in rows.items()]
-        joined = [*files, *(path for table in rows for path in self.tables[table][1])]
-        if not files and not rows:
-            joined = list(map(csv, self.tables))
+        whole_tables = [] if files or rows else self.tables
+        sources: dict[Path, dict] = {self.folder / f"{table}.csv": {} for table in whole_tables}
+        sources |= {self.folder / f"{table}.csv": {"count": len(part)} for table, part in rows.items()}
+        sources |= dict.fromkeys([*files, *(path for table in rows for path in self.tables[table])], {})
         whole = self.parameters_file or self.folder / "provenance.json"
         record = {
             "study": self.study, "figure": name, "caption": caption, "commit": self.own["commit"],
             "parameters": provenance.of_parameters(self.parameters, whole, self.folder),
-            "drawn_from": parts + [provenance.of_file(path, self.folder) for path in dict.fromkeys(joined)],
+            "drawn_from": [provenance.of_file(path, self.folder, **more) for path, more in sources.items()],
         }  # fmt: skip
         save(figure, self.folder, record)
         self.sections.append((name, caption, f"![{name}]({name}.png)"))

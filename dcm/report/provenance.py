@@ -7,45 +7,34 @@ relative to that, so that the folder can be copied (``make publish``).
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import os
 import stat
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, NotRequired
 
-import pandas as pd
 from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from dcm.support.errors import InputError, why
-from dcm.support.files import ROOT, csv_text, fingerprint, read_tensors, tensors_digest
+from dcm.support.files import ROOT, fingerprint, read_tensors, tensors_digest
 
 PNG_KEY = "dcm"
 RESULTS = ROOT / "results"
-KEYS = {  # columns by which a table's rows are found
-    "metrics.csv": ["group", "solver", "intervals", "guidance", "horizon", "seed", "update", "steps", "final"],
-    "teacher_quality.csv": ["solver", "intervals", "guidance"],
-    "ode_error_by_time.csv": ["group", "horizon", "guidance", "seed", "t"],
-    "solver_error.csv": ["solver", "guidance", "intervals"],
-}
-Clause = dict[str, list[str]]  # column -> allowed values, as text; a column that is not named may have any
 RECORD_CHARACTERS = 1 << 20  # a figure may come from others, and name files of any kind
 TEXT_BYTES, TENSOR_BYTES = 1 << 26, 1 << 36
 
 
 class Source(TypedDict):
-    """One thing that a figure depends on: a file, or those of its `rows` (`count`) that fulfil a clause.
+    """A file that a figure depends on: of a table, how many rows of it (`count`) are shown.
 
     Of parameters: the file that has them in full, and the `notebooks` that had a part in the figure.
     """
 
     file: str
     fingerprint: str
-    rows: NotRequired[list[Clause]]
     count: NotRequired[int]
     notebooks: NotRequired[list[str]]
 
@@ -70,43 +59,9 @@ def name_of(path: Path, folder: Path) -> str:
     return os.path.relpath(path, folder if inside else ROOT)
 
 
-def as_text(table: pd.DataFrame | Path) -> pd.DataFrame:
-    """A table (or csv file) cell by cell as its csv file has it, so that rounding is behind us."""
-    source = table if isinstance(table, Path) else io.StringIO(csv_text(table))
-    return pd.read_csv(source, dtype=str, keep_default_na=False)
-
-
-def find(table: pd.DataFrame, clauses: Iterable[Clause]) -> pd.Series:
-    """Mask (rows,) of a table of texts: rows that fulfil at least one clause."""
-    mask = pd.Series(False, table.index)
-    for clause in clauses:
-        mask |= table.isin(clause)[list(clause)].all(axis=1)
-    return mask
-
-
-def describe(table: pd.DataFrame, mask: pd.Series, columns: list[str]) -> list[Clause]:
-    """Few clauses in `columns` that :func:`find` exactly the rows in `mask`: one for all, one a group, or one a row."""
-    varying = lambda part: {c: list(part[c].unique()) for c in columns if set(part[c]) != set(table[c])}
-    for by in ([], columns[:1], columns):
-        parts = table[mask].groupby(by) if by else [((), table[mask])]
-        clauses = [varying(part) for _, part in parts]
-        if find(table, clauses).equals(mask):
-            return clauses
-    raise InputError(f"the columns {', '.join(columns)} do not tell the table's rows apart.")
-
-
-def of_rows(path: Path, table: pd.DataFrame, part: pd.DataFrame, folder: Path) -> dict:
-    """A ``drawn_from`` entry for the rows `part` of the `table` that is, or will be, the csv file `path`."""
-    columns = [c for c in KEYS[path.name] if c in table]
-    texts, wanted = as_text(table), as_text(part[list(table.columns)])
-    mask = pd.Series(pd.MultiIndex.from_frame(texts[columns]).isin(pd.MultiIndex.from_frame(wanted[columns])))
-    mark, rows = fingerprint(texts[mask].to_csv(index=False)), describe(texts, mask, columns)
-    return {"file": name_of(path, folder), "fingerprint": mark, "rows": rows, "count": int(mask.sum())}
-
-
-def of_file(path: Path, folder: Path) -> dict:
-    """A ``drawn_from`` entry for a whole file."""
-    return {"file": name_of(path, folder), "fingerprint": file_fingerprint(path)}
+def of_file(path: Path, folder: Path, **more: int) -> dict:
+    """A ``drawn_from`` entry; `more` has the ``count`` of the rows shown, of a table."""
+    return {"file": name_of(path, folder), "fingerprint": file_fingerprint(path), **more}
 
 
 def file_fingerprint(path: Path) -> str:
@@ -184,12 +139,7 @@ def _now(entry: Source, path: Path) -> str:
         record = json.loads(regular(path).read_text())
         records = record.get("notebooks", {record.get("notebook"): record})
         return fingerprint({name: of["parameters"] for name, of in records.items()})
-    if "rows" not in entry:
-        return file_fingerprint(regular(path))
-    table = as_text(regular(path))
-    if len(entry["rows"]) > len(table):
-        raise ValueError("we write a clause a row at most")
-    return fingerprint(table[find(table, entry["rows"])].to_csv(index=False))
+    return file_fingerprint(regular(path))
 
 
 def state(entry: Source, folder: Path) -> str:
@@ -227,9 +177,6 @@ def report(path: str | Path) -> tuple[str, bool]:
         what = "parameters" if entry is record["parameters"] else "drawn from"
         count = f", {entry['count']} rows" if "count" in entry else ""
         lines.append(f"  {what}  {entry['file']}{count}, {entry['fingerprint']}: {now}")
-        if "rows" in entry:
-            clauses = (" and ".join(f"{c} in {{{', '.join(v)}}}" for c, v in r.items()) or "all" for r in entry["rows"])
-            lines.append(f"              {', or '.join(clauses)}")
     changed = [entry["file"] for entry, now in found if now == "changed"]
     lines.append(f"  STALE: {', '.join(changed)} changed after it was drawn." if changed else "  up to date")
     return "\n".join(map(printable, lines)), not changed
