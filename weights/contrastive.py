@@ -1,9 +1,11 @@
 """Training an image encoder without labels, as a generator: two random views of an image must know each other.
 
-    L = mean of CE(q_1 k_2^T / tau, own image) and CE(q_2 k_1^T / tau, own image)
+    L = 2 - cos(q_1, k_2) - cos(q_2, k_1)
 
 with q a predictor's answer to a projection of the trained network's features, and k the same projection by a network
-whose weights are a moving average (Chen, Xie & He 2021, "MoCo v3"). The averaged network is the one to keep.
+whose weights are a moving average (Grill et al. 2020, "BYOL", eq. 2); or, with ``contrast``, the mean of
+CE(q_1 k_2^T / tau, own image) and CE(q_2 k_1^T / tau, own image) (Chen, Xie & He 2021, "MoCo v3"). The averaged network
+is the one to keep.
 """
 
 from __future__ import annotations
@@ -38,11 +40,11 @@ def _yiq(device: torch.device) -> tuple[Tensor, Tensor]:
 class Views:
     """How a view is drawn of an image; every image of a batch has draws of its own."""
 
-    area: float = 0.2  # smallest share of the image that a crop shows
+    area: float = 0.08  # smallest share of the image that a crop shows
     flip: bool = True  # mirror half of them
     rotation: float = 0.0  # largest angle, in degrees
     jitter: float = 0.8  # share with changed colours
-    strength: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)  # of brightness, contrast, saturation, hue
+    strength: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # of brightness, contrast, saturation, hue
     grey: float = 0.2  # share without colours
 
     def draw(self, x: Tensor, size: int, g: torch.Generator) -> Tensor:
@@ -97,7 +99,7 @@ class Recipe:
     temperature: float = 0.2
     head: int = 2048  # hidden width of projection and prediction
     projection: int = 256
-    small: float = 0.5  # share of the training, its first part, in views of 3/4 the size, which cost 9/16
+    contrast: bool = False  # whether q must also be far from other images' k, or only near its own
     seed: int = 0
 
 
@@ -130,6 +132,8 @@ class Contrast(nn.Module):
     def loss(self, q: Tensor, k: Tensor) -> Tensor:
         """The loss above, of what :meth:`forward` gave for the first views of B images and then their second ones."""
         (q_1, q_2), (k_1, k_2) = (F.normalize(v.float(), dim=1).chunk(2) for v in (q, k))
+        if not self.recipe.contrast:
+            return 2 - ((q_1 * k_2).sum(1) + (q_2 * k_1).sum(1)).mean()
         own = torch.arange(len(q_1), device=q.device)
         parts = [F.cross_entropy(a @ b.T / self.recipe.temperature, own) for a, b in ((q_1, k_2), (q_2, k_1))]
         return torch.stack(parts).mean()
@@ -186,9 +190,8 @@ def train_encoder(
     forward = torch.compile(model, dynamic=False) if compiled else model
     optimizer, state, g = _optimizer(model, recipe), State(model), generator(device, recipe.seed, "features")
     batch, size = min(recipe.batch, n), images.shape[-1]
-    sizes = [size * 3 // 4, size] if recipe.small else [size]
 
-    def loss_of(index: Tensor, size: int) -> Tensor:
+    def loss_of(index: Tensor) -> Tensor:
         x = images[index].float() / peak
         views = torch.cat([recipe.views.draw(x, size, g), recipe.views.draw(x, size, g)]) * 2 - 1
         if device.type == "cuda":
@@ -197,9 +200,8 @@ def train_encoder(
             q, k = forward(views)
         return model.loss(q, k)
 
-    if compiled:  # both sizes now, before the rates follow the clock
-        for s in sizes:
-            loss_of(torch.arange(batch, device=device), s).backward()
+    if compiled:  # now, before the rates follow the clock
+        loss_of(torch.arange(batch, device=device)).backward()
         optimizer.zero_grad(set_to_none=True)
         torch.cuda.synchronize() if device.type == "cuda" else None
     spent, order = time.monotonic() - began, []
@@ -213,7 +215,7 @@ def train_encoder(
         wave = (1 + math.cos(math.pi * state.progress)) / 2
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * wave * min(1.0, (state.updates + 1) / (recipe.warmup + 1))
-        state.loss = loss_of(order.pop(), sizes[0 if state.progress < recipe.small else -1])
+        state.loss = loss_of(order.pop())
         optimizer.zero_grad(set_to_none=True)
         state.loss.backward()
         optimizer.step()

@@ -1,6 +1,6 @@
 """How ``weights/cifar10_encoder`` and ``weights/digits_encoder`` were trained, without labels, on one GPU or the CPU.
 
-    python weights/train_self_supervised.py --images FOLDER --out weights/cifar10_encoder --seconds 540
+    python weights/train_self_supervised.py --images FOLDER --out weights/cifar10_encoder --seconds 440
     python weights/train_self_supervised.py --digits --out weights/digits_encoder
 
 FOLDER holds one folder of images a class (see dcm.data.image_folder); labels serve the accuracies alone, which are those
@@ -25,7 +25,7 @@ from dcm.support.processes import find_device, ready_device
 # Strokes are no objects: neither mirrored nor cut in half.
 DIGITS = Recipe(
     widths=(16, 32, 64), views=Views(area=0.75, flip=False, rotation=10, jitter=0.8, strength=(0.4, 0.4, 0, 0)),
-    batch=256, lr=0.2, warmup=20, momentum=0.95, head=256, projection=64, small=0.0,
+    batch=256, lr=0.2, warmup=20, momentum=0.95, head=256, projection=64, contrast=True,
 )  # fmt: skip
 
 
@@ -51,7 +51,7 @@ def parsed() -> argparse.Namespace:
     arguments.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: on a GPU")
     arguments.add_argument("--device", default="auto")
     arguments.add_argument("--held-out", type=int, default=HELD_OUT)
-    for name, kind in (("batch", int), ("lr", float), ("small", float), ("warmup", int), ("head", int)):
+    for name, kind in (("batch", int), ("lr", float), ("warmup", int), ("head", int)):
         arguments.add_argument(f"--{name}", type=kind, help="in place of the recipe's")
     arguments.add_argument("--widths", type=int, nargs="+", help="in place of the recipe's")
     return arguments.parse_args()
@@ -62,7 +62,7 @@ def main() -> None:
     given = parsed()
     device = find_device(given.device)
     ready_device(device, torch.get_num_threads() if given.images else 1)  # the sums' order depends on it
-    changed = {n: v for n in ("batch", "lr", "small", "warmup", "head") if (v := getattr(given, n)) is not None}
+    changed = {n: v for n in ("batch", "lr", "warmup", "head") if (v := getattr(given, n)) is not None}
     if given.widths:
         changed["widths"] = tuple(given.widths)
     recipe = replace(DIGITS if given.digits else Recipe(), **changed)
