@@ -120,16 +120,16 @@ def cifar10(folder: str | Path, download: bool = False) -> ImageSet:
             download_url(CIFAR10.url, str(folder), CIFAR10.filename, CIFAR10.tgz_md5)
         if archive.exists():
             verify(archive, CIFAR10_SHA256)
-        parts = [CIFAR10(str(folder), train=train, download=download) for train in (True, False)]
+        train, test = (CIFAR10(str(folder), train=part, download=download) for part in (True, False))
     except (RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"CIFAR-10 could not be read from {folder} ({reason}); {HOW_TO_GET}.") from error
-    tensors: list[Tensor] = []
-    for data in parts:
+
+    def ordered(data: CIFAR10) -> tuple[Tensor, Tensor]:
         order = shuffled(len(data.data))
-        tensors += [torch.from_numpy(data.data).permute(0, 3, 1, 2)[order], torch.tensor(data.targets)[order]]
-    train, labels, held_out, held_out_labels = tensors
-    return ImageSet(train, labels, held_out, held_out_labels, tuple(parts[0].classes), flip=True)
+        return torch.from_numpy(data.data).permute(0, 3, 1, 2)[order], torch.tensor(data.targets)[order]
+
+    return ImageSet(*ordered(train), *ordered(test), classes=tuple(train.classes), flip=True)
 
 
 def image_folder(
@@ -183,21 +183,17 @@ def _read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
     return torch.from_numpy(np.array(image).reshape(height, width, channels)).permute(2, 0, 1)
 
 
-def teacher_samples(
-    teacher, count: int, held_out: int = 0, seed: int = 0, guidance: float = 1.0, intervals: int = 50, chunk: int = 500
-) -> ImageSet:
-    """Samples of an image teacher by DDIM, in place of data: for those who have its weights but no images.
+def teacher_samples(teacher, count: int, intervals: int = 50, chunk: int = 500) -> ImageSet:
+    """Unguided samples of an image teacher by DDIM, in place of data: for those who have its weights but no images.
 
-    The held-out part is then no real data; ask for none where a metric would take it for such.
-    Sample i has class i mod num_classes, and its noise depends on (seed, i) alone.
+    None is held out, where metrics would take it for real. Sample i has class i mod num_classes, and noise of its own.
     """
     device = next(teacher.parameters()).device
     condition, grid = torch.arange(count) % teacher.num_classes, Grid(intervals, teacher.schedule.T)
     parts: list[Tensor] = []
     for c in tqdm(condition.to(device).split(chunk), desc="teacher samples", unit="batch"):
         rows = range(len(parts) * chunk, len(parts) * chunk + len(c))
-        x = sample_noise(seed, "teacher", rows, teacher.shape).to(device)
-        parts.append(solve(teacher, x, intervals, c, guidance, "ddim", grid).x.cpu())
+        x = sample_noise(0, "teacher", rows, teacher.shape).to(device)
+        parts.append(solve(teacher, x, intervals, c, 1.0, "ddim", grid).x.cpu())
     images = ((torch.cat(parts).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    names = tuple(str(c) for c in range(teacher.num_classes))
-    return ImageSet(*split(images, condition, held_out), classes=names)
+    return ImageSet(*split(images, condition, 0), classes=tuple(map(str, range(teacher.num_classes))))

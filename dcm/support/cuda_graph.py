@@ -10,7 +10,7 @@ class Replay:
     """Calls a function that works on tensors which stay where they are: as it stands at first, then as one CUDA graph.
 
     What a graph returns is overwritten by its next call. Without `capture` the function is called as it stands, always.
-    ``graph`` is None until there is one. To capture anew, make a new object.
+    ``graph`` is None until there is one; set to None, so that its memory is free, it is captured anew.
     """
 
     WARM_UP = 3  # calls until everything is compiled, and algorithms are chosen

@@ -72,13 +72,13 @@ class UNetTeacher(nn.Module):
         self._compiled: dict[int, Callable] = {}  # by batch size
         self._frozen: tuple[nn.Module, ...] = ()  # in a tuple: no part of the teacher's own weights
 
-    def accelerate(self, autocast: bool = True, compile: bool = True) -> UNetTeacher:
+    def accelerate(self, compile: bool = True) -> UNetTeacher:
         """Make it fast on a GPU: channels-last memory, bfloat16 matrix products, torch.compile at fixed shapes.
 
         A new batch size compiles anew, which takes the better part of a minute: keep to one or two, or leave
         `compile` off and name those that matter to :meth:`compile_for`.
         """
-        self.autocast = autocast
+        self.autocast = True
         self.unet.to(memory_format=torch.channels_last)
         if compile:
             self.unet.compile(dynamic=False)
