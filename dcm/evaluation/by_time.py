@@ -23,16 +23,11 @@ def noised_data(study: Study, seed: int, count: int, n: int, grid: Grid, device)
     return study.teacher.schedule.add_noise(x_0, noise, torch.full((count,), grid.time(n), device=device)), condition
 
 
-def starting_indices(intervals: int, count: int) -> list[int]:
-    """At most `count` grid indices n, evenly spaced up to N."""
-    return sorted({max(1, round(intervals * k / count)) for k in range(1, count + 1)})
-
-
 @torch.no_grad()
 def error_by_starting_time(
     evaluation: EvaluationSet, distilled: DistilledGroup, start_times: int, start_samples: int
 ) -> Iterator[dict]:
-    """One-step errors of CM and Direct CM from x_{t_n}, and the solver's own, for evenly spaced n (fig9).
+    """One-step errors of CM and Direct CM from x_{t_n}, and the solver's own, for `start_times` evenly spaced n (fig9).
 
     Yields rows with t and mean squared errors: student_error (student against the teacher's solution), solver_error
     (the teacher's solution against the reference) and total_error (student against the reference).
@@ -40,7 +35,8 @@ def error_by_starting_time(
     group, study, device = distilled.group, evaluation.study, evaluation.device
     grid, w = Grid(group.intervals, study.teacher.schedule.T), group.guidance[0]
     students = distilled.students(study, distilled.updates[-1], device)
-    for n in tqdm(starting_indices(group.intervals, start_times), desc="starting times", unit="time"):
+    indices = sorted({max(1, round(group.intervals * k / start_times)) for k in range(1, start_times + 1)})
+    for n in tqdm(indices, desc="starting times", unit="time"):
         x, c = noised_data(study, evaluation.seed, start_samples, n, grid, device)
         solution = solve(study.teacher, x, n, c, w, group.solver, grid).x
         reference = study.reference(x, n, c, w, grid)

@@ -113,8 +113,7 @@ class GaussianMixtureTeacher:
         if key not in self._cache:
             variances, axes = np.linalg.eigh(self.covariances)  # (K, D), (K, D, D)
             alike = bool((self.covariances == variances[:1, :1, None] * np.eye(axes.shape[1])).all())
-            classes = np.arange(self.num_classes)[:, None]
-            member = np.concatenate([self.labels == classes, np.ones((1, len(self.labels)), bool)])
+            member = [*(self.labels == np.arange(self.num_classes)[:, None]), np.full(len(self.labels), True)]
             share = np.where(member, self.weights, 0.0)
             with np.errstate(divide="ignore"):
                 log_weights = np.log(share / share.sum(1, keepdims=True))
