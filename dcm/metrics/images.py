@@ -75,7 +75,8 @@ class ImageQuality:
     def __init__(
         self, extractor, classifier: Classifier, real: Tensor | None = None, self_supervised=None, inception=None
     ):
-        self.extractor, self.classifier, self.inception = extractor, classifier, inception
+        self.extractor, self.classifier = extractor, classifier
+        self.self_supervised, self.inception = self_supervised, inception
         self.real = real if real is not None and len(real) else None
         # A verdict must not hang on one network: beside a classifier's features, small images' pixels.
         further = {"pixels": PixelFeatures()} if classifier is extractor else {"classifier": classifier}
@@ -93,7 +94,11 @@ class ImageQuality:
     def note(self) -> str:
         """What stands behind the metrics, for the report."""
         said = f"Features and class agreement: {self.extractor.name}; the classifier is right on"
-        return f"{said} {self.classifier.accuracy:.1%} of held-out images. {self.not_measured}".strip()
+        said = f"{said} {self.classifier.accuracy:.1%} of held-out images."
+        if self.self_supervised is not None:
+            near = self.self_supervised.accuracy.get("kNN, k 20", NAN)
+            said += f" By nearest neighbours in the features of the encoder that had no labels {near:.1%} are."
+        return f"{said} {self.not_measured}".strip()
 
     @property
     def not_measured(self) -> str:

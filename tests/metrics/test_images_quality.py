@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import time
 import warnings
 
 import numpy as np
@@ -179,6 +180,25 @@ def test_efficientnet_features_come_without_a_download_and_inception_is_not_fetc
     monkeypatch.setattr("dcm.metrics.features.INCEPTION_FILE", tmp_path / "absent.pt")
     with pytest.raises(InputError, match="Inception's weights are not at"):
         InceptionFeatures()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_gpu_measures_what_the_cpu_does_and_large_sets_in_seconds(data):
+    x, c = data.images("train", 600)
+    found = []
+    for device in ("cpu", "cuda"):
+        model = Classifier.load(SHIPPED / "digits_classifier/weights.safetensors").to(device)
+        real = data.images("held_out")[0].to(device)
+        quality = ImageQuality(model, model, real, load_encoder("digits").to(device))
+        found.append(quality.measure(x[:300].to(device), c[:300].to(device), x[300:].to(device)))
+    assert found[1] == pytest.approx(found[0], rel=0.02, abs=0.05)  # convolutions in TF32
+    x = torch.randn(2, 10_000, 1280, device="cuda", generator=torch.Generator("cuda").manual_seed(0))
+    frechet(*map(FeatureSet, x[:, :2000]))  # the libraries are loaded by now
+    torch.cuda.synchronize()
+    began = time.monotonic()
+    own, teacher = map(FeatureSet, x)
+    frechet(own, teacher), kernel_distance(own, teacher), precision_recall(own, teacher), paired_error(own, teacher)
+    assert time.monotonic() - began < 10
 
 
 def test_importing_the_package_does_not_import_diffusers():
