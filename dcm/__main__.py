@@ -1,7 +1,5 @@
 """``python -m dcm provenance FILE ..`` says where figures came from, and whether they are stale."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

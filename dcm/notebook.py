@@ -1,7 +1,5 @@
 """What every notebook does first: check its parameters, choose the device, set the style, note where it runs."""
 
-from __future__ import annotations
-
 import platform
 import subprocess
 import time

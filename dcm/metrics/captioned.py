@@ -1,7 +1,5 @@
 """Quality of SDXL samples: FID and FD-DINOv2 against the teacher's samples, CLIP score, LAION aesthetic score."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Distances between sets of features, on their device, and spectra of images."""
 
-from __future__ import annotations
-
 from functools import cached_property
 
 import torch

@@ -1,7 +1,5 @@
 """How a metric reads, and the ODE-solving error."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

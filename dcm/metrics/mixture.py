@@ -1,7 +1,5 @@
 """Quality of samples where the density is exact."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from scipy import stats

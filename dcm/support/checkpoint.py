@@ -1,7 +1,5 @@
 """Checkpoints of a training, a teacher's or students': what they hold, and whether one may be gone on with."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """Errors that are one sentence: what is wrong, and what is allowed or can be done."""
 
-from __future__ import annotations
-
 
 class _Sentence:
     """In a notebook only the sentence is shown, not a traceback: IPython asks for ``_render_traceback_``."""

@@ -1,7 +1,5 @@
 """Files that a run leaves: written whole or not at all, row by row where that takes long, and checked when read."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """One study at a time in a run's folder: a lock that the system releases when its process ends, however it ends."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import time

@@ -1,7 +1,5 @@
 """Models of others: where they lie on this machine, and what goes wrong when they are read."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager

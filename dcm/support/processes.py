@@ -1,7 +1,5 @@
 """What a run runs on: its device, threads, and processes, one a GPU, which average their gradients."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """Progress bars: a widget in JupyterLab, a line a minute on the terminal in batch runs."""
 
-from __future__ import annotations
-
 import os
 
 from tqdm.auto import tqdm as widget

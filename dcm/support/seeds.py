@@ -1,7 +1,5 @@
 """Seeds. Every draw depends on named integers alone: never on batch size, order, or what ran before."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Training in several processes of this machine."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

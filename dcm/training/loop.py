@@ -1,7 +1,5 @@
 """Distillation as a generator: one state after every update."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 

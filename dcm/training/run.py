@@ -1,7 +1,5 @@
 """Distilling a group to its end: averaging, snapshots, checkpoints, a progress bar."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import asdict
 from pathlib import Path

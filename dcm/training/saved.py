@@ -1,7 +1,5 @@
 """Distilled students on disk."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property

@@ -1,7 +1,5 @@
 """One update of a group of students."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

@@ -1,7 +1,5 @@
 """Notebook 1's work for an image study."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import time

@@ -1,7 +1,5 @@
 """The image studies: a UNet teacher, students that start as its copies, quality by features of a classifier."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
