@@ -15,6 +15,7 @@ from dcm.support.errors import InputError, why
 SETTING = ["group", "solver", "intervals", "guidance"]
 NAMES = TypeAdapter(list[Name])  # of groups; they name files
 METHODS = ["CM", "Direct CM"]
+BETWEEN = r"h = \d+"  # how :func:`dcm.horizon.method_name` calls a constant horizon between them
 ROW_KEY = [*SETTING, "horizon", "method", "seed", "update", "steps"]
 
 
@@ -54,6 +55,11 @@ def with_columns(table: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
 def with_final(rows: pd.DataFrame, by: Sequence[str] = ("group",)) -> pd.DataFrame:
     """`rows` with ``final``: whether they are from the end of their group's training."""
     return rows.assign(final=rows["update"] == rows.groupby(list(by))["update"].transform("max"))
+
+
+def constant(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of students whose horizon stood while they trained; ``horizon`` of the others is that of their end alone."""
+    return rows[rows.method.isin(METHODS) | rows.method.str.fullmatch(BETWEEN)]
 
 
 def final_one_step(rows: pd.DataFrame) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dcm.analysis.compare import ODE_ERROR, VERDICTS, interval
-from dcm.analysis.measured import METHODS, final_one_step
+from dcm.analysis.measured import METHODS, constant, final_one_step
 from dcm.analysis.runs import REGIME, Run
 from dcm.horizon import method_name
 from dcm.metrics.metric import Metric
@@ -26,12 +26,16 @@ def with_ode_error(metrics: dict[str, Metric]) -> dict[str, Metric]:
 def main_table(rows: pd.DataFrame, teacher: pd.DataFrame, metrics: dict[str, Metric]) -> pd.DataFrame:
     """tab1: method x solver in one step, at the main guidance and grid, mean and spread (0 for one seed) over seeds.
 
+    In the order of horizons; after them, students whose horizon changed.
+
     `rows` : students of the settings to show. `teacher` : the teacher's own rows.
     """
     own = teacher.assign(method="teacher", horizon=0, seeds=0, updates=0, ode_error=0.0)
     out = own[["method", "horizon", "solver", "seeds", "updates", "ode_error", *metrics]].to_dict("records")
-    for (solver, horizon, method), part in final_one_step(rows).groupby(["solver", "horizon", "method"], sort=True):
-        line = dict(method=method, horizon=horizon, solver=solver, seeds=len(part), updates=int(part["update"].iloc[0]))
+    last, stood = final_one_step(rows), constant(rows).method.unique()
+    for (solver, horizon, method), part in last.groupby(["solver", "horizon", "method"], sort=True):
+        place = horizon if method in stood else np.inf  # those that changed come last
+        line = dict(method=method, horizon=place, solver=solver, seeds=len(part), updates=int(part["update"].iloc[0]))
         for c in with_ode_error(metrics):
             line |= {c: part[c].mean(), f"{c}_sd": part[c].std(ddof=1) if len(part) > 1 else 0.0}
         out.append(line)
@@ -110,10 +114,13 @@ def regime_counts(claims: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def best_horizons(rows: pd.DataFrame, intervals: int, metrics: dict[str, Metric]) -> dict[str, list[str]]:
-    """By method, the labels of the ODE error and of the metrics by which its horizon is best, on the mean over seeds."""
+    """By method, the labels of the ODE error and of the metrics by which its horizon is best, on the mean over seeds.
+
+    Of those that stood while training.
+    """
     best: dict[str, list[str]] = {}
     for column, metric in with_ode_error(metrics).items():
-        means = rows.groupby("horizon")[column].mean()
+        means = constant(rows).groupby("horizon")[column].mean()
         if metric.judged and means.notna().all():
             h = means.idxmin() if metric.lower_is_better else means.idxmax()
             best.setdefault(method_name(int(h), intervals), []).append(metric.label)

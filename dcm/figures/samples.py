@@ -76,7 +76,7 @@ def objectives(study, paths: Tensor, start: int, targets: dict[str, tuple[Tensor
     extent = 1.1 * float(max(v.abs().max() for v in (paths, *(y for pair in targets.values() for y in pair))))
     for ax, (method, (origin, target)) in zip(axes, targets.items()):
         density(ax, study.teacher, extent=extent)
-        p, o, y = (v.cpu().numpy() for v in (paths, origin, target))
+        p, o, y = (v[..., :2].cpu().numpy() for v in (paths, origin, target))  # above 2-D the plane of the first two
         colour, grey = COLOURS.get(method, "#009E73"), COLOURS["teacher"]  # green: a horizon between the two
         ax.plot(p[..., 0], p[..., 1], "-", color=grey, lw=1, alpha=0.55)
         ax.plot(*p[0].T, "o", color="black", ms=5, label="$x_{t_n}$, where the student is called")

@@ -7,7 +7,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from dcm.analysis.measured import METHODS, SETTING, final_one_step
+from dcm.analysis.measured import METHODS, SETTING, constant, final_one_step
 from dcm.figures import style
 from dcm.metrics.metric import Metric
 from dcm.solvers import SOLVER_NAMES
@@ -58,7 +58,7 @@ def budgets(curves: pd.DataFrame, metrics: Metrics, shown: list[str]) -> Figure:
 
 def horizon_curve(rows: pd.DataFrame, metrics: Metrics, shown: list[str]) -> Figure:
     """fig8: ODE error and quality against the horizon h, from the CM (h = 1) to the Direct CM (h = N)."""
-    return _curves(rows, {"horizon": "horizon h [teacher steps]"}, _wanted(metrics, shown), log=True)
+    return _curves(constant(rows), {"horizon": "horizon h [teacher steps]"}, _wanted(metrics, shown), log=True)
 
 
 def solvers(rows: pd.DataFrame, metrics: Metrics, shown: list[str]) -> Figure:
@@ -106,7 +106,7 @@ def error_against_quality(rows: pd.DataFrame, metrics: Metrics, primary: str, co
     last, rho = final_one_step(rows), correlation.iloc[0]
     figure, [ax] = style.panels(1, 4.2)
     for _, part in last.groupby(SETTING, sort=True):
-        mean = part.groupby("horizon")[["ode_error", primary]].mean().sort_index()
+        mean = constant(part).groupby("horizon")[["ode_error", primary]].mean().sort_index()
         ax.plot(mean.ode_error, mean[primary], "-", color=style.GREY, lw=0.8, alpha=0.7, zorder=1)
     ax.plot([], [], "-", color=style.GREY, lw=0.8, label="one setting, by horizon")
     style.students(ax, last, "ode_error", primary)

@@ -12,14 +12,14 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dcm.analysis.measured import METHODS
+from dcm.analysis.measured import METHODS, constant
 from dcm.metrics.metric import Metric
 
-BETWEEN = "horizons between"
+BETWEEN, CHANGED = "horizons between", "changing horizon"
 GREY, HOLLOW = "#777777", "hollow: one seed"
 # Okabe & Ito
-COLOURS = {"CM": "#D55E00", "Direct CM": "#0072B2", "teacher": "#444444", BETWEEN: GREY, "total": "#009E73"}
-MARKERS = {"CM": "o", "Direct CM": "s", "teacher": "D", BETWEEN: "P", "total": "^"}
+COLOURS = {"CM": "#D55E00", "Direct CM": "#0072B2", "teacher": "#444444", BETWEEN: GREY, CHANGED: "#CC79A7", "total": "#009E73"}
+MARKERS = {"CM": "o", "Direct CM": "s", "teacher": "D", BETWEEN: "P", CHANGED: "X", "total": "^"}
 CLASS_COLOURS = "#0072B2 #E69F00 #009E73 #CC79A7 #56B4E9 #D55E00 #999999 #F0E442 #000000 #882255".split()
 VERDICTS = {"supported": ("#1B7837", "^"), "inconclusive": ("#888888", "o"), "contradicted": ("#762A83", "v")}
 ODE_ERROR = Metric("ODE error [mean squared]", ratio=True)
@@ -143,7 +143,8 @@ def lines(ax: Axes, rows: pd.DataFrame, x: str, y: str, metric: Metric) -> None:
 
 def students(ax: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
     """A point a student, by method; `x` is the ODE error."""
-    for kind, own in rows.groupby(rows.method.where(rows.method.isin(METHODS), BETWEEN)):
+    other = pd.Series(CHANGED, rows.index).where(~rows.index.isin(constant(rows).index), BETWEEN)
+    for kind, own in rows.groupby(rows.method.where(rows.method.isin(METHODS), other)):
         look: dict[str, Any] = dict(color=COLOURS[kind], marker=MARKERS[kind], edgecolor="white", lw=0.3)
         ax.scatter(own[x], own[y], s=20, label=kind, zorder=2 + (kind in METHODS), **look)
     scale(ax, "x", rows[x])

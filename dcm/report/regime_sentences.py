@@ -30,7 +30,7 @@ def what_was_run(found: Regimes) -> str:
     """What is compared, counted."""
     parts = []
     for r in found.runs:
-        students = r.rows.drop_duplicates(["group", "guidance", "horizon", "seed"])
+        students = r.rows.drop_duplicates(["group", "guidance", "method", "seed"])
         own = found.claims[found.claims.run == r.name]
         shape = " x ".join(map(str, r.facts.shape)) + (f", {r.facts.modes} modes a class" if r.facts.modes else "")
         about = f"**{r.name}** ({r.family}, samples of shape {shape}; at most {own.seeds.max()} seeds)"

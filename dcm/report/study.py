@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from dcm.analysis.measured import final_one_step, measured, read, with_columns
+from dcm.analysis.measured import METHODS, final_one_step, measured, read, with_columns
 from dcm.parameters.check import refusal
 from dcm.parameters.notebooks import TrainingParameters, check_ends
 from dcm.report.page import Page
@@ -68,7 +68,7 @@ class StudyResults:
         alike = [name for name, g in self.groups.items() if how(g) == how(self.main)]
         rows = final_one_step(self.rows)
         rows = rows[rows.group.isin(alike) & self._at_main(rows, but=column)]
-        return rows.drop_duplicates([*AT, "horizon", "seed"])
+        return rows.drop_duplicates([*AT, "method", "seed"])
 
     def teacher_along(self, column: str) -> pd.DataFrame:
         """The teacher's rows of the settings in :meth:`along`."""
@@ -81,7 +81,7 @@ class StudyResults:
         With what they had spent by then: columns ``network_evaluations`` and ``seconds``. Empty unless there are both.
         """
         rows = self.rows[self._at_main(self.rows) & (self.rows.steps == 1)]
-        rows = rows[rows.horizon.isin([1, self.main.group.intervals])]
+        rows = rows[rows.method.isin(METHODS)]
         alone = {n: g for n, g in self.groups.items() if len(g.group.horizons) == len(g.group.guidance) == 1}
         rows = rows[rows.group.isin(alone)]
         spent = {"network_evaluations": "evaluations", "seconds": "seconds"}

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from dcm.analysis import compare
+from dcm.analysis import compare, measured, tables
 from dcm.metrics.metric import Metric
 
 ROOT = Path(__file__).parents[2]
@@ -146,3 +146,17 @@ def test_rank_correlation_sees_simpsons_paradox():
     table = compare.correlations(pd.concat(parts), "q")
     assert table.spearman[0] > 0.7 and table.spearman[1:].to_numpy() == pytest.approx(-1)
     assert list(table.runs) == [32, 8, 8, 8, 8]
+
+
+def test_students_whose_horizon_changed_are_no_part_of_the_horizon_curve():
+    """They have rows of their own, the last, in the main table, and no say in which horizon is best."""
+    table = rows(0.5, 1.0)
+    changed = table.assign(method="direct>cm", horizon=1, ode_error=table.ode_error / 100, seed=table.seed + 10)
+    between = table[table.method == "CM"].assign(method="h = 5", horizon=5)
+    every = pd.concat([changed, table, between, changed.assign(method="2>5", horizon=5)])
+    assert set(measured.constant(every).method) == {"CM", "h = 5", "Direct CM"}
+    metrics = {"q": Metric("q")}
+    main = tables.main_table(every, pd.DataFrame(columns=["solver", "q"]), metrics)
+    assert list(main.method) == ["CM", "h = 5", "Direct CM", "direct>cm", "2>5"]
+    best = tables.best_horizons(every, 10, metrics)
+    assert best["Direct CM"] == ["ODE error"]

@@ -1,5 +1,6 @@
 """The paper's own setting: SDXL as teacher, LoRA adapters of its UNet as students."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from dcm.consistency import ConsistencyFunction
 from dcm.data.captions import CachedLatents
+from dcm.horizon import method_name
 from dcm.metrics.captioned import SDXLQuality
 from dcm.metrics.encoders import find_encoders
 from dcm.schedule import NoiseSchedule
@@ -92,7 +94,8 @@ class SDXLStudy(Study):
         """Write each student to ``run_dir/adapters/<group>/<student>`` in diffusers' LoRA format."""
         students = distilled.students(self, distilled.updates[-1], device)
         for m, member in enumerate(distilled.group.members):
-            horizon = {1: "cm", distilled.group.intervals: "direct"}.get(member.horizon, f"h{member.horizon}")
+            called = method_name(member.horizon, distilled.group.intervals)
+            horizon = re.sub(r"\W+", "-", {"CM": "cm", "Direct CM": "direct"}.get(called, called.replace(" = ", "")))
             name = f"{horizon}-w{member.guidance:g}-seed{member.seed}"
             students.save(m, self.run_dir / "adapters" / distilled.name / name)
 
