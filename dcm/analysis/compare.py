@@ -11,13 +11,14 @@ import pandas as pd
 from scipy import stats
 
 from dcm.analysis.measured import METHODS, SETTING, final_one_step
-from dcm.metrics.metric import Metric
+from dcm.metrics.metric import ENCODERS, Metric
 
 VERDICTS = ("supported", "contradicted", "inconclusive")
 ODE_ERROR = Metric("ODE error", ratio=True)
 MIN_SEEDS, CONFIDENCE = 3, 0.95
 INTERVALS = "95 % paired t intervals over seeds; verdicts with Holm's correction over encoders"  # for captions
 ROUNDING = 1e-6  # metrics are sums in single precision: differences that are this near to each other are equal
+ERRORS = {"ode_error", *(error for encoders in ENCODERS.values() for _, error in encoders.values())}  # in any space
 # One question put to several encoders: within a setting, the tests of a line are one family for Holm's correction. Every
 # other measure, and the ODE error, is one test.
 FAMILIES = {
@@ -93,23 +94,26 @@ def agreement(verdicts: Iterable[str]) -> str:
     return inconclusive if set(said) == {inconclusive} else "split"
 
 
-def verdicts(rows: pd.DataFrame, metrics: dict[str, Metric], by: Sequence[str] = tuple(SETTING)) -> pd.DataFrame:
-    """Verdict on C1 (ODE error) and on C2 (every quality metric) in every setting of `by` that has both models.
+def verdicts(
+    rows: pd.DataFrame, metrics: dict[str, Metric], by: Sequence[str] = tuple(SETTING), pair: Sequence[str] = METHODS[::-1]
+) -> pd.DataFrame:
+    """Verdict on C1 (:data:`ERRORS`) and on C2 (every other metric) in every setting of `by` that has both methods of `pair`.
 
-    `rows` has one row a method and seed in each; models are compared in pairs of one seed. C2 asks for worse samples: the
-    sign depends on the metric's direction. Effects of ratio metrics are given as ratios Direct CM / CM, of the others as
-    differences Direct CM - CM. ``p`` is adjusted within :data:`FAMILIES`; ``encoders`` is the :func:`agreement` of the
+    `rows` has one row a method and seed in each; methods are compared in pairs of one seed. C2 asks for worse samples: the
+    sign depends on the metric's direction. Effects of ratio metrics are given as ratios, by default Direct CM / CM, of the
+    others as differences. ``p`` is adjusted within :data:`FAMILIES`; ``encoders`` is the :func:`agreement` of the
     row's family, where that has several encoders.
     """
     out, found = [], []
-    judged = [("C1", "ode_error", ODE_ERROR), *(("C2", k, m) for k, m in metrics.items() if m.judged and k in rows)]
+    judged = {"ode_error": ODE_ERROR} | {name: m for name, m in metrics.items() if m.judged and name in rows}
     for setting, part in rows.groupby(list(by), sort=True):
-        for claim, name, metric in judged:
-            pairs = part.pivot(index="seed", columns="method", values=name).reindex(columns=METHODS).dropna()
+        for name, metric in judged.items():
+            pairs = part.pivot(index="seed", columns="method", values=name).reindex(columns=list(pair)).dropna()
             if not len(pairs):
                 continue
-            cm, direct = pairs.to_numpy(float).T
-            e = paired_t(np.log(direct / cm) if metric.ratio else direct - cm)
+            first, second = pairs.to_numpy(float).T
+            e = paired_t(np.log(first / second) if metric.ratio else first - second)
+            claim = "C1" if name in ERRORS else "C2"
             kind, f = ("ratio", np.exp) if metric.ratio else ("difference", float)
             line = dict(claim=claim, metric=name, effect=kind, value=f(e.value), low=f(e.low), high=f(e.high), p=e.p)
             out.append(dict(zip(by, setting)) | line | dict(seeds=e.n))

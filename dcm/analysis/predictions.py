@@ -1,0 +1,122 @@
+"""The predictions of docs/preregistration.md, held against measured rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import pandas as pd
+
+from dcm.analysis import switch
+from dcm.analysis.compare import CONFIDENCE, paired_t
+from dcm.analysis.measured import final_one_step
+from dcm.analysis.switch import STABLE, SWITCH, Results, measures
+
+HELD, FAILED, OPEN = "held", "failed", "open"
+# What a group may differ in from the main group and still have its place in a sweep over guidance and grid.
+FREE = set("solver intervals guidance horizons seeds group_name lr lr_decay snapshots steps samples evaluation_seed".split())
+FREE |= set("checkpoint_seconds updates_per_solve solves_in_flight run_dir device threads".split())
+SCALES: dict[str, dict] = {
+    "CIFAR-10": {"study": "cifar10"}, "digits": {"study": "digits"},
+    "16-D mixture": {"study": "gmm", "dimension": 16, "modes": 12}, "2-D mixture": {"study": "gmm", "dimension": 2, "modes": 3},
+}  # fmt: skip
+FIRST, SECOND = SWITCH
+
+
+class Ratio(NamedTuple):
+    """That a ratio is above 1 (`sign` 1) or below; of the measures of a role. `intervals` N, `guidance` w."""
+
+    scale: str
+    pair: str
+    role: str
+    sign: int
+    intervals: int = 10
+    guidance: float = 2
+
+
+class Lower(NamedTuple):
+    """That the distance's ratio D>D / D>CM is lower at (N, w) = `there` than at `here`."""
+
+    scale: str
+    here: tuple[int, float]
+    there: tuple[int, float]
+
+
+def both(scale: str, *roles: str) -> list[Ratio]:
+    """That both claims hold by both pairs of the switch."""
+    return [Ratio(scale, pair, role, -1 if role == "error" else 1) for pair in SWITCH for role in ("error", *roles)]
+
+
+HARD = ("CIFAR-10", "digits", "16-D mixture")
+BETWEEN = [("Direct CM", "error", 1), ("direct>cm", "error", -1), ("Direct CM", "teacher", -1), ("direct>cm", "teacher", 1)]
+STEPS = [Lower("16-D mixture", (10, a), (10, b)) for a, b in ((1, 2), (2, 4), (4, 9))]
+PREDICTIONS: dict[int, tuple[str, Sequence[Ratio | Lower]]] = {
+    1: ("CIFAR-10: both claims, both pairs, every encoder", both("CIFAR-10", "teacher")),
+    2: ("digits: the same", both("digits", "teacher")),
+    3: ("16-D mixture: the same, to data too", both("16-D mixture", "teacher", "data")),
+    4: ("2-D mixture: C1 holds, C2 is contradicted (D>D / D>CM)", [Ratio("2-D mixture", FIRST, r, -1) for r in ("error", "teacher")]),
+    5: ("CIFAR-10: direct>cm is best, by every encoder", [Ratio("CIFAR-10", f"direct>cm / {m}", "teacher", -1) for m in ("CM", "Direct CM")]),
+    6: ("CIFAR-10: C1 fails in feature space (D>D / D>CM)", [Ratio("CIFAR-10", FIRST, "features", 1)]),
+    7: (
+        "C2 falls with guidance; at w = 9 it is contradicted in 16-D",
+        [*STEPS, Ratio("16-D mixture", FIRST, "teacher", -1, 10, 9), *(Lower(s, (10, 2), (10, 9)) for s in HARD[:2])],
+    ),
+    8: ("C2 is lower at N = 50 than at N = 10", [Lower(s, (10, 2), (50, 2)) for s in HARD]),
+    9: ("anneal lies between", [Ratio(s, f"anneal / {m}", role, sign) for s in HARD for m, role, sign in BETWEEN]),
+    10: ("CIFAR-10: linear blur does not explain C2", []),  # its rows are no students'
+}  # fmt: skip
+
+
+def _place(found: list[Results], scale: str, intervals: int, guidance: float) -> tuple[Results, pd.Series] | None:
+    """The setting of a scale with DDIM at N and w: of the main group, or of one that trains as that does."""
+    for results in found:
+        known = {"study": results.study} | {k: results.teacher.get(k) for k in ("dimension", "modes")}
+        settings = switch.settings(results)
+        if not SCALES[scale].items() <= known.items() or not len(settings):
+            continue
+        how = {name: p.model_dump(exclude=FREE) for name, p in results.groups.items()}
+        main = how["main" if "main" in how else settings.group[0]]
+        at = (settings.solver == "ddim") & (settings.intervals == intervals) & (settings.guidance == guidance)
+        for _, setting in settings[at & settings.group.map(lambda group: how[group] == main)].iterrows():
+            return results, setting
+    return None
+
+
+def _ratio(of: Ratio, found: list[Results], table: pd.DataFrame) -> Iterator[tuple[int, float, float, bool]]:
+    if place := _place(found, of.scale, of.intervals, of.guidance):
+        for e in switch.at(table[(table.pair == of.pair) & (table.role == of.role)], place[1]).itertuples():
+            yield of.sign, e.value - 1, e.p, e.cm == STABLE
+
+
+def _lower(of: Lower, found: list[Results]) -> Iterator[tuple[int, float, float, bool]]:
+    here, there = (_place(found, of.scale, *at) for at in (of.here, of.there))
+    if here and there:
+        stable = all(switch.stability(r.rows)[tuple(s)] == STABLE for r, s in (here, there))
+        for column in (c for c, (role, _) in measures(here[0].study).items() if role == "teacher"):
+            before, after = (switch.log_ratios(switch.at(final_one_step(r.rows), s), SWITCH[FIRST], column) for r, s in (here, there))
+            change = paired_t((after - before).dropna().to_numpy())
+            if change.n:
+                yield -1, change.value, change.p, stable
+
+
+def outcomes(found: list[Results], table: pd.DataFrame) -> pd.DataFrame:
+    """A row a prediction: whether it held, failed or is open, and how many of its comparisons have the stated sign.
+
+    `table` has the :func:`dcm.analysis.switch.effects` of all results. A prediction holds where every comparison that it
+    names was measured and has the stated sign at the 5 % level, and fails where one has the other sign at that level. One
+    whose CM is not stable says nothing.
+    """
+    out = []
+    for number, (says, parts) in PREDICTIONS.items():
+        each = [list(_ratio(p, found, table) if isinstance(p, Ratio) else _lower(p, found)) for p in parts]
+        tests = [t for part in each for t in part]
+        clear = [(sign * value > 0) for sign, value, p, stable in tests if stable and p < 1 - CONFIDENCE]
+        complete = bool(each) and all(each) and len(clear) == len(tests)
+        state = FAILED if not all(clear) else HELD if complete else OPEN
+        why = [f"{sum(clear)} of {len(tests)} comparisons as predicted"] if tests else ["not measured here"]
+        why += [f"{clear.count(False)} the other way"] * (not all(clear))
+        unstable, missing = sum(not t[3] for t in tests), each.count([])
+        why += [f"{unstable} without a stable CM"] * (unstable > 0)
+        why += [f"{missing} of {len(each)} parts not measured here"] * (missing > 0 and bool(tests))
+        out.append({"prediction": number, "says": says, "outcome": state, "comparisons": "; ".join(why)})
+    return pd.DataFrame(out)

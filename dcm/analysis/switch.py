@@ -1,0 +1,212 @@
+"""The switch: students that go on from the same weights, and differ in the objective of their second half alone.
+
+Two objectives in two halves are a 2 x 2 table. Read along a row of it, from equal weights, a ratio is the objective's own
+doing; docs/preregistration.md has the rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from dcm.analysis.compare import ODE_ERROR, paired_t, verdicts
+from dcm.analysis.measured import final_one_step, with_final
+from dcm.analysis.runs import DATA_METRIC, FURTHER, SETTING_OF_RUN, load_runs
+from dcm.horizon import Horizon, method_name, resolve_horizon
+from dcm.metrics.metric import ENCODERS, Metric
+from dcm.parameters.check import validate
+from dcm.parameters.notebooks import DistillParameters
+from dcm.solvers import SOLVERS
+from dcm.support.errors import InputError, why
+from dcm.support.files import project_path, read_json
+
+SWITCH = {"D>D / D>CM": ("Direct CM", "direct>cm"), "CM>D / CM>CM": ("cm>direct", "CM")}
+PLAIN = {"Direct CM / CM": ("Direct CM", "CM")}
+GAINS = {f"{a} / {b}": (a, b) for a in ("direct>cm", "anneal") for b in ("CM", "Direct CM")}
+GAINS |= {"anneal / direct>cm": ("anneal", "direct>cm")}
+FOUR = {method for pair in SWITCH.values() for method in pair}
+STABLE, UNSTABLE, UNKNOWN = "stable", "unstable CM", "one snapshot"
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a results folder holds of one run.
+
+    Attributes
+    ----------
+    teacher : notebook 1's parameters. groups : notebook 2's. rows : as in metrics.csv, with the column ``run``.
+    """
+
+    name: str
+    study: str
+    teacher: dict
+    groups: dict[str, DistillParameters]
+    rows: pd.DataFrame
+
+
+def load(folder: str) -> list[Results]:
+    """The runs of a results folder of notebook 5, or of the regimes' notebook. Raises :class:`InputError`."""
+    path = project_path(folder)
+    if (path / "studies.json").exists():
+        each = [(r.name, r.groups, r.records["1_teacher"]["parameters"], r.rows) for r in load_runs(folder, None)]
+    else:
+        try:
+            rows = pd.read_csv(path / "metrics.csv", dtype={"group": str})
+            ran = {name: record["parameters"] for name, record in read_json(path / "provenance.json")["notebooks"].items()}
+            students = {name.split("-", 1)[1]: p for name, p in ran.items() if name.startswith("2_distill-")}
+            groups = {name: validate(DistillParameters, p) for name, p in students.items()}
+            each = [(path.name, groups, ran["1_teacher"], with_final(rows[rows.group.isin(groups)]))]
+        except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:  # it may be another's
+            raise InputError(f"{path} is no whole results folder of notebook 5 ({why(error)}).") from None
+    return [Results(run, p["study"], p, g, rows.assign(run=run)) for run, g, p, rows in each]
+
+
+def measures(study: str) -> dict[str, tuple[str, Metric]]:
+    """What a study's students are compared by: (role, metric) by column.
+
+    Roles: ``error``, ``features`` (the error after an encoder), ``teacher`` and ``data`` (distances to their samples).
+    """
+    distances = {"sliced Wasserstein": "swd_teacher"} if study == "gmm" else {n: d for n, (d, _) in ENCODERS[study].items()}
+    out = {"ode_error": ("error", ODE_ERROR)}
+    if study == "gmm":
+        out["frechet"] = ("further", Metric("distance to teacher, Frechet", ratio=True))
+    else:  # of points the features are the points
+        out |= {e: ("features", Metric(f"ODE error, {n} features", ratio=True)) for n, (_, e) in ENCODERS[study].items()}
+    for name, column in distances.items():
+        out[column] = ("teacher", Metric(f"distance to teacher, {name}", ratio=True))
+        if data := (DATA_METRIC | FURTHER).get(column):
+            out[data] = ("data", Metric(f"distance to data, {name}", ratio=True))
+    return out
+
+
+def primary(study: str) -> str:
+    """The column of the distance that a study's figures show."""
+    return next(column for column, (role, _) in measures(study).items() if role == "teacher")
+
+
+def stability(rows: pd.DataFrame) -> pd.Series:
+    """By setting of a run, whether its CM is stable: of all snapshots in one step.
+
+    Its own ODE error from the last snapshot but one to the last, as log ratios by seed, has no t interval above 0.
+    """
+    cm, out = rows[(rows.method == "CM") & (rows.steps == 1)], {}
+    for setting, part in cm.groupby(SETTING_OF_RUN):
+        errors = part.pivot(index="seed", columns="update", values="ode_error").to_numpy(float)[:, -2:]
+        finite = np.isfinite(errors).all()
+        rises = errors.shape[1] == 2 and finite and paired_t(np.log(errors[:, 1] / errors[:, 0])).low > 0
+        out[setting] = UNSTABLE if rises or not finite else STABLE if errors.shape[1] == 2 else UNKNOWN
+    index = pd.MultiIndex.from_tuples(out, names=SETTING_OF_RUN)
+    return pd.Series(list(out.values()), index, dtype=object, name="cm")
+
+
+def at(rows: pd.DataFrame, setting: Sequence) -> pd.DataFrame:
+    """Those of one of the :func:`settings`."""
+    return rows[(rows[SETTING_OF_RUN] == list(setting)).all(axis=1)]
+
+
+def settings(results: Results) -> pd.DataFrame:
+    """The settings (:data:`SETTING_OF_RUN`) with all four students of the switch, the main group's first."""
+    last = final_one_step(results.rows)
+    have = last.groupby(SETTING_OF_RUN).method.agg(lambda m: set(m) >= FOUR)
+    found = have[have].index.to_frame(index=False)
+    return found.sort_values("group", key=lambda g: g != "main", kind="stable", ignore_index=True)
+
+
+def effects(results: Results) -> pd.DataFrame:
+    """Every pair of methods in every setting: :func:`dcm.analysis.compare.verdicts` on :func:`measures`.
+
+    With columns ``pair``, ``study``, ``cm`` (:func:`stability`), and ``role`` and ``label`` of the measure. Where the CM is not stable the verdict is that it is not.
+    """
+    last, asked = final_one_step(results.rows), measures(results.study)
+    metrics = {name: metric for name, (role, metric) in asked.items() if role != "error"}
+    whole = pd.MultiIndex.from_frame(last[SETTING_OF_RUN]).isin(pd.MultiIndex.from_frame(settings(results)))
+    each = [
+        verdicts(rows, metrics, SETTING_OF_RUN, pair).assign(pair=name)
+        for rows, pairs in ((last[whole], SWITCH | GAINS), (last, PLAIN)) for name, pair in pairs.items()
+    ]  # fmt: skip
+    table = pd.concat(each, ignore_index=True)
+    if not len(table):
+        return table
+    table = table.merge(stability(results.rows).reset_index(), on=SETTING_OF_RUN)
+    unclear = table.cm != STABLE
+    table["verdict"] = table.verdict.mask(unclear, table.cm)
+    table["encoders"] = table.encoders.mask(unclear & (table.encoders != ""), table.cm)
+    role = {name: role for name, (role, _) in asked.items()}
+    label = {name: metric.label for name, (_, metric) in asked.items()}
+    return table.assign(study=results.study, role=table.metric.map(role), label=table.metric.map(label))
+
+
+def plane(table: pd.DataFrame, key: Sequence[str] = (*SETTING_OF_RUN, "pair")) -> pd.DataFrame:
+    """A point a setting and distance to the teacher's samples: ratios ``c1`` of the ODE error and ``c2`` of the distance.
+
+    `table` has ``metric`` and ``value`` by `key`: :func:`effects`, or the verdicts on regimes.
+    """
+    to_teacher = {column for encoders in ENCODERS.values() for column, _ in encoders.values()} | {"swd_teacher"}
+    error = table[table.metric == "ode_error"].set_index(list(key)).value.rename("c1")
+    out = table[table.metric.isin(to_teacher)].rename(columns={"value": "c2"}).join(error, on=list(key))
+    return out[(out.c1 > 0) & (out.c2 > 0)].reset_index(drop=True)
+
+
+def log_ratios(rows: pd.DataFrame, pair: tuple[str, str], column: str) -> pd.Series:
+    """log(first / second) of the `pair` by seed, of one setting's final `rows`."""
+    values = rows.pivot(index="seed", columns="method", values=column).reindex(columns=list(pair)).dropna()
+    return np.log(values[pair[0]] / values[pair[1]])
+
+
+TERMS = {
+    "solving": "better solving: C1", "space": "change of space: C1 in features against C1",
+    "share": "share of the error that shows in the distribution",
+}  # fmt: skip
+
+
+def accounting(results: Results) -> pd.DataFrame:
+    """The three terms of log C2 by setting, pair and encoder, means over seeds.
+
+    Exact, since a Frechet distance is a share of the paired error in the same features: ``solving`` = log C1; ``space`` = log C1(phi) - log C1; ``share`` = log(share Direct / share CM); ``log_c2`` their sum.
+    """
+    last, out = final_one_step(results.rows), []
+    for setting in settings(results).itertuples(index=False):
+        rows = at(last, setting)
+        for (pair, methods), (encoder, columns) in (
+            (p, e) for p in SWITCH.items() for e in ENCODERS[results.study].items() if set(e[1]) <= set(rows)
+        ):
+            each = [log_ratios(rows, methods, column) for column in ("ode_error", *reversed(columns))]
+            error, features, distance = pd.concat(each, axis=1, join="inner").to_numpy().T
+            if len(error):
+                terms = dict(solving=error, space=features - error, share=distance - features, log_c2=distance)
+                line = setting._asdict() | dict(pair=pair, encoder=encoder, seeds=len(error))
+                out.append(line | {name: values.mean() for name, values in terms.items()})
+    table = pd.DataFrame(out, columns=[*SETTING_OF_RUN, "pair", "encoder", "seeds", *TERMS, "log_c2"])
+    return table.merge(stability(results.rows).reset_index(), on=SETTING_OF_RUN).assign(study=results.study)
+
+
+def teacher_evaluations(horizon: Horizon, solver: str, intervals: int, guidance: float) -> float:
+    """Of the teacher, for each sample of an update of a student that trains alone, in expectation.
+
+    The mean of min(h, n) over n and the parts of training, times the solver's own, twice with guidance.
+    """
+    parts = ((1.0, horizon),) if isinstance(horizon, int) else horizon
+    steps = sum(share * min(h, n) for share, h in parts for n in range(1, intervals + 1)) / intervals
+    return steps * SOLVERS[solver].evaluations * (1 if guidance == 1 else 2)
+
+
+def costs(results: Results) -> pd.DataFrame:
+    """:func:`teacher_evaluations` of every method by setting of the switch, and relative to the Direct CM's."""
+    out = []
+    for s in settings(results).itertuples(index=False):
+        for h in (resolve_horizon(h, s.intervals) for h in results.groups[s.group].horizons):
+            line = s._asdict() | {"method": method_name(h, s.intervals)}
+            out.append(line | {"evaluations": teacher_evaluations(h, s.solver, s.intervals, s.guidance)})
+    table = pd.DataFrame(out, columns=[*SETTING_OF_RUN, "method", "evaluations"])
+    direct = table[table.method == "Direct CM"].set_index(SETTING_OF_RUN).evaluations.rename("direct")
+    return table.join(direct, on=SETTING_OF_RUN).assign(relative=lambda t: t.evaluations / t.direct).drop(columns="direct")
+
+
+def course(results: Results, setting: pd.Series) -> dict[str, pd.DataFrame]:
+    """Of one setting's students in one step: rows ``before`` (at the update of the switch) and ``after`` (the end)."""
+    rows = at(results.rows[results.rows.steps == 1], setting)
+    half = round(results.groups[setting.group].updates / 2)
+    return {"before": rows[rows["update"] == half], "after": rows[rows.final]}

@@ -1,0 +1,158 @@
+"""The switch on measured rows of a 16-D mixture (four seeds, 600 updates), and on rows whose answers are known."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dcm.analysis import predictions, switch
+from dcm.analysis.measured import final_one_step, with_final
+from dcm.horizon import resolve_horizon
+from dcm.metrics.metric import ENCODERS
+from dcm.parameters.check import validate
+from dcm.parameters.notebooks import DistillParameters
+from dcm.support.errors import InputError
+
+HORIZONS = ["cm", "direct", "direct>cm", "cm>direct", "anneal"]
+GROUP = dict(
+    study="gmm", run_dir="x", group_name="main", solver="ddim", intervals=10, guidance=[2.0], horizons=HORIZONS, seeds=[0, 1, 2, 3],
+    updates=600, batch=128,
+)  # fmt: skip
+MEASURED = pd.read_csv(Path(__file__).with_name("switch_rows.csv"))
+
+
+def folder(where: Path, rows: pd.DataFrame = MEASURED) -> str:
+    """A results folder of notebook 5."""
+    where.mkdir(exist_ok=True)
+    rows.to_csv(where / "metrics.csv", index=False)
+    ran = {"1_teacher": {"study": "gmm", "dimension": 16, "modes": 12}, "2_distill-main": GROUP}
+    (where / "provenance.json").write_text(json.dumps({"notebooks": {k: {"parameters": p} for k, p in ran.items()}}))
+    return str(where)
+
+
+def stable(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows whose CM's error was higher before the end."""
+    before = (rows.method == "CM") & (rows["update"] == 450)
+    return rows.assign(ode_error=rows.ode_error.where(~before, 2 * rows.ode_error))
+
+
+def of_images(draw: int = 0, **logs) -> switch.Results:
+    """A setting of CIFAR-10: by column the log of every method's value against the CM's, with a spread over seeds."""
+    out, rng = [], np.random.default_rng(draw)
+    for method, seed, update in ((m, s, u) for m in sorted(switch.FOUR | {"anneal"}) for s in range(4) for u in (300, 600)):
+        wobble = rng.normal(0, 0.01)
+        setting = dict(group="main", solver="ddim", intervals=10, guidance=2.0, method=method, seed=seed, update=update, steps=1)
+        values = {name: np.exp(log.get(method, 0) + wobble + (update < 600)) for name, log in logs.items()}
+        out.append(setting | values | {"run": "cifar10"})
+    ran = validate(DistillParameters, GROUP | {"study": "cifar10"})
+    return switch.Results("cifar10", "cifar10", {"study": "cifar10"}, {"main": ran}, with_final(pd.DataFrame(out)))
+
+
+def test_the_pairs_of_the_switch_are_judged(tmp_path):
+    [found] = switch.load(folder(tmp_path / "gmm16", stable(MEASURED)))
+    assert (found.name, found.study, found.groups["main"].updates) == ("gmm16", "gmm", 600)
+    table = switch.effects(found)
+    at = table[(table.pair == "D>D / D>CM") & (table.metric == "swd_teacher")].iloc[0]
+    last = MEASURED[MEASURED.final].pivot(index="seed", columns="method", values="swd_teacher")
+    assert at.value == pytest.approx(np.exp(np.log(last["Direct CM"] / last["direct>cm"]).mean()))
+    assert (at.claim, at.verdict, at.role, at.seeds, at.cm) == ("C2", "supported", "teacher", 4, "stable")
+    assert set(table.pair) == {*switch.SWITCH, *switch.GAINS, *switch.PLAIN}
+
+
+def test_both_pairs_start_from_equal_weights(tmp_path):
+    [found] = switch.load(folder(tmp_path / "gmm16"))
+    before = switch.course(found, switch.settings(found).iloc[0])["before"]
+    error = before.pivot(index="seed", columns="method", values="ode_error")
+    assert set(before["update"]) == {300}
+    for first, second in switch.SWITCH.values():
+        assert error[first].to_numpy() == pytest.approx(error[second].to_numpy(), rel=1e-12)
+
+
+def test_an_unstable_cm_gives_no_verdict(tmp_path):
+    """Here it is one: its own ODE error rises from update 450 to 600."""
+    [found] = switch.load(folder(tmp_path / "gmm16"))
+    assert set(switch.effects(found).verdict) == {"unstable CM"} == set(switch.stability(found.rows))
+    short = replace(found, rows=found.rows[found.rows.final])
+    assert set(switch.effects(short).verdict) == {"one snapshot"}, "not known to be stable"
+    gone = found.rows.assign(ode_error=found.rows.ode_error.where(found.rows["update"] < 600, np.inf))
+    assert set(switch.stability(gone)) == {"unstable CM"}
+
+
+def test_the_accounting_is_exact(tmp_path):
+    """Three terms, each from its own columns, sum to the log ratio of the Frechet distances."""
+    [found] = switch.load(folder(tmp_path / "gmm16"))
+    table, last = switch.accounting(found), final_one_step(found.rows)
+    assert list(table.pair) == list(switch.SWITCH) and set(table.seeds) == {4}
+    for line in table.itertuples():
+        frechet, error, paired = (switch.log_ratios(last, switch.SWITCH[line.pair], c).mean() for c in ("frechet", "ode_error", "paired"))
+        assert line.solving + line.space + line.share == pytest.approx(frechet, abs=1e-12) == pytest.approx(line.log_c2)
+        assert line.solving == pytest.approx(error) and line.space == pytest.approx(paired - error, abs=1e-12)
+        assert abs(line.space) < 1e-4 and line.share > 0.1, "points are judged where they are solved; the share decides"
+
+
+def test_a_group_that_lacks_one_of_the_four_is_no_switch(tmp_path):
+    [found] = switch.load(folder(tmp_path / "gmm16", MEASURED[MEASURED.method != "cm>direct"]))
+    assert not len(switch.settings(found)) and not len(switch.accounting(found)) and not len(switch.costs(found))
+    table = switch.effects(found)
+    assert set(table.pair) == set(switch.PLAIN) and len(switch.plane(table)) == 2
+
+
+@pytest.mark.parametrize("broken", ["metrics.csv", "provenance.json"])
+def test_a_folder_that_is_not_whole_is_named(tmp_path, broken):
+    where = folder(tmp_path / "gmm16")
+    (Path(where) / broken).unlink()
+    with pytest.raises(InputError, match=f"gmm16 is no whole results folder of notebook 5 .*{broken}"):
+        switch.load(where)
+
+
+@pytest.mark.parametrize(("horizon", "steps"), [("cm", 1), ("direct", 5.5), (3, 2.7), ("direct>cm", 3.25), ("anneal", 3.1)])
+def test_the_cost_is_the_mean_of_the_teachers_steps(horizon, steps):
+    """Of N = 10: min(h, n) over n; anneal has h = 10, 5, 2, 1 for a quarter each: (5.5 + 4 + 1.9 + 1) / 4."""
+    h = resolve_horizon(horizon, 10)
+    assert switch.teacher_evaluations(h, "ddim", 10, 1.0) == pytest.approx(steps)
+    assert switch.teacher_evaluations(h, "heun", 10, 2.0) == pytest.approx(4 * steps)
+
+
+def test_the_plane_has_a_point_a_setting_pair_and_encoder():
+    found = of_images(ode_error={"Direct CM": -0.2}, fd_teacher={"Direct CM": 0.4}, fd_self={"Direct CM": 0.1})
+    points = switch.plane(switch.effects(found))
+    at = points[points.pair == "Direct CM / CM"].set_index("metric")
+    assert at.c1.to_numpy() == pytest.approx(np.exp(-0.2), rel=0.05) and at.c2["fd_teacher"] == pytest.approx(np.exp(0.4), rel=0.05)
+    assert len(points) == 2 * len({*switch.SWITCH, *switch.GAINS, *switch.PLAIN})
+
+
+WORSE, LOWER = {"Direct CM": 0.3, "cm>direct": 0.3}, {"Direct CM": -0.3, "cm>direct": -0.3}
+COLUMNS = [column for column, _ in ENCODERS["cifar10"].values()]
+
+
+@pytest.mark.parametrize(
+    ("error", "distances", "outcome"),
+    [
+        (LOWER, [WORSE] * 4, "held"), (LOWER, [WORSE] * 3, "held"), (LOWER, [WORSE, LOWER], "failed"), (WORSE, [WORSE] * 4, "failed"),
+        (LOWER, [WORSE, {}], "open"),
+    ],
+)  # fmt: skip
+def test_predictions_hold_fail_or_are_open(error, distances, outcome):
+    found = of_images(ode_error=error, **dict(zip(COLUMNS, distances)))
+    table = predictions.outcomes([found], switch.effects(found)).set_index("prediction")
+    assert table.outcome[1] == outcome, table.comparisons[1]
+    others = table.outcome[[2, 3, 4, 7, 8, 10]]
+    assert set(others) == {"open"}, "of other scales and settings nothing was measured"
+    unstable = replace(found, rows=found.rows.assign(ode_error=found.rows.ode_error.where(found.rows.final, 1e-9)))
+    again = predictions.outcomes([unstable], switch.effects(unstable)).set_index("prediction")
+    assert again.outcome[1] == "open" and "without a stable CM" in again.comparisons[1]
+
+
+def test_a_change_between_settings_is_paired_by_seed():
+    """C2 at w = 9 against w = 2, by every encoder."""
+    here = of_images(ode_error=LOWER, **dict.fromkeys(COLUMNS, WORSE))
+    there = of_images(1, ode_error=LOWER, **dict.fromkeys(COLUMNS, {"Direct CM": 0.1}))
+    rows = pd.concat([here.rows, there.rows.assign(guidance=9.0, group="w9")])
+    found = replace(here, rows=rows, groups=here.groups | {"w9": here.groups["main"].model_copy(update={"lr": 1e-5})})
+    tests = list(predictions._lower(predictions.Lower("CIFAR-10", (10, 2), (10, 9)), [found]))
+    assert len(tests) == 4 and all(sign * value > 0 and p < 0.05 and stable for sign, value, p, stable in tests)
+    wider = replace(found, groups=found.groups | {"w9": here.groups["main"].model_copy(update={"ema": 0.5})})
+    assert not list(predictions._lower(predictions.Lower("CIFAR-10", (10, 2), (10, 9)), [wider])), "it trains otherwise"
