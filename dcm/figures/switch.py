@@ -1,0 +1,112 @@
+"""Figures of the switch: where each objective leads from equal weights, both claims in one plane, the accounting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dcm.analysis.switch import STABLE, SWITCH, TERMS
+from dcm.figures import style
+
+PAPER = (0.8, 1.5)  # ODE error about 0.24 against 0.3, FID 158.6 against 103.9; known to us from a public summary alone
+STUDIES = {"gmm": ("#0072B2", "mixtures"), "digits": ("#E69F00", "digits"), "cifar10": ("#009E73", "CIFAR-10"), "sdxl": ("#CC79A7", "SDXL")}
+TERM_COLOURS = dict(zip(TERMS, ("#0072B2", "#E69F00", "#CC79A7")))
+MARKED = "black"
+
+
+def switch(panels: Sequence[tuple[str, str, str, dict[str, pd.DataFrame]]]) -> Figure:
+    """From equal weights at the switch (hollow) to where each objective leads: ODE error against distance, means over seeds.
+
+    A panel for each (title, distance, its column, :func:`dcm.analysis.switch.course`); faint points are single seeds.
+    """
+    figure, axes = style.panels(len(panels), 3.2)
+    for ax, (title, label, column, of) in zip(axes, panels):
+        for start, (direct, cm) in zip((("Direct CM", "s"), ("CM", "o")), SWITCH.values()):
+            _arrows(ax, of, column, start, {direct: "Direct CM", cm: "CM"})
+        anneal = of["after"][of["after"].method == "anneal"]
+        if len(anneal):
+            colour = style.COLOURS["total"]
+            ax.scatter(anneal.ode_error, anneal[column], s=10, color=colour, alpha=0.35, lw=0)
+            ax.plot(anneal.ode_error.mean(), anneal[column].mean(), "D", color=colour, ms=6, label="anneal, at the end")
+        every = pd.concat(of.values())
+        style.scale(ax, "y", every[column])
+        style.scale(ax, "x", every.ode_error)
+        ax.margins(0.12)
+        ax.set(title=title, xlabel=style.ODE_ERROR.label, ylabel=label)
+    return style.key(figure, ncols=2)
+
+
+def _arrows(ax: Axes, of: dict[str, pd.DataFrame], column: str, start: tuple[str, str], ends: dict[str, str]) -> None:
+    """From the students of the method `start` at the switch to the `ends`, by method with the objective that led there."""
+    method, marker = start
+    mean = lambda rows: rows[["ode_error", column]].mean().to_numpy()
+    before = mean(of["before"][of["before"].method == method])
+    ax.plot(*before, marker, mfc="white", mec=MARKED, ms=8, mew=1.5, zorder=4)
+    ax.plot([], [], marker, mfc="white", mec=MARKED, label=f"equal weights, after half as {method}")
+    for end, objective in ends.items():
+        rows, colour = of["after"][of["after"].method == end], style.COLOURS[objective]
+        ax.scatter(rows.ode_error, rows[column], s=10, marker=marker, color=colour, alpha=0.35, lw=0)
+        after = mean(rows)
+        look = dict(arrowstyle="-|>", color=colour, lw=1.8, shrinkA=5, shrinkB=0, mutation_scale=14)
+        ax.annotate("", after, before, arrowprops=look, zorder=3)
+        ax.plot([], [], "-", color=colour, label=f"second half as {objective}")
+
+
+def plane(points: pd.DataFrame) -> Figure:
+    """Both claims at once: C1's ratio against C2's, a point a setting and encoder, and the paper's point; near it once more.
+
+    `points` of :func:`dcm.analysis.switch.plane` have a ``study``; of a ``pair`` of :data:`SWITCH` they are large and dark;
+    where the CM is not known to be stable (``cm``) they are crosses.
+    """
+    figure, axes = style.panels(2, 3.4)
+    equal = points.get("pair", pd.Series("", points.index)).isin(SWITCH)
+    crossed = points.get("cm", pd.Series(STABLE, points.index)) != STABLE
+    looks = [(equal & ~crossed, "D", 46, "from equal weights (switch)"), (~equal & ~crossed, "o", 18, "trained whole"),
+             (equal & crossed, "x", 46, ""), (~equal & crossed, "x", 18, "CM not known to be stable")]  # fmt: skip
+    for ax in axes:
+        for study, (colour, name) in STUDIES.items():
+            for mask, marker, size, _ in looks:
+                own = points[mask & (points.study == study)]
+                look = dict(lw=1.2) if marker == "x" else dict(edgecolor="white", lw=0.4)
+                ax.scatter(own.c1, own.c2, s=size, marker=marker, color=colour, alpha=size / 46, zorder=2 + size / 46, **look)
+            if (points.study == study).any():
+                ax.plot([], [], "o", color=colour, label=name)
+        for mask, marker, _, text in looks:
+            if mask.any() and text:
+                ax.plot([], [], marker, color=style.GREY, ms=5, label=text)
+        ax.plot(*PAPER, "*", color=MARKED, ms=15, mec="white", zorder=6, label="paper (SDXL), second-hand")
+        for line in (ax.axvline, ax.axhline):
+            line(1, color=MARKED, lw=0.8)
+        style.scale(ax, "x", [*points.c1, PAPER[0]])
+        style.scale(ax, "y", [*points.c2, PAPER[1]])
+        ax.set(xlabel="C1: ODE error, Direct CM / CM", ylabel="C2: distance ratio")
+    near = points[points.c1.between(0.5, 1.5)]
+    axes[0].set_title("upper left of the lines: both claims hold")
+    axes[1].set(title="near the paper's point", xlim=(0.5, max(1.1, 1.05 * near.c1.max())))
+    axes[1].set_ylim(0.9 * min(near.c2.min(), 0.9), 1.1 * max(near.c2.max(), PAPER[1]))
+    return style.key(figure, ncols=3)
+
+
+def accounting(table: pd.DataFrame) -> Figure:
+    """The three terms of log C2 by study and encoder, stacked from 0 to either side, their sum marked; a panel a pair."""
+    names = table.name + ": " + table.encoder.replace("x", "points")
+    lines = list(dict.fromkeys(names))
+    figure, axes = style.panels(len(SWITCH), 1.5 + 0.32 * len(lines), sharey=True, sharex=True)
+    for ax, (pair, rows) in zip(axes, ((p, table[table.pair == p]) for p in SWITCH)):
+        at = names[rows.index].map(lines.index).to_numpy()
+        ends = {1: np.zeros(len(rows)), -1: np.zeros(len(rows))}
+        for term, text in TERMS.items():
+            for sign, left in ends.items():
+                width = np.where(sign * rows[term] > 0, rows[term], 0)
+                ax.barh(at, width, 0.62, left, color=TERM_COLOURS[term], label=text if sign > 0 else None)
+                ends[sign] = left + width
+        ax.plot(rows.log_c2, at, "D", color=MARKED, mec="white", ms=6, label="their sum, log C2")
+        ax.axvline(0, color=MARKED, lw=0.8)
+        ax.set_yticks(range(len(lines)), lines)
+        ax.set(title=pair, xlabel="log ratio, Direct / CM", ylim=(len(lines) - 0.4, -0.6))
+        ax.grid(axis="y", visible=False)
+    return style.key(figure, ncols=1)
