@@ -8,7 +8,7 @@ JOBS ?= 2
 STUDIES ?= gmm digits
 BIN := $(VENV)/bin
 # The notebooks in their order, and how pytest runs them as they stand.
-QUICK := $(patsubst %,notebooks/%.ipynb,1_teacher 2_distill 3_ode_error 4_sample_quality 5_figures 6_when_it_fails)
+QUICK := $(patsubst %,notebooks/%.ipynb,1_teacher 2_distill 3_ode_error 4_sample_quality 5_figures 7_when_it_fails)
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider
 # Offline unless a parameter asks for a download.
 export HF_HUB_OFFLINE ?= 1
@@ -27,12 +27,12 @@ study: $(BIN)/.ready
 	@$(COMPARE) $(STUDIES:%=workflow/config/%.yaml)
 
 # One study by name: make study-gmm, study-digits, study-cifar10, study-sdxl (with DOWNLOAD=1 it fetches what it needs);
-# and the regimes of notebook 6: study-regimes, study-regimes_cifar10. What is finished is not run again.
+# and the regimes of notebook 7: study-regimes, study-regimes_cifar10. What is finished is not run again.
 study-%: $(BIN)/.ready
 	@$(call RUN_STUDY,$*)
 	@$(COMPARE) workflow/config/$*.yaml
 
-# Notebook 6 over the results of both regimes: a minute, without students or a GPU.
+# Notebook 7 over the results of both regimes: a minute, without students or a GPU.
 regimes-all: $(BIN)/.ready
 	@$(BIN)/python -m snakemake -s workflow/regimes_all.smk -j 1 --rerun-incomplete --nolock --quiet all
 	@$(COMPARE) results/local/regimes_all

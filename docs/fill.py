@@ -23,7 +23,7 @@ MIN_SEEDS = 3  # fewer have no verdict
 JUDGES = {
     "gmm": {"swd_teacher": "", "swd_data": "to data"},
     "digits": {"fd_teacher": "classifier", "fd_pixels": "pixels"},
-    "cifar10": {"fd_teacher": "EfficientNet", "fd_classifier": "classifier"},  # the latter in notebook 6's runs alone
+    "cifar10": {"fd_teacher": "EfficientNet", "fd_classifier": "classifier"},  # the latter in notebook 7's runs alone
 }
 TEACHERS = {
     "gmm": "exact, 2-D",
@@ -32,7 +32,7 @@ TEACHERS = {
     "cifar10": "CIFAR-10",
     "cifar10_long": "CIFAR-10",
 }
-# The rows of the README's table: results folder, run (of notebook 6) or study, regime or group.
+# The rows of the README's table: results folder, run (of notebook 7) or study, regime or group.
 SHOWN = [
     ("gmm", "gmm", "main"),
     (ALL, "gmm_16d_modes", "main"),
@@ -56,7 +56,7 @@ def read(folder: str, name: str) -> dict:
 
 
 def row(folder: str, run: str, regime: str, metric: str) -> pd.Series:
-    """A row of verdicts: of a study's group, or of a regime of notebook 6. Exits where there is not exactly one."""
+    """A row of verdicts: of a study's group, or of a regime of notebook 7. Exits where there is not exactly one."""
     rows = table(folder)
     named = (rows.run == run) & (rows.regime == regime) if "regime" in rows else rows.group == regime
     found = rows[named & (rows.metric == metric)]
@@ -77,7 +77,7 @@ def ratio(folder: str, run: str, regime: str, metric: str) -> str:
 
 
 def of(family: str, metric: str, verdict: str = "") -> pd.DataFrame:
-    """Verdicts of notebook 6's regimes of a study by a measure: all, or those that came out as `verdict`."""
+    """Verdicts of notebook 7's regimes of a study by a measure: all, or those that came out as `verdict`."""
     rows = table(ALL)
     found = rows[(rows.family == family) & (rows.metric == metric)]
     return found[found.verdict == verdict] if verdict else found
@@ -169,7 +169,7 @@ def compact(lines: list[dict]) -> str:
 
 
 def counts_table() -> str:
-    """How often each verdict fell in notebook 6's regimes, by study and measure, and where C1 holds at once."""
+    """How often each verdict fell in notebook 7's regimes, by study and measure, and where C1 holds at once."""
     labels = {study["study"]: study["metrics"] for study in read(ALL, "studies").values()}
     lines = []
     for (family, claim, metric), part in table(ALL).groupby(["family", "claim", "metric"], sort=False):

@@ -1,4 +1,4 @@
-# Notebook 6 and the studies behind it: `python workflow/study.py workflow/config/regimes.yaml -j 2`
+# Notebook 7 and the studies behind it: `python workflow/study.py workflow/config/regimes.yaml -j 2`
 #
 # Each study is measured by the Snakefile of all studies (notebooks 1 to 4), so what is finished there is not run again.
 import sys
@@ -46,11 +46,11 @@ rule study:
 rule when_it_fails:
     input:
         expand(f"{RUN}/{{study}}/all_measured", study=regimes.studies),
-        notebook="notebooks/6_when_it_fails.ipynb",
+        notebook="notebooks/7_when_it_fails.ipynb",
     output:
         f"{RESULTS}/metrics.csv",
     log:
-        f"{RUN}/notebooks/6_when_it_fails.ipynb",
+        f"{RUN}/notebooks/7_when_it_fails.ipynb",
     params:
         values=regimes.notebook(),
     threads: regimes.threads

@@ -1,4 +1,4 @@
-# Notebook 6 once more, over all studies whose regimes have been measured: `make regimes-all`.
+# Notebook 7 once more, over all studies whose regimes have been measured: `make regimes-all`.
 #
 # It reads the results of `make study-regimes` and `make study-regimes_cifar10`, or those of the repository, not their
 # students, so it takes a minute on any machine.
@@ -23,11 +23,11 @@ RESULTS = "results/local/regimes_all"
 rule when_it_fails:
     input:
         expand("{folder}/metrics.csv", folder=MEASURED),
-        notebook="notebooks/6_when_it_fails.ipynb",
+        notebook="notebooks/7_when_it_fails.ipynb",
     output:
         f"{RESULTS}/metrics.csv",
     log:
-        "runs/regimes_all/notebooks/6_when_it_fails.ipynb",
+        "runs/regimes_all/notebooks/7_when_it_fails.ipynb",
     params:
         values=validate(
             RegimeParameters, dict(runs=MEASURED, run_dir="runs/regimes_all", results_dir=RESULTS)

@@ -141,7 +141,7 @@ def samples_file(run: str) -> str:
 
 
 def load_runs(folder: str, device) -> list[Run]:
-    """The runs of a folder: one that notebooks 1 to 4 left, or those behind the results of an earlier notebook 6.
+    """The runs of a folder: one that notebooks 1 to 4 left, or those behind the results of an earlier notebook 7.
 
     Results need no students, so what was measured on a GPU can be analysed anew without one.
     Raises :class:`InputError` for what is missing, unfinished or has no distance both to teacher and data.
@@ -152,7 +152,7 @@ def load_runs(folder: str, device) -> list[Run]:
     try:
         return _of_results(path)
     except (OSError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:  # it may be another's
-        raise InputError(f"{path} is no whole results folder of notebook 6 ({why(error)}).") from None
+        raise InputError(f"{path} is no whole results folder of notebook 7 ({why(error)}).") from None
 
 
 def _of_students(folder: str, path: Path, device) -> Run:

@@ -26,7 +26,8 @@ from dcm.support.files import project_path, read_json
 SWITCH = {"D>D / D>CM": ("Direct CM", "direct>cm"), "CM>D / CM>CM": ("cm>direct", "CM")}
 PLAIN = {"Direct CM / CM": ("Direct CM", "CM")}
 GAINS = {f"{a} / {b}": (a, b) for a in ("direct>cm", "anneal") for b in ("CM", "Direct CM")}
-GAINS |= {"anneal / direct>cm": ("anneal", "direct>cm")}
+EQUAL = {f"{a} / Direct CM at equal evaluations": (a, f"Direct CM as dear as {a}") for a in ("direct>cm", "anneal")}
+BETWEEN = {"anneal / direct>cm": ("anneal", "direct>cm")}
 FOUR = {method for pair in SWITCH.values() for method in pair}
 STABLE, UNSTABLE, UNKNOWN = "stable", "unstable CM", "one snapshot"
 
@@ -51,7 +52,7 @@ def load(folder: str) -> list[Results]:
     """The runs of a results folder of notebook 5, or of the regimes' notebook. Raises :class:`InputError`."""
     path = project_path(folder)
     if (path / "studies.json").exists():
-        each = [(r.name, r.groups, r.records["1_teacher"]["parameters"], r.rows) for r in load_runs(folder, None)]
+        each = [(f"{path.name}/{r.name}", r.groups, r.records["1_teacher"]["parameters"], r.rows) for r in load_runs(folder, None)]
     else:
         try:
             rows = pd.read_csv(path / "metrics.csv", dtype={"group": str})
@@ -123,9 +124,10 @@ def effects(results: Results) -> pd.DataFrame:
     last, asked = final_one_step(results.rows), measures(results.study)
     metrics = {name: metric for name, (role, metric) in asked.items() if role != "error"}
     whole = pd.MultiIndex.from_frame(last[SETTING_OF_RUN]).isin(pd.MultiIndex.from_frame(settings(results)))
+    four = pd.concat([last[whole], at_equal_evaluations(results, [c for c in asked if c in last])])
     each = [
         verdicts(rows, metrics, SETTING_OF_RUN, pair).assign(pair=name)
-        for rows, pairs in ((last[whole], SWITCH | GAINS), (last, PLAIN)) for name, pair in pairs.items()
+        for rows, pairs in ((four, SWITCH | GAINS | EQUAL | BETWEEN), (last, PLAIN)) for name, pair in pairs.items()
     ]  # fmt: skip
     table = pd.concat(each, ignore_index=True)
     if not len(table):
@@ -203,6 +205,22 @@ def costs(results: Results) -> pd.DataFrame:
     table = pd.DataFrame(out, columns=[*SETTING_OF_RUN, "method", "evaluations"])
     direct = table[table.method == "Direct CM"].set_index(SETTING_OF_RUN).evaluations.rename("direct")
     return table.join(direct, on=SETTING_OF_RUN).assign(relative=lambda t: t.evaluations / t.direct).drop(columns="direct")
+
+
+def at_equal_evaluations(results: Results, columns: Sequence[str]) -> pd.DataFrame:
+    """The Direct CM where it has spent as many teacher evaluations as the others of :data:`EQUAL` have at their ends.
+
+    Between snapshots `columns` are interpolated, logarithms over logarithms. As a method ``Direct CM as dear as ..``.
+    """
+    out, direct = [], results.rows[(results.rows.steps == 1) & (results.rows.method == "Direct CM")]
+    for cost in costs(results).itertuples(index=False):
+        if (name := f"Direct CM as dear as {cost.method}") not in (second for _, second in EQUAL.values()):
+            continue
+        for _, seed in at(direct, cost[: len(SETTING_OF_RUN)]).sort_values("update").groupby("seed"):
+            end, log = seed.iloc[-1].to_dict(), np.log(seed["update"])
+            there = np.log(end["update"] * cost.relative)
+            out.append(end | {"method": name} | {c: np.exp(np.interp(there, log, np.log(seed[c]))) for c in columns})
+    return pd.DataFrame(out, columns=results.rows.columns)
 
 
 def course(results: Results, setting: pd.Series) -> dict[str, pd.DataFrame]:

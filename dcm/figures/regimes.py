@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dcm.analysis.measured import METHODS
-from dcm.analysis.runs import FURTHER, REGIME, SETTING_OF_RUN, Run
+from dcm.analysis.runs import REGIME, SETTING_OF_RUN, Run
 from dcm.figures import style
 
 
@@ -32,7 +32,7 @@ def points(ax: Axes, part: pd.DataFrame, place: np.ndarray, colour: str = "", ac
 def effects(claims: pd.DataFrame, runs: Sequence[Run]) -> Figure:
     """C1 and C2 by regime: ratios Direct CM / CM with their intervals; a row a regime, above 1 the Direct CM is worse.
 
-    A training at a constant rate has its end here, and its other moments in :func:`onset`. Draw one study a figure.
+    A training at a constant rate has its end here, and its course in :func:`training`. Draw one study a figure.
     """
     keys = lambda table: pd.MultiIndex.from_frame(table[REGIME])
     course = claims[claims.curve]
@@ -74,33 +74,3 @@ def training(runs: Sequence[Run]) -> Figure:
             style.scale(ax, "x", part["update"])
             ax.set(title=f"{run.name}, learning rate {run.groups[group].lr:g}", xlabel="updates")
     return style.key(figure)
-
-
-def onset(claims: pd.DataFrame, runs: Sequence[Run]) -> Figure:
-    """Ratios Direct CM / CM against updates, of trainings at a constant rate: where C1 begins, and where C2 does.
-
-    Lines: ODE error, distances to the teacher's samples and to data, dashed by a further encoder; bars: intervals;
-    symbols: verdicts.
-    """
-    by_run = claims[claims.curve].groupby(["run", "group"], sort=False)
-    parts = [(r, group, p) for r in runs for (name, group), p in by_run if name == r.name]
-    figure, axes = style.panels(len(parts), 3.2)
-    for ax, (run, group, part) in zip(axes, parts):
-        further = next(((a, b) for a, b in FURTHER.items() if a in set(part.metric)), ("", ""))
-        looks = {
-            "ode_error": ("ODE error", "black", "-"),
-            run.primary: ("distance to the teacher's samples", "#009E73", "-"),
-            run.against_data: ("distance to data", "#CC79A7", "-"),
-            further[0]: ("to the teacher's, further encoder", "#009E73", "--"),
-            further[1]: ("to data, further encoder", "#CC79A7", "--"),
-        }
-        part = part[part.metric.isin(looks)]
-        for metric, own in part.groupby("metric", sort=False):
-            text, colour, dash = looks[metric]
-            ax.plot(own["update"], own.value, dash, color=colour, lw=1.5, label=text)
-            points(ax, own, own["update"], colour)
-        ax.axhline(1, color="#555555", lw=0.8)
-        style.scale(ax, "x", part["update"])
-        style.scale(ax, "y", part.value)
-        ax.set(title=f"{run.name}, learning rate {run.groups[group].lr:g}", xlabel="updates", ylabel="Direct CM / CM")
-    return style.key(figure, ncols=2)

@@ -13,17 +13,23 @@ from dcm.parameters.notebooks import NOTEBOOKS, WithResults
 from dcm.parameters.study import StudyConfig
 from dcm.support.errors import InputError
 
-RUNS = "a list of run folders of notebooks 1 to 4, or of results folders of notebook 6"
+RUNS = "a list of run folders of notebooks 1 to 4, or of results folders of notebook 7"
 
 
 class RegimeParameters(WithResults):
-    """Notebook 6, which joins several studies' runs."""
+    """Notebook 7, which joins several studies' runs."""
 
     runs: Annotated[list[k.Folder], Field(min_length=1, description=RUNS)]
 
 
+class SwitchParameters(WithResults):
+    """Notebook 6, which reads what notebook 5 left of several studies."""
+
+    results: Annotated[list[k.Folder], Field(min_length=1, description="a list of results folders of notebook 5")]
+
+
 class RegimesConfig(WithResults):
-    """Studies whose regimes notebook 6 compares, as ``workflow/config/regimes*.yaml`` names them.
+    """Studies whose regimes notebook 7 compares, as ``workflow/config/regimes*.yaml`` names them.
 
     ``studies`` has by name what a :class:`StudyConfig` has, without its folders.
     """
@@ -52,11 +58,11 @@ class RegimesConfig(WithResults):
         return json.loads(json.dumps(common | own))  # plain, and sharing nothing with the other studies
 
     def notebook(self) -> dict:
-        """Parameters of notebook 6, checked, as papermill takes them."""
+        """Parameters of notebook 7, checked, as papermill takes them."""
         common = dict(run_dir=self.run_dir, results_dir=self.results_dir, device=self.device, threads=self.threads)
         runs = dict(runs=[f"{self.run_dir}/{name}" for name in self.studies])
         return validate(RegimeParameters, common | runs).model_dump()
 
 
 # Of every notebook that there is; those of a study are NOTEBOOKS.
-EVERY_NOTEBOOK: dict[str, type[Parameters]] = NOTEBOOKS | {"6_when_it_fails": RegimeParameters}
+EVERY_NOTEBOOK: dict[str, type[Parameters]] = {**NOTEBOOKS, "6_the_switch": SwitchParameters, "7_when_it_fails": RegimeParameters}

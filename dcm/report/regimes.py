@@ -1,4 +1,4 @@
-"""What notebook 6 reports: the runs that it compares, joined and judged by regime."""
+"""What notebook 7 reports: the runs that it compares, joined and judged by regime."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def test_a_run_that_is_not_there_is_named(tmp_path):
 
 def test_a_results_folder_that_is_not_whole_is_named(tmp_path):
     (tmp_path / "studies.json").write_text("{}")
-    with pytest.raises(InputError, match="is no whole results folder of notebook 6 .*metrics.csv"):
+    with pytest.raises(InputError, match="is no whole results folder of notebook 7 .*metrics.csv"):
         runs.load_runs(str(tmp_path), torch.device("cpu"))
 
 

@@ -21,6 +21,7 @@ GROUP = dict(
     study="gmm", run_dir="x", group_name="main", solver="ddim", intervals=10, guidance=[2.0], horizons=HORIZONS, seeds=[0, 1, 2, 3],
     updates=600, batch=128,
 )  # fmt: skip
+PAIRS = {*switch.SWITCH, *switch.GAINS, *switch.EQUAL, *switch.BETWEEN, *switch.PLAIN}
 MEASURED = pd.read_csv(Path(__file__).with_name("switch_rows.csv"))
 
 
@@ -59,7 +60,7 @@ def test_the_pairs_of_the_switch_are_judged(tmp_path):
     last = MEASURED[MEASURED.final].pivot(index="seed", columns="method", values="swd_teacher")
     assert at.value == pytest.approx(np.exp(np.log(last["Direct CM"] / last["direct>cm"]).mean()))
     assert (at.claim, at.verdict, at.role, at.seeds, at.cm) == ("C2", "supported", "teacher", 4, "stable")
-    assert set(table.pair) == {*switch.SWITCH, *switch.GAINS, *switch.PLAIN}
+    assert set(table.pair) == PAIRS
 
 
 def test_both_pairs_start_from_equal_weights(tmp_path):
@@ -116,12 +117,23 @@ def test_the_cost_is_the_mean_of_the_teachers_steps(horizon, steps):
     assert switch.teacher_evaluations(h, "heun", 10, 2.0) == pytest.approx(4 * steps)
 
 
+def test_the_direct_cm_is_interpolated_where_it_has_spent_as_much(tmp_path):
+    """direct>cm costs 6.5 of 11 a sample: the Direct CM has spent that at update 355 of 600, between 300 and 450."""
+    [found] = switch.load(folder(tmp_path / "gmm16"))
+    rows = switch.at_equal_evaluations(found, ["ode_error"])
+    assert set(rows.method) == {second for _, second in switch.EQUAL.values()} and len(rows) == 8
+    direct = MEASURED[(MEASURED.method == "Direct CM") & (MEASURED.seed == 1)].set_index("update").ode_error
+    share = np.log(600 * 6.5 / 11 / 300) / np.log(450 / 300)
+    expected = direct[300] ** (1 - share) * direct[450] ** share
+    assert rows[(rows.seed == 1) & rows.method.str.endswith("direct>cm")].ode_error.item() == pytest.approx(expected)
+
+
 def test_the_plane_has_a_point_a_setting_pair_and_encoder():
     found = of_images(ode_error={"Direct CM": -0.2}, fd_teacher={"Direct CM": 0.4}, fd_self={"Direct CM": 0.1})
     points = switch.plane(switch.effects(found))
     at = points[points.pair == "Direct CM / CM"].set_index("metric")
     assert at.c1.to_numpy() == pytest.approx(np.exp(-0.2), rel=0.05) and at.c2["fd_teacher"] == pytest.approx(np.exp(0.4), rel=0.05)
-    assert len(points) == 2 * len({*switch.SWITCH, *switch.GAINS, *switch.PLAIN})
+    assert len(points) == 2 * len(PAIRS)
 
 
 WORSE, LOWER = {"Direct CM": 0.3, "cm>direct": 0.3}, {"Direct CM": -0.3, "cm>direct": -0.3}

@@ -105,7 +105,7 @@ def test_a_terminal_is_not_steered(tmp_path, capsys):
 
 @pytest.fixture
 def results(tmp_path) -> Path:
-    """A copy of a results folder of notebook 6."""
+    """A copy of a results folder of notebook 7."""
     folder = tmp_path / "results"
     folder.mkdir()
     for name in ("metrics.csv", "provenance.json", "studies.json"):
@@ -136,7 +136,7 @@ def test_a_copied_results_folder_is_read(results):
 def test_what_a_results_folder_says_of_its_studies_is_checked(results, change, message):
     studies = json.loads((results / "studies.json").read_text())
     (results / "studies.json").write_text(json.dumps(change(studies)))
-    with pytest.raises(InputError, match="is no whole results folder of notebook 6") as refused:
+    with pytest.raises(InputError, match="is no whole results folder of notebook 7") as refused:
         load(results)
     assert message in str(refused.value) and "\n" not in str(refused.value)
 
@@ -154,7 +154,7 @@ def test_what_a_results_folder_says_of_its_studies_is_checked(results, change, m
 )
 def test_a_damaged_results_folder_is_refused(results, name, text):
     (results / name).write_text(text)
-    with pytest.raises(InputError, match="is no whole results folder of notebook 6"):
+    with pytest.raises(InputError, match="is no whole results folder of notebook 7"):
         load(results)
 
 

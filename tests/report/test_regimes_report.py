@@ -1,4 +1,4 @@
-"""What notebook 6 says, and what it keeps."""
+"""What notebook 7 says, and what it keeps."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -100,4 +100,4 @@ def test_parameters_and_registry_know_the_same_studies():
 
 def test_a_notebook_without_a_study_is_not_asked_for_one(tmp_path):
     values = dict(runs=str(tmp_path), run_dir=str(tmp_path / "a"), results_dir=str(tmp_path / "b"), device="cpu")
-    assert notebook.start("6_when_it_fails", values).p.runs == [str(tmp_path)]
+    assert notebook.start("7_when_it_fails", values).p.runs == [str(tmp_path)]

@@ -257,7 +257,7 @@ def test_the_image_path(tmp_path):
 
 
 def test_the_regimes(gmm):
-    """Notebook 6 on the smoke study, as one configuration for both; what notebooks 1 to 4 measured is not run again."""
+    """Notebook 7 on the smoke study, as one configuration for both; what notebooks 1 to 4 measured is not run again."""
     config, folder = gmm
     (folder / "run/results").symlink_to(folder / "results")
     study = {k: v for k, v in config.items() if not k.endswith("_dir")}
@@ -269,11 +269,11 @@ def test_the_regimes(gmm):
     out = done.stdout + done.stderr
     assert done.returncode == 0, out
     assert (folder / "run/all_measured").is_file()
-    assert "6_when_it_fails done" in out and "2_distill" not in out and "3_ode_error" not in out, out
+    assert "7_when_it_fails done" in out and "2_distill" not in out and "3_ode_error" not in out, out
     again = subprocess.run([*map(str, run), "1", "-n"], cwd=folder, capture_output=True, text=True, env=ENVIRONMENT)
     assert "Nothing to be done" in again.stdout + again.stderr
     results = folder / "regimes"
-    figures = "effects_gmm onset training_gmm"
+    figures = "effects_gmm plane training_gmm"
     for name in figures.split():
         for kind in ("png", "pdf"):
             assert (results / f"{name}.{kind}").stat().st_size > 5000 and stale(results / f"{name}.{kind}") == []

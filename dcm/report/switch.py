@@ -1,0 +1,181 @@
+"""What notebook 6 reports: the switch at every scale that was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from dcm.analysis import predictions
+from dcm.analysis import switch as analysis
+from dcm.analysis.compare import interval
+from dcm.analysis.predictions import FAILED, HELD, OPEN
+from dcm.analysis.switch import EQUAL, GAINS, STABLE, SWITCH, TERMS, Results
+from dcm.report.page import Page
+from dcm.solvers import SOLVER_NAMES
+from dcm.support.errors import InputError
+from dcm.support.files import project_path
+
+
+def named(at) -> str:
+    """A setting in words; `at` has the attributes of :data:`SETTING_OF_RUN`."""
+    other = [at.group] * (at.group != "main") + [SOLVER_NAMES[at.solver]] * (at.solver != "ddim")
+    return ", ".join([at.run, *other, f"N = {at.intervals:g}", f"w = {at.guidance:g}"])
+
+
+@dataclass
+class Switch:
+    """Results that have the four students of the switch, and others whose settings stand in the plane beside them.
+
+    Attributes
+    ----------
+    effects, accounting, costs : of :mod:`dcm.analysis.switch`, of all results, with ``name``: the setting in words.
+    missing : folders that are not there.
+    """
+
+    results: list[Results]
+    effects: pd.DataFrame
+    accounting: pd.DataFrame
+    costs: pd.DataFrame
+    sources: list[Path]
+    missing: list[str]
+
+    @classmethod
+    def load(cls, folders: Sequence[str]) -> Switch:
+        """Those of `folders` that are there. Raises :class:`InputError` where none has a switch, or two have one name."""
+        there = [f for f in folders if (project_path(f) / "metrics.csv").exists()]
+        found = [results for folder in there for results in analysis.load(folder)]
+        if not any(len(analysis.settings(r)) for r in found):
+            four = "horizons: [cm, direct, direct>cm, cm>direct]"
+            raise InputError(f"results = {list(folders)} has no group with the four students of the switch; one needs {four}.")
+        if len({r.name for r in found}) < len(found):
+            raise InputError("two of the results have folders of one name; give each its own.")
+        joined = lambda of: pd.concat([t for r in found if len(t := of(r))], ignore_index=True)
+        effects, accounting, costs = (
+            t.assign(name=[named(at) for at in t.itertuples()])
+            for t in map(joined, (analysis.effects, analysis.accounting, analysis.costs))
+        )
+        sources = [project_path(f) / "metrics.csv" for f in there]
+        return cls(found, effects, accounting, costs, sources, [f for f in folders if f not in there])
+
+    @property
+    def main(self) -> list[tuple[Results, pd.Series]]:
+        """The first setting of every run that has a switch: the main group's, where that has one."""
+        return [(r, s.iloc[0]) for r in self.results if len(s := analysis.settings(r))]
+
+    def courses(self) -> list[tuple[str, str, str, dict[str, pd.DataFrame]]]:
+        """The panels of :func:`dcm.figures.switch.switch`."""
+        out = []
+        for r, setting in self.main:
+            column = analysis.primary(r.study)
+            encoder = analysis.measures(r.study)[column][1].label.split(", ")[1]
+            out.append((named(setting), f"distance, {encoder}", column, analysis.course(r, setting)))
+        return out
+
+    def main_rows(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Those of a table that are of the main settings."""
+        return table[table.name.isin([named(setting) for _, setting in self.main])]
+
+    def page(self, folder: str, own: dict) -> Page:
+        """A page in `folder` with the tables that figures are drawn from; `own` is the record of this notebook."""
+        page = Page(project_path(folder), "switch", {own["notebook"]: own})
+        rows = [analysis.at(r.rows, s)[lambda t: t.steps == 1] for r in self.results for s in analysis.settings(r).itertuples(index=False)]
+        page.csv("metrics", pd.concat(rows, ignore_index=True), *self.sources)
+        page.csv("verdicts", self.effects, *self.sources)
+        page.csv("accounting", self.accounting, *self.sources)
+        return page
+
+    def table(self) -> pd.DataFrame:
+        """The switch: a line a setting and pair, both claims by every encoder, and over all encoders."""
+        out = []
+        for (name, pair), rows in self._by_pair(self.effects):
+            line = {"setting": name, "pair": pair, "seeds": rows.seeds.max()}
+            for role, column in (("error", "C1: ODE error"), ("teacher", "C2: distance to teacher"), ("data", "C2: distance to data")):
+                part = rows[rows.role == role]
+                line[column] = "; ".join(f"{label(e)} {interval(e)} {e.verdict}".strip() for e in part.itertuples())
+            out.append(line | {"C2 over encoders": said(rows)})
+        return pd.DataFrame(out)
+
+    def features(self) -> pd.DataFrame:
+        """The paired error after every encoder: a line a setting, pair and encoder."""
+        rows = self.effects[self.effects.pair.isin(SWITCH) & (self.effects.role == "features")]
+        text = [f"{interval(e)} {e.verdict}" for e in rows.itertuples()]
+        table = pd.DataFrame({"setting": rows.name, "measure": rows.label, "pair": rows.pair, "text": text})
+        return table.pivot(index=["setting", "measure"], columns="pair", values="text").reset_index()
+
+    def gains(self) -> pd.DataFrame:
+        """What ``direct>cm`` and ``anneal`` gain at equal updates, and evaluations: a line a setting and measure."""
+        pairs = GAINS | EQUAL
+        rows = self.effects[self.effects.pair.isin(pairs) & self.effects.role.isin(["error", "teacher"])]
+        text = [f"{interval(e)} {better(e)}" for e in rows.itertuples()]
+        table = pd.DataFrame({"setting": rows.name, "measure": rows.label, "pair": rows.pair, "text": text})
+        wide = table.pivot(index=["setting", "measure"], columns="pair", values="text")
+        return wide[[p for p in pairs if p in wide]].reset_index()
+
+    def readable_costs(self) -> pd.DataFrame:
+        """Teacher evaluations a sample and update, by setting and method."""
+        wide = self.costs.pivot(index="name", columns="method", values="evaluations")
+        return wide.sort_values("CM", kind="stable").round(2).reset_index(names="setting")
+
+    def readable_accounting(self) -> pd.DataFrame:
+        """The three terms, rounded."""
+        table = self.accounting[["name", "pair", "encoder", *TERMS, "log_c2", "seeds", "cm"]].round(3)
+        return table.rename(columns=TERMS | {"name": "setting", "log_c2": "log C2", "cm": "CM"})
+
+    @staticmethod
+    def _by_pair(table: pd.DataFrame):
+        return table[table.pair.isin(SWITCH)].groupby(["name", "pair"], sort=False)
+
+    def predictions(self) -> pd.DataFrame:
+        """:func:`dcm.analysis.predictions.outcomes` by these results."""
+        return predictions.outcomes(self.results, self.effects)
+
+    def lines(self) -> list[str]:
+        """What each setting says, checked by nbval: verdicts without numbers."""
+        return [f"{name}, {pair}: C1 {c1(rows)}, C2 {said(rows)}" for (name, pair), rows in self._by_pair(self.effects)]
+
+    def what_was_read(self) -> str:
+        """Runs, settings, seeds, and what is not there."""
+        each = [f"**{r.name}** ({r.study}, {len(s)} settings)" for r in self.results if len(s := analysis.settings(r))]
+        gone = f" Not there: {', '.join(self.missing)}." if self.missing else ""
+        return f"Switches of {'; '.join(each)}; {len(self.results)} runs in the plane.{gone}"
+
+    def takeaway(self) -> str:
+        """Where both claims hold from equal weights, and where they do not, in numbers."""
+        switch = self.effects[self.effects.pair.isin(SWITCH)]
+        clear, unstable = switch[switch.cm == STABLE], switch[switch.cm != STABLE].name.unique()
+        holds = lambda rows: all(c1(e) == "supported" and "supported" in said(e) for _, e in rows.groupby("pair"))
+        both = {str(name): holds(rows) for name, rows in clear.groupby("name", sort=False)}
+        held, rest = ([name for name, state in both.items() if state == wanted] for wanted in (True, False))
+        text = f"**Takeaway.** From equal weights both claims hold at once, by both pairs, in {len(held)} of {len(held) + len(rest)} settings with a stable CM"
+        text += f" ({'; '.join(held)})" * bool(held) + f"; not in {'; '.join(rest)}" * bool(rest)
+        text += f". Without a stable CM, and so without a verdict: {'; '.join(unstable)}" * bool(len(unstable))
+        terms = self.accounting[self.accounting.cm == STABLE]
+        if len(terms):
+            each = [f"{TERMS[t].split(':')[0]} adds {terms[t].min():+.2f} to {terms[t].max():+.2f}" for t in TERMS]
+            text += f". In log C2, over these settings and all encoders, {', '.join(each)}"
+        counts = self.predictions().outcome.value_counts()
+        return text + f". Of the predictions {', '.join(f'{counts.get(s, 0)} {s}' for s in (HELD, FAILED, OPEN))}."
+
+
+def label(e) -> str:
+    """The encoder of a distance, nothing for the ODE error."""
+    return e.label.partition(", ")[2]
+
+
+def better(e) -> str:
+    """What a ratio says of the first of its pair, lower being better."""
+    return ("better" if e.value < 1 else "worse") if e.verdict in ("supported", "contradicted") else e.verdict.replace("inconclusive", "open")
+
+
+def c1(rows: pd.DataFrame) -> str:
+    """The verdict on C1 in one setting and pair."""
+    return rows.verdict[rows.role == "error"].iloc[0]
+
+
+def said(rows: pd.DataFrame) -> str:
+    """The verdict on C2 by the distances to the teacher's samples in one setting and pair, over encoders where there are several."""
+    first = rows[rows.role == "teacher"].iloc[0]
+    return first.encoders or first.verdict
