@@ -8,7 +8,7 @@ JOBS ?= 2
 STUDIES ?= gmm digits
 BIN := $(VENV)/bin
 # The notebooks in their order, and how pytest runs them as they stand.
-QUICK := $(patsubst %,notebooks/%.ipynb,1_teacher 2_distill 3_ode_error 4_sample_quality 5_figures 7_when_it_fails)
+QUICK := $(patsubst %,notebooks/%.ipynb,1_teacher 2_distill 3_ode_error 4_sample_quality 5_figures 6_the_switch 7_when_it_fails)
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider
 # Offline unless a parameter asks for a download.
 export HF_HUB_OFFLINE ?= 1
@@ -16,15 +16,22 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 # Every notebook is a process that imports torch: seconds more, each time, where Python may not keep what it compiles.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: study regimes-all compare publish test shipped unit smoke faults nbval lowest lint notebooks lab browser site mutants clean
+.PHONY: study switch regimes-all compare publish test shipped unit smoke faults nbval lowest lint notebooks lab browser site mutants clean
 
 # Figures, tables and pages go to results/local; what lies in results/ besides is the repository's own.
 RUN_STUDY = $(BIN)/python workflow/study.py workflow/config/$(1).yaml -j $(JOBS) $(if $(filter-out 0,$(DOWNLOAD)),--download)
+RUN_SWITCH = $(BIN)/python -m snakemake -s workflow/switch.smk -j 1 --rerun-incomplete --nolock --quiet all $(1)
 COMPARE := $(BIN)/python workflow/compare.py
 
 study: $(BIN)/.ready
 	@for study in $(STUDIES); do $(call RUN_STUDY,$$study) || exit 1; done
-	@$(COMPARE) $(STUDIES:%=workflow/config/%.yaml)
+	@$(call RUN_SWITCH,--config studies='$(STUDIES)')
+	@$(COMPARE) $(STUDIES:%=workflow/config/%.yaml) results/local/switch
+
+# Notebook 6 over the results of all studies, one's own or the repository's: half a minute.
+switch: $(BIN)/.ready
+	@$(call RUN_SWITCH)
+	@$(COMPARE) results/local/switch
 
 # One study by name: make study-gmm, study-digits, study-cifar10, study-sdxl (with DOWNLOAD=1 it fetches what it needs);
 # and the regimes of notebook 7: study-regimes, study-regimes_cifar10. What is finished is not run again.

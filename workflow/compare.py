@@ -32,6 +32,7 @@ SETTING = [
     "seed",
     "update",
     "steps",
+    "pair",
     "claim",
     "metric",
 ]

@@ -138,7 +138,7 @@ class Switch:
 
     def what_was_read(self) -> str:
         """Runs, settings, seeds, and what is not there."""
-        each = [f"**{r.name}** ({r.study}, {len(s)} settings)" for r in self.results if len(s := analysis.settings(r))]
+        each = [f"**{r.name}** ({r.study}, {len(s)} setting{'s' * (len(s) > 1)})" for r in self.results if len(s := analysis.settings(r))]
         gone = f" Not there: {', '.join(self.missing)}." if self.missing else ""
         return f"Switches of {'; '.join(each)}; {len(self.results)} runs in the plane.{gone}"
 
