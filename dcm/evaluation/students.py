@@ -6,7 +6,6 @@ from pathlib import Path
 from dcm.evaluation.samples import EvaluationSet
 from dcm.horizon import Group, Member, last_horizon, method_name
 from dcm.support.files import RowStore
-from dcm.support.processes import in_threads
 from dcm.support.progress import tqdm
 from dcm.training.saved import DistilledGroup
 
@@ -29,13 +28,12 @@ def measure_students(
     store: Path,
     measures: Sequence[str],
     measure: Callable,
-    workers: int = 1,
 ) -> Iterator[dict]:
     """One row for every student, snapshot and number of sampling steps, in a fixed order.
 
     ``steps_of(name)`` has the numbers of sampling steps at the end of a group; snapshots are measured in one step.
-    ``measure(x (B, *shape), group, member)`` returns the values of a row, by name; `workers` threads call it. Finished rows
-    are kept in `store`, and those that have all `measures` are not made again.
+    ``measure(x (B, *shape), group, member)`` returns the values of a row, by name. Finished rows are kept in
+    `store`, and those that have all `measures` are not made again.
     """
     rows, work = RowStore(store, KEY, measures), []
     for g in groups:
@@ -44,16 +42,11 @@ def measure_students(
             keys = [{"fingerprint": mark} | describe(g.name, g.group, m, update, k) for m in g.group.members]
             work.append((g, update, k, keys))
 
-    def missing() -> Iterator[tuple]:  # samples are read as they are asked for
-        for g, update, k, keys in tqdm(work, desc="students measured", unit="set"):
-            if not all(key in rows for key in keys):
-                x = evaluation.of_group(g, update, k)
-                for x_m, key, member in zip(x, keys, g.group.members):
-                    if key not in rows:
-                        yield key, (x_m, g.group, member)
-
-    for key, values in in_threads(lambda job: (job[0], measure(*job[1])), missing(), workers):
-        rows.add(key | values)
+    for g, update, k, keys in tqdm(work, desc="students measured", unit="set"):
+        if not all(key in rows for key in keys):
+            for x, key, member in zip(evaluation.of_group(g, update, k), keys, g.group.members):
+                if key not in rows:
+                    rows.add(key | measure(x, g.group, member))
     for *_, keys in work:
         for key in keys:
             yield {name: value for name, value in rows[key].items() if name != "fingerprint"}

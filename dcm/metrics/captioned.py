@@ -27,8 +27,6 @@ class SDXLQuality:
     ``paired_inception``, ``paired_dino`` and ``sharpness`` as in :mod:`dcm.metrics.images`.
     """
 
-    workers = 1  # sets of samples worth measuring side by side
-
     def __init__(self, pictures, captions: list[str], find: Callable[[], Encoders]):
         self.pictures, self.captions, self._find = pictures, captions, find
         self.metrics = {

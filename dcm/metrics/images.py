@@ -70,7 +70,6 @@ class ImageQuality:
     """
 
     primary, secondary_metrics = "fd_teacher", ("fd_real", "sharpness")
-    workers = 1  # sets of samples worth measuring side by side
 
     def __init__(
         self, extractor, classifier: Classifier, real: Tensor | None = None, self_supervised=None, inception=None

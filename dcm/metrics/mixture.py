@@ -47,7 +47,6 @@ class MixtureQuality:
     """
 
     primary, secondary_metrics = "swd_teacher", ("nll",)
-    workers = 1  # sets of samples worth measuring side by side
     note = "Quality is measured under the exact density; the true ODE solution is known to 1e-8."
     metrics = {
         "swd_teacher": Metric("sliced Wasserstein distance to teacher", ratio=True),

@@ -1,8 +1,6 @@
 """What a run runs on: its device, threads, and processes, one a GPU, which average their gradients."""
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -23,20 +21,6 @@ def ready_device(device: torch.device, threads: int) -> None:
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
-
-
-def in_threads(function: Callable, items: Iterable, workers: int) -> Iterator:
-    """``map(function, items)``, by `workers` threads where that is more than one; few items are taken ahead."""
-    if workers == 1:
-        yield from map(function, items)
-        return
-    begun: deque[Future] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        for item in items:
-            begun.append(pool.submit(function, item))
-            if len(begun) > 2 * workers:
-                yield begun.popleft().result()
-        yield from (future.result() for future in begun)
 
 
 class Processes:

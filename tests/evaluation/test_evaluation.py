@@ -51,15 +51,14 @@ def one_and_two(group):
     return [1, 2]
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_measuring_goes_on_where_it_stopped(study, main, tmp_path, workers):
+def test_measuring_goes_on_where_it_stopped(study, main, tmp_path):
     evaluation, calls, store = set_of(study, tmp_path), [], tmp_path / "rows.jsonl"
 
     def measure(x, group, member):
         calls.append(member)
         return {"ode_error": ode_error(x, evaluation.teacher_samples(group.solver, group.intervals, member.guidance))}
 
-    measured = lambda: list(measure_students(evaluation, [main], one_and_two, store, ["ode_error"], measure, workers))
+    measured = lambda: list(measure_students(evaluation, [main], one_and_two, store, ["ode_error"], measure))
     whole = measured()
     assert len(whole) == len(calls) == 4 * (2 + 2)  # 4 students: 2 snapshots in one step, the end in one and two
     lines = store.read_text().splitlines(keepends=True)
