@@ -16,31 +16,14 @@ import pandas as pd
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 VERDICTS = ("supported", "contradicted", "inconclusive")
-STUDIES = ("gmm", "digits", "cifar10")
 ALL = "regimes_all"
-MIN_SEEDS = 3  # fewer have no verdict
 # By study: the distance to the teacher's samples that its verdict on C2 rests on, and a second judge.
 JUDGES = {
     "gmm": {"swd_teacher": "", "swd_data": "to data"},
     "digits": {"fd_teacher": "classifier", "fd_pixels": "pixels"},
     "cifar10": {"fd_teacher": "EfficientNet", "fd_classifier": "classifier"},  # the latter in notebook 7's runs alone
 }
-TEACHERS = {
-    "gmm": "exact, 2-D",
-    "gmm_16d_modes": "exact, 16-D with 12 modes a class",
-    "digits": "digits",
-    "cifar10": "CIFAR-10",
-    "cifar10_long": "CIFAR-10",
-}
-# The rows of the README's table: results folder, run (of notebook 7) or study, regime or group.
-SHOWN = [
-    ("gmm", "gmm", "main"),
-    (ALL, "gmm_16d_modes", "main"),
-    ("digits", "digits", "main"),
-    (ALL, "digits", "lr 5e-05, constant lr, 594 updates"),
-    ("cifar10", "cifar10", "main"),
-    (ALL, "cifar10_long", "15000 updates"),
-]
+PAIRS = ("D>D / D>CM", "CM>D / CM>CM")
 
 
 @cache
@@ -126,26 +109,8 @@ def minutes(folder: str) -> str:
 
 def marked(at: pd.Series) -> str:
     """A verdict as the README's table shows it: bold where the claim is supported, in brackets where undecided."""
-    form = {"supported": "**{:.3g}**", "contradicted": "{:.3g}", "inconclusive": "({:.3g})"}[at.verdict]
+    form = {"supported": "**{:.3g}**", "contradicted": "{:.3g}", "inconclusive": "({:.3g})"}.get(at.verdict, "{:.3g} (unstable CM)")
     return form.format(at.value) + f" [{at.low:.3g},&nbsp;{at.high:.3g}]"
-
-
-def settings_table() -> str:
-    """The README's table: both claims, by two judges, in the settings of :data:`SHOWN`."""
-    lines = []
-    for folder, run, regime in SHOWN:
-        ode = row(folder, run, regime, "ode_error")
-        name = "2_distill-" + re.split("[@/]", ode.group)[0]
-        p = read(folder, "provenance")["notebooks"][f"{run}/{name}" if folder == ALL else name]["parameters"]
-        updates = re.search(r"(\d+) updates", regime)
-        setting = f"N = {ode.intervals}, lr {p['lr']:g}, {updates[1] if updates else p['updates']} updates"
-        line = {"teacher": TEACHERS[run], "setting": f"{setting}, {ode.seeds} seeds", "C1: ODE error": marked(ode)}
-        columns = ("C2: distance of samples", "C2: second measure")
-        for column, (metric, judge) in zip(columns, JUDGES[run.split("_")[0]].items()):
-            measured = metric in set(table(folder).metric)
-            line[column] = f"{marked(row(folder, run, regime, metric))} {judge}".strip() if measured else "not measured"
-        lines.append(line)
-    return compact(lines)
 
 
 def onset_table() -> str:
@@ -180,18 +145,71 @@ def counts_table() -> str:
     return compact(lines)
 
 
+def switch_rows(name: str = "verdicts") -> pd.DataFrame:
+    """The main settings' rows of the switch, or of its accounting; empty while it is not published."""
+    if not (ROOT / f"results/switch/{name}.csv").exists():
+        return pd.DataFrame()
+    rows = table("switch", name)
+    return rows[rows.main]
+
+
+NOT_YET = "*Nothing is published in results/switch yet.*"
+
+
+def span(values: pd.Series) -> str:
+    """The range of ratios or logarithms."""
+    return f"{values.min():.2f}" if len(values) == 1 else f"{values.min():.2f} to {values.max():.2f}"
+
+
+def by_all(rows: pd.DataFrame, pairs: tuple[str, ...], wanted: dict[str, str]) -> list[str]:
+    """The settings in which every measure of a role has the wanted verdict in all `pairs`."""
+    asked = rows[rows.pair.isin(pairs) & rows.role.isin(list(wanted))]
+    right = (asked.verdict == asked.role.map(wanted)).groupby(asked.name, sort=False).all()
+    return list(right.index[right])
+
+
 def findings() -> str:
-    """The README's three findings."""
-    c1 = pd.concat([table(folder) for folder in (*STUDIES, ALL)])
-    c1 = c1[(c1.claim == "C1") & (c1.seeds >= MIN_SEEDS)]
-    held, against = (c1[c1.verdict == verdict] for verdict in VERDICTS[:2])
-    exact = of("gmm", "swd_teacher", "supported")
-    where = " and ".join(TEACHERS[run].removeprefix("exact, ") for run in exact.run.unique())
-    at, slow, fast = (ALL, "cifar10_long", "15000 updates"), (ALL, "gmm_16d_modes", "main"), (ALL, "cifar10", "lr 0.0001")
+    """The README's findings, from the main settings of the switch."""
+    rows = switch_rows()
+    if not len(rows):
+        return NOT_YET
+    clear = rows[rows.cm == "stable"]
+    if not len(clear):
+        return "*In no main setting of results/switch is the CM stable, so there are no verdicts.*"
+    equal, names = clear[clear.pair.isin(PAIRS)], list(clear.name.unique())
+    held = by_all(clear, PAIRS, {"error": "supported", "teacher": "supported"})
+    others, unstable = [n for n in names if n not in held], rows.name[rows.cm != "stable"].unique()
+    at = equal[equal.name.isin(held)]
+    first = f"ODE error {span(at.value[at.role == 'error'])} times the CM's, distances {span(at.value[at.role == 'teacher'])} times" if held else "no numbers"
+    far = equal[equal.name.isin(others) & (equal.role == "teacher")]
+    rest = f" Not in {'; '.join(others)}: distances {span(far.value)} times." if others else ""
+    rest += f" No verdict for want of a stable CM: {'; '.join(unstable)}." if len(unstable) else ""
+    seen, terms = equal[equal.role == "features"], switch_rows("accounting")
+    terms = terms[terms.cm == "stable"]
+    sums = ", ".join(f"{text} adds {span(terms[c])}" for c, text in (("solving", "better solving"), ("space", "the change of space"), ("share", "the share of the error that shows in the distribution")))
+    best = {m: by_all(clear, (f"{m} / CM",), {"teacher": "contradicted"}) for m in ("direct>cm", "anneal")}
+    best = {m: [n for n in by_all(clear, (f"{m} / Direct CM",), {"teacher": "contradicted"}) if n in best[m]] for m in best}
+    cost = table("switch", "costs").groupby("method").relative
+    told = table("switch", "predictions").outcome.value_counts()
     return f"""\
-1. **C1 holds nearly everywhere.** The Direct CM has the lower ODE error in {len(held)} of the {len(c1)} settings that have a verdict, the higher one in {len(against)}.
-2. **C2 is no law, and no accident.** By the distance to the teacher's samples it is supported in {len(exact)} of {count("gmm", "swd_teacher")} regimes of the exact teacher (all in {where}), in {count("digits", "fd_teacher", "supported")} of {count("digits", "fd_teacher")} of digits, and in {count("cifar10", "fd_teacher", "supported")} of {count("cifar10", "fd_teacher")} of CIFAR-10 by one encoder, {count("cifar10", "fd_classifier", "supported")} by another. C1 holds as well in {both("gmm", "swd_teacher")}, {both("digits", "fd_teacher")}, {both("cifar10", "fd_teacher")} and {both("cifar10", "fd_classifier")} of these. Where the CM's own training goes astray, the Direct CM is ahead in both (CIFAR-10 at lr 1e-4, N = 10: ODE error {ratio(*fast, "ode_error")}, distance {ratio(*fast, "fd_teacher")}).
-3. **Who judges, decides.** On CIFAR-10 after 15,000 updates at lr 1e-5 the Direct CM's ODE error is {effect(*at, "ode_error")} times the CM's; its distance is {effect(*at, "fd_teacher")} times the CM's by EfficientNet's features and {effect(*at, "fd_classifier")} by a CIFAR-10 classifier's. In 16-D C2 rests on Wasserstein distances: likelihood mostly contradicts it ({ratio(*slow, "nll")} nats in the main setting), and only {on_mode()} % of either student's samples lie on a mode where C2 is supported."""
+1. **From the same weights the Direct objective lowers the ODE error and worsens the samples, by every encoder, in {len(held)} of {len(names)} main settings** ({'; '.join(held) or 'none'}): {first}.{rest}
+2. **Judged in an encoder's features** the Direct CM solves the ODE better in {(seen.verdict == 'supported').sum()} and worse in {(seen.verdict == 'contradicted').sum()} of {len(seen)} comparisons. In log C2, {sums}.
+3. **Direct first, CM last** gives samples nearer to the teacher's than either objective alone, by every encoder, in {len(best['direct>cm'])} of {len(names)} settings at equal updates, and halving *h* from N to 1 in {len(best['anneal'])}. They take {span(cost.get_group('direct>cm'))} and {span(cost.get_group('anneal'))} of the Direct CM's teacher evaluations. Of {told.sum()} [predictions](docs/preregistration.md) {told.get('held', 0)} held, {told.get('failed', 0)} failed, {told.get('open', 0)} are open ([table](results/switch/README.md#predictions))."""
+
+
+def switch_table() -> str:
+    """The README's figure and table: both claims from equal weights in the main settings."""
+    rows = switch_rows()
+    if not len(rows):
+        return NOT_YET
+    lines = []
+    for (name, pair), part in rows[rows.pair.isin(PAIRS)].groupby(["name", "pair"], sort=False):
+        line = {"setting": f"{name}, {part.seeds.max()} seeds", "pair": pair}
+        for role, column in (("error", "C1: ODE error"), ("teacher", "C2: distance of samples")):
+            own = part[part.role == role]
+            line[column] = "; ".join(f"{marked(e)} {e.label.partition(', ')[2]}".strip() for _, e in own.iterrows())
+        lines.append(line)
+    return "![From equal weights: where each objective leads, in ODE error and distance of samples](results/switch/switch.png)\n\n" + compact(lines)
 
 
 def dry_run() -> str:
@@ -199,7 +217,7 @@ def dry_run() -> str:
     return (ROOT / "results/sdxl/dry_run.md").read_text().strip()
 
 
-BLOCKS = {"findings": findings, "settings": settings_table, "counts": counts_table, "onset": onset_table, "sdxl dry run": dry_run}
+BLOCKS = {"findings": findings, "switch": switch_table, "counts": counts_table, "onset": onset_table, "sdxl dry run": dry_run}
 NUMBERS = {f.__name__: f for f in (effect, ratio, solver_error, on_mode, minutes)}
 
 

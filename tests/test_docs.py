@@ -60,7 +60,7 @@ def test_every_block_and_number_is_on_a_page():
 
 def test_filling_repairs_what_was_typed_over_and_names_what_is_not_there():
     assert fill.filled("<!--minutes regimes-->9<!--/-->") == f"<!--minutes regimes-->{fill.minutes('regimes')}<!--/-->"
-    assert fill.filled(README.replace("**C1 holds", "**C1 fails")) == README
+    assert fill.filled(README.replace("<!-- findings -->\n", "<!-- findings -->\n0. All is well.\n")) == README
     with pytest.raises(SystemExit, match="has 0 rows of digits, no such regime, fd_teacher"):
         fill.filled("<!--ratio regimes_all; digits; no such regime; fd_teacher-->1<!--/-->")
 
@@ -76,14 +76,10 @@ def test_the_filled_numbers_are_those_of_the_csv_files():
     """One of each kind, read here by other means."""
     claims = pd.read_csv(ROOT / "results/regimes_all/verdicts.csv")
     one = claims.query("run == 'cifar10_long' and regime == '15000 updates' and metric == 'ode_error'").iloc[0]
-    assert fill.effect("regimes_all", one.run, one.regime, one.metric) in README
     assert fill.effect("regimes_all", one.run, one.regime, one.metric) == f"{one.value:.3g} [{one.low:.3g}, {one.high:.3g}]"
     supported = claims[claims.verdict == "supported"].groupby(["run", "regime"]).metric.agg(set)
     both = [k for k, m in supported.items() if {"ode_error", "fd_classifier"} <= m and k[0].startswith("cifar10")]
     assert fill.both("cifar10", "fd_classifier") == str(len(both))
-    every = pd.concat([pd.read_csv(ROOT / f"results/{s}/verdicts.csv") for s in ("gmm", "digits", "cifar10", "regimes_all")])
-    c1 = every[(every.claim == "C1") & (every.seeds >= 3)]
-    assert f"in {(c1.value[c1.verdict == 'supported'] < 1).sum()} of the {len(c1)} settings" in README
 
 
 def regimes(verdict: str, metric: str, run: str, also: str = "") -> set[str]:

@@ -31,7 +31,8 @@ class Switch:
 
     Attributes
     ----------
-    effects, accounting, costs : of :mod:`dcm.analysis.switch`, of all results, with ``name``: the setting in words.
+    effects, accounting, costs : of :mod:`dcm.analysis.switch`, of all results, with ``name``: the setting in words, and ``main``: whether it is the
+        first of its run (:attr:`main`).
     missing : folders that are not there.
     """
 
@@ -57,6 +58,8 @@ class Switch:
             t.assign(name=[named(at) for at in t.itertuples()])
             for t in map(joined, (analysis.effects, analysis.accounting, analysis.costs))
         )
+        main = [named(s.iloc[0]) for r in found if len(s := analysis.settings(r))]
+        effects, accounting = (t.assign(main=t.name.isin(main)) for t in (effects, accounting))
         sources = [project_path(f) / "metrics.csv" for f in there]
         return cls(found, effects, accounting, costs, sources, [f for f in folders if f not in there])
 
@@ -73,10 +76,6 @@ class Switch:
             encoder = analysis.measures(r.study)[column][1].label.split(", ")[1]
             out.append((named(setting), f"distance, {encoder}", column, analysis.course(r, setting)))
         return out
-
-    def main_rows(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Those of a table that are of the main settings."""
-        return table[table.name.isin([named(setting) for _, setting in self.main])]
 
     def page(self, folder: str, own: dict) -> Page:
         """A page in `folder` with the tables that figures are drawn from; `own` is the record of this notebook."""
