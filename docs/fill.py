@@ -23,6 +23,7 @@ JUDGES = {
     "digits": {"fd_teacher": "classifier", "fd_pixels": "pixels"},
     "cifar10": {"fd_teacher": "EfficientNet", "fd_classifier": "classifier"},  # the latter in notebook 7's runs alone
 }
+SCALES = {"gmm": "2-D mixture", "gmm16": "16-D mixture", "cifar10": "CIFAR-10"}
 PAIRS = ("D>D / D>CM", "CM>D / CM>CM")
 
 
@@ -150,7 +151,8 @@ def switch_rows(name: str = "verdicts") -> pd.DataFrame:
     if not (ROOT / f"results/switch/{name}.csv").exists():
         return pd.DataFrame()
     rows = table("switch", name)
-    return rows[rows.main]
+    named = rows.name.str.replace(r"^\w+", lambda m: SCALES.get(m[0], m[0]), regex=True)
+    return rows.assign(name=named)[rows.main]
 
 
 NOT_YET = "*Nothing is published in results/switch yet.*"
@@ -158,7 +160,7 @@ NOT_YET = "*Nothing is published in results/switch yet.*"
 
 def span(values: pd.Series) -> str:
     """The range of ratios or logarithms."""
-    return f"{values.min():.2f}" if len(values) == 1 else f"{values.min():.2f} to {values.max():.2f}"
+    return " to ".join(dict.fromkeys(f"{v:.2f}" for v in (values.min(), values.max())))
 
 
 def by_all(rows: pd.DataFrame, pairs: tuple[str, ...], wanted: dict[str, str]) -> list[str]:
@@ -189,7 +191,7 @@ def findings() -> str:
     sums = ", ".join(f"{text} adds {span(terms[c])}" for c, text in (("solving", "better solving"), ("space", "the change of space"), ("share", "the share of the error that shows in the distribution")))
     best = {m: by_all(clear, (f"{m} / CM",), {"teacher": "contradicted"}) for m in ("direct>cm", "anneal")}
     best = {m: [n for n in by_all(clear, (f"{m} / Direct CM",), {"teacher": "contradicted"}) if n in best[m]] for m in best}
-    cost = table("switch", "costs").groupby("method").relative
+    cost = switch_rows("costs").groupby("method").relative
     told = table("switch", "predictions").outcome.value_counts()
     return f"""\
 1. **From the same weights the Direct objective lowers the ODE error and worsens the samples, by every encoder, in {len(held)} of {len(names)} main settings** ({'; '.join(held) or 'none'}): {first}.{rest}

@@ -59,7 +59,7 @@ class Switch:
             for t in map(joined, (analysis.effects, analysis.accounting, analysis.costs))
         )
         main = [named(s.iloc[0]) for r in found if len(s := analysis.settings(r))]
-        effects, accounting = (t.assign(main=t.name.isin(main)) for t in (effects, accounting))
+        effects, accounting, costs = (t.assign(main=t.name.isin(main)) for t in (effects, accounting, costs))
         sources = [project_path(f) / "metrics.csv" for f in there]
         return cls(found, effects, accounting, costs, sources, [f for f in folders if f not in there])
 

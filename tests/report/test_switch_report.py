@@ -1,0 +1,92 @@
+"""What notebook 6 says and draws, and what the README takes from it."""
+
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from switch_rows import MEASURED, folder, stable
+
+from dcm.analysis import switch as analysis
+from dcm.figures import style
+from dcm.figures import switch as figures
+from dcm.report import provenance
+from dcm.report.switch import Switch
+from dcm.support.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "docs"))
+import fill  # noqa: E402
+
+
+@pytest.fixture
+def found(tmp_path):
+    style.use_style()
+    yield Switch.load([folder(tmp_path / "gmm16", stable(MEASURED)), folder(tmp_path / "unstable"), str(tmp_path / "nowhere")])
+    plt.close("all")
+
+
+def test_the_takeaway_is_made_of_the_verdicts(found):
+    assert "gmm16** (gmm, 1 setting); **unstable**" in found.what_was_read() and "nowhere." in found.what_was_read()
+    said = found.takeaway()
+    assert "in 1 of 1 settings with a stable CM (gmm16, N = 10, w = 2). Without a stable CM" in said
+    assert "without a verdict: unstable, N = 10, w = 2." in said and "Of the predictions 1 held, 1 failed, 8 open." in said
+    assert "gmm16, N = 10, w = 2, D>D / D>CM: C1 supported, C2 supported" in found.lines()
+    assert "unstable, N = 10, w = 2, D>D / D>CM: C1 unstable CM, C2 unstable CM" in found.lines()
+    gains = found.gains().set_index(["setting", "measure"])
+    assert gains.loc[("gmm16, N = 10, w = 2", "ODE error"), "direct>cm / CM"].endswith("better")
+
+
+def test_where_nothing_switches_it_is_said(tmp_path):
+    with pytest.raises(InputError, match="no group with the four students of the switch; one needs horizons"):
+        Switch.load([folder(tmp_path / "gmm16", MEASURED[MEASURED.method != "direct>cm"])])
+    with pytest.raises(InputError, match="folders of one name"):
+        Switch.load([folder(tmp_path / "gmm16"), folder(tmp_path / "b") and folder(tmp_path / "b" / "gmm16")])
+
+
+def test_arrows_lead_from_the_switch_to_the_ends(found):
+    figure = figures.switch(found.courses())
+    assert len(figure.axes) == 2
+    heads = [tuple(t.xy) for t in figure.axes[0].texts]
+    last = MEASURED[MEASURED.final].groupby("method")[["ode_error", "swd_teacher"]].mean()
+    for (x, y), method in zip(heads, ("Direct CM", "direct>cm", "cm>direct", "CM")):
+        assert (x, y) == pytest.approx(tuple(last.loc[method]))
+    starts = {tuple(np.round(t.xyann, 9)) for t in figure.axes[0].texts}
+    assert len(starts) == 2, "two pairs of equal weights"
+
+
+def test_the_stack_ends_where_its_terms_do(found):
+    figure = figures.accounting(found.accounting)
+    for ax, pair in zip(figure.axes, analysis.SWITCH):
+        rows = found.accounting[found.accounting.pair == pair]
+        assert [p.get_ydata()[0] for p in ax.lines[:1]] == [0] and ax.lines[0].get_xdata() == pytest.approx(rows.log_c2)
+        right = sum(p.get_width() for p in ax.patches if p.get_width() > 0)
+        left = sum(p.get_width() for p in ax.patches if p.get_width() < 0)
+        assert right + left == pytest.approx(rows.log_c2.sum()) and left < 0 < right
+
+
+def test_the_paper_stands_in_the_plane(found):
+    figure = figures.plane(analysis.plane(found.effects))
+    [text] = [t.get_text() for legend in figure.legends for t in legend.get_texts() if "paper" in t.get_text()]
+    assert text.endswith("second-hand")
+    assert any(tuple(np.ravel(line.get_xydata())) == figures.PAPER for line in figure.axes[0].lines)
+
+
+def test_the_readme_is_filled_from_the_page(found, tmp_path, monkeypatch):
+    own = {"notebook": "6_the_switch", "commit": "c", "parameters": {}}
+    page = found.page(str(tmp_path / "results/switch"), own)
+    page.table("costs", found.readable_costs(), "costs", found.costs)
+    page.table("predictions", found.predictions(), "predictions", found.predictions())
+    page.figure(figures.switch(found.courses()), "switch", "caption")
+    page.write("switch")
+    assert provenance.stale(page.folder / "switch.png") == []
+    monkeypatch.setattr(fill, "ROOT", tmp_path)
+    fill.table.cache_clear()
+    said, table = fill.findings(), fill.switch_table()
+    fill.table.cache_clear()
+    assert "in 1 of 1 main settings** (16-D mixture, N = 10, w = 2): ODE error 0.79 to 0.93 times" in said
+    assert "for want of a stable CM: unstable, N = 10, w = 2." in said and "They take 0.59 and 0.56 of" in said
+    assert "| 16-D mixture, N = 10, w = 2, 4 seeds | D>D / D>CM | **0.927** [0.903,&nbsp;0.951] |" in table
+    assert "(unstable CM)" in table and pd.read_csv(page.folder / "verdicts.csv").main.all()
