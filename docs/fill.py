@@ -214,12 +214,29 @@ def switch_table() -> str:
     return "![From equal weights: where each objective leads, in ODE error and distance of samples](results/switch/switch.png)\n\n" + compact(lines)
 
 
+def rates_table() -> str:
+    """Own ODE errors at the end of training by learning rate; the lowest of a setting and method is bold."""
+    lines = []
+    for path in sorted((ROOT / "results/learning_rates").glob("*.csv")):
+        rows = pd.read_csv(path)
+        ends = rows[rows["update"] == rows.groupby(["group", "lr"])["update"].transform("max")]
+        by = ["group", "intervals", "guidance", "method"]
+        for (group, n, w, method), part in ends.groupby(by):
+            means = part.groupby("lr")["ode_error"].mean()
+            cells = {f"{lr:g}": f"{'**' * (lr == means.idxmin())}{e:.3g}{'**' * (lr == means.idxmin())}" for lr, e in means.items()}
+            setting = f"{path.stem}: {group}, N = {n}, w = {w:g}"
+            lines.append({"setting": setting, "method": method, "seeds": part.seed.nunique()} | cells)
+    found = pd.DataFrame(lines)
+    rates = sorted((c for c in found if c not in ("setting", "method", "seeds")), key=float)
+    return compact(found[["setting", "method", "seeds", *rates]].fillna("").to_dict("records"))
+
+
 def dry_run() -> str:
     """The SDXL dry run's table, as ``benchmarks/sdxl_dry_run.py`` wrote it."""
     return (ROOT / "results/sdxl/dry_run.md").read_text().strip()
 
 
-BLOCKS = {"findings": findings, "switch": switch_table, "counts": counts_table, "onset": onset_table, "sdxl dry run": dry_run}
+BLOCKS = {"findings": findings, "switch": switch_table, "counts": counts_table, "onset": onset_table, "rates": rates_table, "sdxl dry run": dry_run}
 NUMBERS = {f.__name__: f for f in (effect, ratio, solver_error, on_mode, minutes)}
 
 
