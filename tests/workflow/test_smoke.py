@@ -139,7 +139,7 @@ def test_every_figure_and_table_is_there(gmm):
     check_results(folder, "gmm", sweeps=True)
     rows = pd.read_csv(folder / "results/metrics.csv")
     last = rows[rows.final & (rows.steps == 1)]
-    assert len(last) == 3 * 3 + 3 * 2 * 3  # horizons x seeds of main, and of the three other groups
+    assert len(last) == 6 * 3 + 3 * 2 * 3  # horizons x seeds of main, and of the three other groups
     assert (rows.ode_error > 0).all() and rows.notna().all().all()
 
 
