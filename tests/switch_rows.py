@@ -23,7 +23,7 @@ def folder(where: Path, rows: pd.DataFrame = MEASURED) -> str:
     """A results folder of notebook 5."""
     where.mkdir(exist_ok=True)
     rows.to_csv(where / "metrics.csv", index=False)
-    ran = {"1_teacher": {"study": "gmm", "dimension": 16, "modes": 12}, "2_distill-main": GROUP}
+    ran = {"1_teacher": {"study": "gmm", "dimension": 16, "modes": 12}, "2_distill-main": GROUP, "5_figures": {"main_group": "main"}}
     (where / "provenance.json").write_text(json.dumps({"notebooks": {k: {"parameters": p} for k, p in ran.items()}}))
     return str(where)
 
@@ -43,4 +43,4 @@ def of_images(draw: int = 0, **logs) -> switch.Results:
         values = {name: np.exp(log.get(method, 0) + wobble + (update < 600)) for name, log in logs.items()}
         out.append(setting | values | {"run": "cifar10"})
     ran = validate(DistillParameters, GROUP | {"study": "cifar10"})
-    return switch.Results("cifar10", "cifar10", {"study": "cifar10"}, {"main": ran}, with_final(pd.DataFrame(out)))
+    return switch.Results("cifar10", "cifar10", {"study": "cifar10"}, {"main": ran}, "main", with_final(pd.DataFrame(out)))

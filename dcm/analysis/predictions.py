@@ -75,7 +75,7 @@ def _place(found: list[Results], scale: str, intervals: int, guidance: float) ->
         if not SCALES[scale].items() <= known.items() or not len(settings):
             continue
         how = {name: p.model_dump(exclude=FREE) for name, p in results.groups.items()}
-        main = how["main" if "main" in how else settings.group[0]]
+        main = how[results.main]
         at = (settings.solver == "ddim") & (settings.intervals == intervals) & (settings.guidance == guidance)
         for _, setting in settings[at & settings.group.map(lambda group: how[group] == main)].iterrows():
             return results, setting

@@ -38,13 +38,15 @@ class Results:
 
     Attributes
     ----------
-    teacher : notebook 1's parameters. groups : notebook 2's. rows : as in metrics.csv, with the column ``run``.
+    teacher : notebook 1's parameters. groups : notebook 2's. main : the main group's name. rows : as in metrics.csv, with
+        the column ``run``.
     """
 
     name: str
     study: str
     teacher: dict
     groups: dict[str, DistillParameters]
+    main: str
     rows: pd.DataFrame
 
 
@@ -52,17 +54,17 @@ def load(folder: str) -> list[Results]:
     """The runs of a results folder of notebook 5, or of the regimes' notebook. Raises :class:`InputError`."""
     path = project_path(folder)
     if (path / "studies.json").exists():
-        each = [(f"{path.name}/{r.name}", r.groups, r.records["1_teacher"]["parameters"], r.rows) for r in load_runs(folder, None)]
+        each = [(f"{path.name}/{r.name}", r.groups, r.records["1_teacher"]["parameters"], r.main, r.rows) for r in load_runs(folder, None)]
     else:
         try:
             rows = pd.read_csv(path / "metrics.csv", dtype={"group": str})
             ran = {name: record["parameters"] for name, record in read_json(path / "provenance.json")["notebooks"].items()}
             students = {name.split("-", 1)[1]: p for name, p in ran.items() if name.startswith("2_distill-")}
             groups = {name: validate(DistillParameters, p) for name, p in students.items()}
-            each = [(path.name, groups, ran["1_teacher"], with_final(rows[rows.group.isin(groups)]))]
+            each = [(path.name, groups, ran["1_teacher"], ran["5_figures"]["main_group"], with_final(rows[rows.group.isin(groups)]))]
         except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:  # it may be another's
             raise InputError(f"{path} is no whole results folder of notebook 5 ({why(error)}).") from None
-    return [Results(run, p["study"], p, g, rows.assign(run=run)) for run, g, p, rows in each]
+    return [Results(run, p["study"], p, g, main, rows.assign(run=run)) for run, g, p, main, rows in each]
 
 
 def measures(study: str) -> dict[str, tuple[str, Metric]]:
@@ -113,7 +115,7 @@ def settings(results: Results) -> pd.DataFrame:
     last = final_one_step(results.rows)
     have = last.groupby(SETTING_OF_RUN).method.agg(lambda m: set(m) >= FOUR)
     found = have[have].index.to_frame(index=False)
-    return found.sort_values("group", key=lambda g: g != "main", kind="stable", ignore_index=True)
+    return found.sort_values("group", key=lambda g: g != results.main, kind="stable", ignore_index=True)
 
 
 def effects(results: Results) -> pd.DataFrame:

@@ -18,15 +18,15 @@ from dcm.training.saved import DistilledGroup
 def samples_to_show(
     evaluation: EvaluationSet, distilled: DistilledGroup, steps: Sequence[int], count: int = 1200
 ) -> dict[str, Tensor]:
-    """Samples of the teacher and, of the first seed, of CM and Direct CM in each number of steps; same noise (fig2)."""
+    """Samples of the teacher and, of the first seed, of CM, Direct CM and direct>cm in each number of steps; same noise (fig2)."""
     group = distilled.group
     count = 64 if evaluation.study.is_image else count  # more than a figure shows
     out = {"teacher": evaluation.teacher_samples(group.solver, group.intervals, group.guidance[0])[:count]}
     end = distilled.updates[-1]
     by_steps = {k: evaluation.of_group(distilled, end, k, count) for k in steps if k <= group.intervals}
-    for i in group.ends:
-        if group.members[i].seed == group.seeds[0]:
-            name = method_name(group.members[i].horizon, group.intervals)
+    for i, m in enumerate(group.members):
+        name = method_name(m.horizon, group.intervals)
+        if name in ("CM", "Direct CM", "direct>cm") and (m.guidance, m.seed) == (group.guidance[0], group.seeds[0]):
             out |= {f"{name}, {k} step{'s' * (k > 1)}": x[i] for k, x in by_steps.items()}
     return out
 

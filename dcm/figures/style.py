@@ -49,8 +49,9 @@ class LogTicks(mpl.ticker.Locator):
             ticks = ticks[(ticks >= low) & (ticks <= high)]
             if len(ticks) >= 3:
                 return ticks[:: -(-len(ticks) // 7)]
-        ticks = mpl.ticker.MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)
-        return ticks[(ticks >= low) & (ticks <= high)]
+        each = (mpl.ticker.MaxNLocator(n, steps=[1, 2, 5, 10]).tick_values(low, high) for n in (5, 7, 9))
+        inside = [ticks[(ticks >= low) & (ticks <= high)] for ticks in each]
+        return next((ticks for ticks in inside if len(ticks) >= 3), inside[-1])
 
 
 def scale(ax: Axes, which: str, values, log: bool = True, at_values: bool = False) -> None:

@@ -19,9 +19,9 @@ from dcm.support.errors import InputError
 from dcm.support.files import project_path
 
 
-def named(at) -> str:
-    """A setting in words; `at` has the attributes of :data:`SETTING_OF_RUN`."""
-    other = [at.group] * (at.group != "main") + [SOLVER_NAMES[at.solver]] * (at.solver != "ddim")
+def named(at, main: str) -> str:
+    """A setting in words; `at` has the attributes of :data:`SETTING_OF_RUN`, and its run the group `main`."""
+    other = [at.group] * (at.group != main) + [SOLVER_NAMES[at.solver]] * (at.solver != "ddim")
     return ", ".join([at.run, *other, f"N = {at.intervals:g}", f"w = {at.guidance:g}"])
 
 
@@ -54,11 +54,12 @@ class Switch:
         if len({r.name for r in found}) < len(found):
             raise InputError("two of the results have folders of one name; give each its own.")
         joined = lambda of: pd.concat([t for r in found if len(t := of(r))], ignore_index=True)
+        mains = {r.name: r.main for r in found}
         effects, accounting, costs = (
-            t.assign(name=[named(at) for at in t.itertuples()])
+            t.assign(name=[named(at, mains[at.run]) for at in t.itertuples()])
             for t in map(joined, (analysis.effects, analysis.accounting, analysis.costs))
         )
-        main = [named(s.iloc[0]) for r in found if len(s := analysis.settings(r))]
+        main = [named(s.iloc[0], r.main) for r in found if len(s := analysis.settings(r))]
         effects, accounting, costs = (t.assign(main=t.name.isin(main)) for t in (effects, accounting, costs))
         sources = [project_path(f) / "metrics.csv" for f in there]
         return cls(found, effects, accounting, costs, sources, [f for f in folders if f not in there])
@@ -74,7 +75,7 @@ class Switch:
         for r, setting in self.main:
             column = analysis.primary(r.study)
             encoder = analysis.measures(r.study)[column][1].label.split(", ")[1]
-            out.append((named(setting), f"distance, {encoder}", column, analysis.course(r, setting)))
+            out.append((named(setting, r.main), f"distance, {encoder}", column, analysis.course(r, setting)))
         return out
 
     def page(self, folder: str, own: dict) -> Page:
