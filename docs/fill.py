@@ -186,6 +186,11 @@ def findings() -> str:
     far = equal[equal.name.isin(others) & (equal.role == "teacher")]
     rest = f" Not in {'; '.join(others)}: distances {span(far.value)} times." if others else ""
     rest += f" No verdict for want of a stable CM: {'; '.join(unstable)}." if len(unstable) else ""
+    if "on_mode" in (measured := table("switch", "metrics")):
+        at = measured[measured.final].merge(rows.drop_duplicates("name")[["run", "group", "intervals", "guidance", "name"]])
+        for name, part in at.dropna(subset="on_mode").groupby("name", sort=False):
+            share = 100 * part.groupby("method").on_mode.mean()
+            rest += f" On a mode lie {share['CM']:.1f} % of the CM's samples and {share['Direct CM']:.1f} % of the Direct CM's ({name})."
     seen, terms = equal[equal.role == "features"], switch_rows("accounting")
     terms = terms[terms.cm == "stable"]
     sums = ", ".join(f"{text} adds {span(terms[c])}" for c, text in (("solving", "better solving"), ("space", "the change of space"), ("share", "the share of the error that shows in the distribution")))

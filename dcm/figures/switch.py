@@ -93,7 +93,8 @@ def plane(points: pd.DataFrame) -> Figure:
 
 def accounting(table: pd.DataFrame) -> Figure:
     """The three terms of log C2 by study and encoder, stacked from 0 to either side, their sum marked; a panel a pair."""
-    names = table.run + ": " + table.encoder.replace("x", "points")
+    unclear = (" (" + table.cm + ")").where(table.cm != STABLE, "")
+    names = table.run + ": " + table.encoder.replace("x", "points") + unclear
     lines = list(dict.fromkeys(names))
     figure, axes = style.panels(len(SWITCH), 1.5 + 0.32 * len(lines), sharey=True, sharex=True)
     for ax, (pair, rows) in zip(axes, ((p, table[table.pair == p]) for p in SWITCH)):

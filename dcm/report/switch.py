@@ -11,6 +11,7 @@ import pandas as pd
 from dcm.analysis import predictions
 from dcm.analysis import switch as analysis
 from dcm.analysis.compare import interval
+from dcm.analysis.measured import final_one_step
 from dcm.analysis.predictions import FAILED, HELD, OPEN
 from dcm.analysis.switch import EQUAL, GAINS, STABLE, SWITCH, TERMS, Results
 from dcm.report.page import Page
@@ -71,11 +72,12 @@ class Switch:
 
     def courses(self) -> list[tuple[str, str, str, dict[str, pd.DataFrame]]]:
         """The panels of :func:`dcm.figures.switch.switch`."""
-        out = []
+        out, cm = [], self.effects.drop_duplicates("name").set_index("name").cm
         for r, setting in self.main:
+            name = named(setting, r.main)
             column = analysis.primary(r.study)
             encoder = analysis.measures(r.study)[column][1].label.split(", ")[1]
-            out.append((named(setting, r.main), f"distance, {encoder}", column, analysis.course(r, setting)))
+            out.append((name + f" ({cm[name]})" * (cm[name] != STABLE), f"distance, {encoder}", column, analysis.course(r, setting)))
         return out
 
     def page(self, folder: str, own: dict) -> Page:
@@ -141,6 +143,16 @@ class Switch:
         each = [f"**{r.name}** ({r.study}, {len(s)} setting{'s' * (len(s) > 1)})" for r in self.results if len(s := analysis.settings(r))]
         gone = f" Not there: {', '.join(self.missing)}." if self.missing else ""
         return f"Switches of {'; '.join(each)}; {len(self.results)} runs in the plane.{gone}"
+
+    def on_modes(self) -> list[str]:
+        """Of mixtures, how many of the samples lie on a mode at all, in the main settings."""
+        out = []
+        for r, setting in self.main:
+            if "on_mode" in r.rows:
+                shares = analysis.at(final_one_step(r.rows), setting).groupby("method").on_mode.mean()
+                cm, direct = shares["CM"], shares["Direct CM"]
+                out.append(f"{named(setting, r.main)}: {cm:.1%} of the CM's samples lie on a mode, {direct:.1%} of the Direct CM's.")
+        return out
 
     def takeaway(self) -> str:
         """Where both claims hold from equal weights, and where they do not, in numbers."""
