@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 LOWEST ?= .venv-lowest
 JOBS ?= 2
-STUDIES ?= gmm digits
+STUDIES ?= gmm gmm16 digits
 BIN := $(VENV)/bin
 # The notebooks in their order, and how pytest runs them as they stand.
 QUICK := $(patsubst %,notebooks/%.ipynb,1_teacher 2_distill 3_ode_error 4_sample_quality 5_figures 6_the_switch 7_when_it_fails)
