@@ -37,7 +37,7 @@ def stable(rows: pd.DataFrame) -> pd.DataFrame:
 def of_images(draw: int = 0, **logs) -> switch.Results:
     """A setting of CIFAR-10: by column the log of every method's value against the CM's, with a spread over seeds."""
     out, rng = [], np.random.default_rng(draw)
-    for method, seed, update in ((m, s, u) for m in sorted(switch.FOUR | {"anneal"}) for s in range(4) for u in (300, 600)):
+    for method, seed, update in ((m, s, u) for m in sorted({"CM", "Direct CM", "direct>cm", "cm>direct", "anneal"}) for s in range(4) for u in (300, 600)):
         wobble = rng.normal(0, 0.01)
         setting = dict(group="main", solver="ddim", intervals=10, guidance=2.0, method=method, seed=seed, update=update, steps=1)
         values = {name: np.exp(log.get(method, 0) + wobble + (update < 600)) for name, log in logs.items()}

@@ -28,7 +28,6 @@ PLAIN = {"Direct CM / CM": ("Direct CM", "CM")}
 GAINS = {f"{a} / {b}": (a, b) for a in ("direct>cm", "anneal") for b in ("CM", "Direct CM")}
 EQUAL = {f"{a} / Direct CM at equal evaluations": (a, f"Direct CM as dear as {a}") for a in ("direct>cm", "anneal")}
 BETWEEN = {"anneal / direct>cm": ("anneal", "direct>cm")}
-FOUR = {method for pair in SWITCH.values() for method in pair}
 STABLE, UNSTABLE, UNKNOWN = "stable", "unstable CM", "one snapshot"
 
 
@@ -111,9 +110,9 @@ def at(rows: pd.DataFrame, setting: Sequence) -> pd.DataFrame:
 
 
 def settings(results: Results) -> pd.DataFrame:
-    """The settings (:data:`SETTING_OF_RUN`) with all four students of the switch, the main group's first."""
+    """The settings (:data:`SETTING_OF_RUN`) with a pair of the switch, the main group's first."""
     last = final_one_step(results.rows)
-    have = last.groupby(SETTING_OF_RUN).method.agg(lambda m: set(m) >= FOUR)
+    have = last.groupby(SETTING_OF_RUN).method.agg(lambda m: any(set(pair) <= set(m) for pair in SWITCH.values()))
     found = have[have].index.to_frame(index=False)
     return found.sort_values("group", key=lambda g: g != results.main, kind="stable", ignore_index=True)
 
@@ -134,7 +133,7 @@ def effects(results: Results) -> pd.DataFrame:
     table = pd.concat(each, ignore_index=True)
     if not len(table):
         return table
-    table = table.merge(stability(results.rows).reset_index(), on=SETTING_OF_RUN)
+    table = table.join(stability(results.rows), on=SETTING_OF_RUN).fillna({"cm": UNKNOWN})
     unclear = table.cm != STABLE
     table["verdict"] = table.verdict.mask(unclear, table.cm)
     table["encoders"] = table.encoders.mask(unclear & (table.encoders != ""), table.cm)
@@ -184,7 +183,7 @@ def accounting(results: Results) -> pd.DataFrame:
                 line = setting._asdict() | dict(pair=pair, encoder=encoder, seeds=len(error))
                 out.append(line | {name: values.mean() for name, values in terms.items()})
     table = pd.DataFrame(out, columns=[*SETTING_OF_RUN, "pair", "encoder", "seeds", *TERMS, "log_c2"])
-    return table.merge(stability(results.rows).reset_index(), on=SETTING_OF_RUN).assign(study=results.study)
+    return table.join(stability(results.rows), on=SETTING_OF_RUN).fillna({"cm": UNKNOWN}).assign(study=results.study)
 
 
 def teacher_evaluations(horizon: Horizon, solver: str, intervals: int, guidance: float) -> float:

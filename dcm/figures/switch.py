@@ -44,6 +44,8 @@ def _arrows(ax: Axes, of: dict[str, pd.DataFrame], column: str, start: tuple[str
     """From the students of the method `start` at the switch to the `ends`, by method with the objective that led there."""
     method, marker = start
     mean = lambda rows: rows[["ode_error", column]].mean().to_numpy()
+    if not set(ends) <= set(of["after"].method):
+        return
     before = mean(of["before"][of["before"].method == method])
     ax.plot(*before, marker, mfc="white", mec=MARKED, ms=8, mew=1.5, zorder=4)
     ax.plot([], [], marker, mfc="white", mec=MARKED, label=f"equal weights, after half as {method}")

@@ -28,7 +28,7 @@ def named(at, main: str) -> str:
 
 @dataclass
 class Switch:
-    """Results that have the four students of the switch, and others whose settings stand in the plane beside them.
+    """Results that have a pair of the switch, and others whose settings stand in the plane beside them.
 
     Attributes
     ----------
@@ -51,7 +51,7 @@ class Switch:
         found = [results for folder in there for results in analysis.load(folder)]
         if not any(len(analysis.settings(r)) for r in found):
             four = "horizons: [cm, direct, direct>cm, cm>direct]"
-            raise InputError(f"results = {list(folders)} has no group with the four students of the switch; one needs {four}.")
+            raise InputError(f"results = {list(folders)} has no group with a pair of the switch; its four students are {four}.")
         if len({r.name for r in found}) < len(found):
             raise InputError("two of the results have folders of one name; give each its own.")
         joined = lambda of: pd.concat([t for r in found if len(t := of(r))], ignore_index=True)
@@ -161,7 +161,7 @@ class Switch:
         holds = lambda rows: all(c1(e) == "supported" and "supported" in said(e) for _, e in rows.groupby("pair"))
         both = {str(name): holds(rows) for name, rows in clear.groupby("name", sort=False)}
         held, rest = ([name for name, state in both.items() if state == wanted] for wanted in (True, False))
-        text = f"**Takeaway.** From equal weights both claims hold at once, by both pairs, in {len(held)} of {len(held) + len(rest)} settings with a stable CM"
+        text = f"**Takeaway.** From equal weights both claims hold at once, by every pair, in {len(held)} of {len(held) + len(rest)} settings with a stable CM"
         text += f" ({'; '.join(held)})" * bool(held) + f"; not in {'; '.join(rest)}" * bool(rest)
         text += f". Without a stable CM, and so without a verdict: {'; '.join(unstable)}" * bool(len(unstable))
         terms = self.accounting[self.accounting.cm == STABLE]

@@ -59,8 +59,10 @@ def test_the_accounting_is_exact(tmp_path):
         assert abs(line.space) < 1e-4 and line.share > 0.1, "points are judged where they are solved; the share decides"
 
 
-def test_a_group_that_lacks_one_of_the_four_is_no_switch(tmp_path):
-    [found] = switch.load(folder(tmp_path / "gmm16", MEASURED[MEASURED.method != "cm>direct"]))
+def test_a_group_with_one_pair_is_judged_by_it_and_one_with_none_is_no_switch(tmp_path):
+    [found] = switch.load(folder(tmp_path / "long", MEASURED[MEASURED.method != "cm>direct"]))
+    assert set(switch.effects(found).pair) == PAIRS - {"CM>D / CM>CM"} and list(switch.accounting(found).pair) == ["D>D / D>CM"]
+    [found] = switch.load(folder(tmp_path / "gmm16", MEASURED[~MEASURED.method.str.contains(">")]))
     assert not len(switch.settings(found)) and not len(switch.accounting(found)) and not len(switch.costs(found))
     table = switch.effects(found)
     assert set(table.pair) == set(switch.PLAIN) and len(switch.plane(table)) == 2

@@ -40,8 +40,8 @@ def test_the_takeaway_is_made_of_the_verdicts(found):
 
 
 def test_where_nothing_switches_it_is_said(tmp_path):
-    with pytest.raises(InputError, match="no group with the four students of the switch; one needs horizons"):
-        Switch.load([folder(tmp_path / "gmm16", MEASURED[MEASURED.method != "direct>cm"])])
+    with pytest.raises(InputError, match="no group with a pair of the switch; its four students are horizons"):
+        Switch.load([folder(tmp_path / "gmm16", MEASURED[~MEASURED.method.str.contains(">")])])
     with pytest.raises(InputError, match="folders of one name"):
         Switch.load([folder(tmp_path / "gmm16"), folder(tmp_path / "b") and folder(tmp_path / "b" / "gmm16")])
 
