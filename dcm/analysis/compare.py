@@ -15,6 +15,7 @@ from dcm.metrics.metric import ENCODERS, Metric
 
 VERDICTS = ("supported", "contradicted", "inconclusive")
 ODE_ERROR = Metric("ODE error", ratio=True)
+STABLE, UNSTABLE, UNKNOWN = "stable", "unstable CM", "one snapshot"  # what a CM is
 MIN_SEEDS, CONFIDENCE = 3, 0.95
 INTERVALS = "95 % paired t intervals over seeds; verdicts with Holm's correction over encoders"  # for captions
 ROUNDING = 1e-6  # metrics are sums in single precision: differences that are this near to each other are equal
@@ -126,6 +127,34 @@ def verdicts(
     table["verdict"] = [verdict(replace(e, p=p), sign) for (e, sign), p in zip(found, table.p)]
     said = table.groupby([*by, family]).verdict
     return table.assign(encoders=said.transform(agreement).where(said.transform("size") > 1, ""))
+
+
+def stability(rows: pd.DataFrame, by: Sequence[str] = tuple(SETTING)) -> pd.Series:
+    """By setting whether its CM is stable, from `rows` of all snapshots.
+
+    Its own ODE error in one step, from the last snapshot but one to the last, as log ratios by seed, has no t interval
+    above 0.
+    """
+    cm, out = rows[(rows.method == "CM") & (rows.steps == 1)], {}
+    for setting, part in cm.groupby(list(by)):
+        errors = part.pivot(index="seed", columns="update", values="ode_error").to_numpy(float)[:, -2:]
+        finite = np.isfinite(errors).all()
+        rises = errors.shape[1] == 2 and finite and paired_t(np.log(errors[:, 1] / errors[:, 0])).low > 0
+        out[setting] = UNSTABLE if rises or not finite else STABLE if errors.shape[1] == 2 else UNKNOWN
+    return pd.Series(list(out.values()), pd.MultiIndex.from_tuples(out, names=list(by)), dtype=object, name="cm")
+
+
+def with_stability(table: pd.DataFrame, rows: pd.DataFrame, by: Sequence[str] = tuple(SETTING)) -> pd.DataFrame:
+    """`table` of settings with the column ``cm``: their :func:`stability` by `rows`."""
+    return table.join(stability(rows, by), on=list(by)).fillna({"cm": UNKNOWN})
+
+
+def where_stable(table: pd.DataFrame, rows: pd.DataFrame, by: Sequence[str] = tuple(SETTING)) -> pd.DataFrame:
+    """:func:`verdicts` where the CM is stable (column ``cm``); elsewhere the verdict is that it is not."""
+    table = with_stability(table, rows, by)
+    unclear = table.cm != STABLE
+    together = table.encoders.mask(unclear & (table.encoders != ""), table.cm)
+    return table.assign(verdict=table.verdict.mask(unclear, table.cm), encoders=together)
 
 
 def correlations(rows: pd.DataFrame, column: str) -> pd.DataFrame:

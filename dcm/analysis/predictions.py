@@ -8,9 +8,10 @@ from typing import NamedTuple
 import pandas as pd
 
 from dcm.analysis import switch
-from dcm.analysis.compare import CONFIDENCE, paired_t
+from dcm.analysis.compare import CONFIDENCE, STABLE, paired_t, stability
 from dcm.analysis.measured import final_one_step
-from dcm.analysis.switch import STABLE, SWITCH, Results, measures
+from dcm.analysis.runs import SETTING_OF_RUN
+from dcm.analysis.switch import SWITCH, Results, measures
 
 HELD, FAILED, OPEN = "held", "failed", "open"
 # What a group may differ in from the main group and still have its place in a sweep over guidance and grid.
@@ -91,7 +92,7 @@ def _ratio(of: Ratio, found: list[Results], table: pd.DataFrame) -> Iterator[tup
 def _lower(of: Lower, found: list[Results]) -> Iterator[tuple[int, float, float, bool]]:
     here, there = (_place(found, of.scale, *at) for at in (of.here, of.there))
     if here and there:
-        stable = all(switch.stability(r.rows)[tuple(s)] == STABLE for r, s in (here, there))
+        stable = all(stability(r.rows, SETTING_OF_RUN)[tuple(s)] == STABLE for r, s in (here, there))
         for column in (c for c, (role, _) in measures(here[0].study).items() if role == "teacher"):
             before, after = (switch.log_ratios(switch.at(final_one_step(r.rows), s), SWITCH[FIRST], column) for r, s in (here, there))
             change = paired_t((after - before).dropna().to_numpy())

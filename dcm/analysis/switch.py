@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from dcm.analysis.compare import ODE_ERROR, paired_t, verdicts
+from dcm.analysis.compare import ODE_ERROR, verdicts, where_stable, with_stability
 from dcm.analysis.measured import final_one_step, with_final
 from dcm.analysis.runs import DATA_METRIC, FURTHER, SETTING_OF_RUN, load_runs
 from dcm.horizon import Horizon, method_name, resolve_horizon
@@ -28,7 +28,6 @@ PLAIN = {"Direct CM / CM": ("Direct CM", "CM")}
 GAINS = {f"{a} / {b}": (a, b) for a in ("direct>cm", "anneal") for b in ("CM", "Direct CM")}
 EQUAL = {f"{a} / Direct CM at equal evaluations": (a, f"Direct CM as dear as {a}") for a in ("direct>cm", "anneal")}
 BETWEEN = {"anneal / direct>cm": ("anneal", "direct>cm")}
-STABLE, UNSTABLE, UNKNOWN = "stable", "unstable CM", "one snapshot"
 
 
 @dataclass(frozen=True)
@@ -89,21 +88,6 @@ def primary(study: str) -> str:
     return next(column for column, (role, _) in measures(study).items() if role == "teacher")
 
 
-def stability(rows: pd.DataFrame) -> pd.Series:
-    """By setting of a run, whether its CM is stable: of all snapshots in one step.
-
-    Its own ODE error from the last snapshot but one to the last, as log ratios by seed, has no t interval above 0.
-    """
-    cm, out = rows[(rows.method == "CM") & (rows.steps == 1)], {}
-    for setting, part in cm.groupby(SETTING_OF_RUN):
-        errors = part.pivot(index="seed", columns="update", values="ode_error").to_numpy(float)[:, -2:]
-        finite = np.isfinite(errors).all()
-        rises = errors.shape[1] == 2 and finite and paired_t(np.log(errors[:, 1] / errors[:, 0])).low > 0
-        out[setting] = UNSTABLE if rises or not finite else STABLE if errors.shape[1] == 2 else UNKNOWN
-    index = pd.MultiIndex.from_tuples(out, names=SETTING_OF_RUN)
-    return pd.Series(list(out.values()), index, dtype=object, name="cm")
-
-
 def at(rows: pd.DataFrame, setting: Sequence) -> pd.DataFrame:
     """Those of one of the :func:`settings`."""
     return rows[(rows[SETTING_OF_RUN] == list(setting)).all(axis=1)]
@@ -133,10 +117,7 @@ def effects(results: Results) -> pd.DataFrame:
     table = pd.concat(each, ignore_index=True)
     if not len(table):
         return table
-    table = table.join(stability(results.rows), on=SETTING_OF_RUN).fillna({"cm": UNKNOWN})
-    unclear = table.cm != STABLE
-    table["verdict"] = table.verdict.mask(unclear, table.cm)
-    table["encoders"] = table.encoders.mask(unclear & (table.encoders != ""), table.cm)
+    table = where_stable(table, results.rows, SETTING_OF_RUN)
     role = {name: role for name, (role, _) in asked.items()}
     label = {name: metric.label for name, (_, metric) in asked.items()}
     return table.assign(study=results.study, role=table.metric.map(role), label=table.metric.map(label))
@@ -183,7 +164,7 @@ def accounting(results: Results) -> pd.DataFrame:
                 line = setting._asdict() | dict(pair=pair, encoder=encoder, seeds=len(error))
                 out.append(line | {name: values.mean() for name, values in terms.items()})
     table = pd.DataFrame(out, columns=[*SETTING_OF_RUN, "pair", "encoder", "seeds", *TERMS, "log_c2"])
-    return table.join(stability(results.rows), on=SETTING_OF_RUN).fillna({"cm": UNKNOWN}).assign(study=results.study)
+    return with_stability(table, results.rows, SETTING_OF_RUN).assign(study=results.study)
 
 
 def teacher_evaluations(horizon: Horizon, solver: str, intervals: int, guidance: float) -> float:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from dcm import solvers
 from dcm.analysis import tables
-from dcm.analysis.compare import MIN_SEEDS, VERDICTS, interval
+from dcm.analysis.compare import MIN_SEEDS, UNKNOWN, UNSTABLE, VERDICTS, interval
 from dcm.analysis.measured import SETTING
 from dcm.metrics.metric import Metric
 
@@ -22,6 +22,8 @@ MEANING = {  # of a claim and its verdict
         "it is open whose samples are worse",
     ))),
 }  # fmt: skip
+for meaning in MEANING.values():
+    meaning |= {UNSTABLE: "no verdict, since the CM's own ODE error rises at the end", UNKNOWN: "no verdict, since the CM's course is not known"}
 
 
 def span(values) -> str:
@@ -30,8 +32,10 @@ def span(values) -> str:
 
 
 def counted(table: pd.DataFrame) -> str:
-    """How often each verdict fell."""
-    return ", ".join(f"{int((table.verdict == v).sum())} {v}" for v in VERDICTS)
+    """How often each verdict fell, and how often there is none for want of a stable CM."""
+    none = int(table.verdict.isin([UNSTABLE, UNKNOWN]).sum())
+    counts = [f"{int((table.verdict == v).sum())} {v}" for v in VERDICTS]
+    return ", ".join(counts + [f"{none} without a stable CM"] * (none > 0))
 
 
 def agreed(table: pd.DataFrame) -> str:

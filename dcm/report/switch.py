@@ -10,10 +10,10 @@ import pandas as pd
 
 from dcm.analysis import predictions
 from dcm.analysis import switch as analysis
-from dcm.analysis.compare import interval
+from dcm.analysis.compare import STABLE, interval
 from dcm.analysis.measured import final_one_step
 from dcm.analysis.predictions import FAILED, HELD, OPEN
-from dcm.analysis.switch import EQUAL, GAINS, STABLE, SWITCH, TERMS, Results
+from dcm.analysis.switch import EQUAL, GAINS, SWITCH, TERMS, Results
 from dcm.report.page import Page
 from dcm.solvers import SOLVER_NAMES
 from dcm.support.errors import InputError

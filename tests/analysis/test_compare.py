@@ -9,6 +9,7 @@ from scipy import stats
 
 from dcm.analysis import compare, measured, tables
 from dcm.metrics.metric import Metric
+from dcm.report import sentences
 
 ROOT = Path(__file__).parents[2]
 RATIO = Metric("m", ratio=True)
@@ -160,3 +161,16 @@ def test_students_whose_horizon_changed_are_no_part_of_the_horizon_curve():
     assert list(main.method) == ["CM", "h = 5", "Direct CM", "direct>cm", "2>5"]
     best = tables.best_horizons(every, 10, metrics)
     assert best["Direct CM"] == ["ODE error"]
+
+
+@pytest.mark.parametrize(("before", "said"), [(3.0, "supported"), (1 / 3, "unstable CM"), (None, "one snapshot")])
+def test_there_are_verdicts_only_where_the_cm_is_stable(before, said):
+    """The CM's own error was three times as high before the end, a third, or is not known."""
+    last = rows(0.2, 1.0)
+    course = [] if before is None else [last.assign(update=3, final=False, ode_error=before * last.ode_error * (1 + 0.01 * last.seed))]
+    table = compare.where_stable(compare.verdicts(last, {"q": Metric("q")}), pd.concat([last, *course]))
+    assert set(table.verdict) == {said} and set(table.encoders) == {""}
+    none = "" if said == "supported" else ", 2 without a stable CM"
+    assert sentences.counted(table) == f"{2 * (not none)} supported, 0 contradicted, 0 inconclusive{none}"
+    for line in sentences.verdict_lines(table, {"q": Metric("q")}):
+        assert f" {said}: " in line

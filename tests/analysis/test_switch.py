@@ -9,6 +9,7 @@ import pytest
 from switch_rows import MEASURED, folder, of_images, stable
 
 from dcm.analysis import predictions, switch
+from dcm.analysis.compare import stability
 from dcm.analysis.measured import final_one_step
 from dcm.horizon import resolve_horizon
 from dcm.metrics.metric import ENCODERS
@@ -40,11 +41,11 @@ def test_both_pairs_start_from_equal_weights(tmp_path):
 def test_an_unstable_cm_gives_no_verdict(tmp_path):
     """Here it is one: its own ODE error rises from update 450 to 600."""
     [found] = switch.load(folder(tmp_path / "gmm16"))
-    assert set(switch.effects(found).verdict) == {"unstable CM"} == set(switch.stability(found.rows))
+    assert set(switch.effects(found).verdict) == {"unstable CM"} == set(stability(found.rows))
     short = replace(found, rows=found.rows[found.rows.final])
     assert set(switch.effects(short).verdict) == {"one snapshot"}, "not known to be stable"
     gone = found.rows.assign(ode_error=found.rows.ode_error.where(found.rows["update"] < 600, np.inf))
-    assert set(switch.stability(gone)) == {"unstable CM"}
+    assert set(stability(gone)) == {"unstable CM"}
 
 
 def test_the_accounting_is_exact(tmp_path):
