@@ -228,7 +228,8 @@ def rates_table() -> str:
         by = ["group", "intervals", "guidance", "method"]
         for (group, n, w, method), part in ends.groupby(by):
             means = part.groupby("lr")["ode_error"].mean()
-            cells = {f"{lr:g}": f"{'**' * (lr == means.idxmin())}{e:.3g}{'**' * (lr == means.idxmin())}" for lr, e in means.items()}
+            bold = {lr: "**" if lr == means.idxmin() else "" for lr in means.index}
+            cells = {f"{lr:g}": f"{bold[lr]}{e:.3g}{bold[lr]}" for lr, e in means.items()}
             setting = f"{path.stem}: {group}, N = {n}, w = {w:g}"
             lines.append({"setting": setting, "method": method, "seeds": part.seed.nunique()} | cells)
     found = pd.DataFrame(lines)
