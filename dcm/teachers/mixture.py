@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from dcm.schedule import NoiseSchedule
@@ -225,6 +224,8 @@ def exact_solution(teacher, x: Tensor, t: int, condition: Tensor, guidance: floa
     SciPy's DOP853 in float64 on dx/ds = -beta(s)/2 (x + score_w(x, s)), which is smooth down to s = 0. The `teacher`
     has ``score_at`` and a :class:`ContinuousSchedule`; `condition` is (B,), `tolerance` both relative and absolute.
     """
+    from scipy.integrate import solve_ivp  # slow to import
+
     schedule, c = teacher.schedule, condition.cpu()  # SciPy's place
 
     def slope(s: float, flat: np.ndarray) -> np.ndarray:
