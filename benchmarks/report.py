@@ -14,11 +14,9 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
-import pandas as pd
 import torch
 
-from dcm.parameters.study import load_config
-from dcm.support.files import ROOT, write_json, write_text
+from dcm.support.files import write_json, write_text
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- written by report.py: begin -->", "<!-- written by report.py: end -->"
@@ -150,40 +148,10 @@ def section(name: str, result: dict) -> str:
     return "\n\n".join(text)
 
 
-def reuse_and_claims(results: Path = ROOT / "results") -> list[dict]:
-    """Both claims of studies with a group ``reuse``, on fresh trajectories (the main group) and on reused ones."""
-    rows = []
-    for path in sorted(results.glob("*/verdicts.csv")):
-        claims = pd.read_csv(path)
-        reuse = claims[claims.group == "reuse"]
-        if reuse.empty:
-            continue
-        config = load_config(ROOT / f"workflow/config/{path.parent.name}.yaml")
-        setting = ["solver", "intervals", "guidance"]
-        for group in (config.main_group, "reuse"):
-            part = claims[claims.group == group].merge(reuse[setting].drop_duplicates())
-            row = {"study": path.parent.name, "group": group, "seeds": int(part.seeds.min())}
-            row["pairs a trajectory"] = config.notebook("2_distill", group)["pairs_per_trajectory"]
-            for claim in ("C1", "C2"):
-                at = part[part.claim == claim].iloc[0]  # the study's primary metric comes first
-                row[f"{at.metric if claim == 'C2' else 'ODE error'}, Direct CM / CM"] = (
-                    f"{at.value:.3g} [{at.low:.3g}, {at.high:.3g}]"
-                )
-                row[claim] = at.verdict
-            rows.append(row)
-    return rows
-
-
-def by_study(rows: list[dict]) -> list[list[dict]]:
-    """Rows of each study: their columns differ."""
-    return [[r for r in rows if r["study"] == study] for study in dict.fromkeys(r["study"] for r in rows)]
-
-
 def render(results: dict[str, dict]) -> str:
     """Every result, by its file's name, and what was reached of the goals, in markdown."""
     reached = goals(results)
     text = ["### Goals on an H100\n\n" + table(reached)] if reached else []
-    text += ["### Reused trajectories and the two claims\n\n" + "\n\n".join(map(table, by_study(reuse_and_claims())))]
     return "\n\n".join(text + [section(name, result) for name, result in results.items()])
 
 

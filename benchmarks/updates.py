@@ -242,7 +242,7 @@ def main() -> None:
     starts = pairs.starts(1)
     stepper = Stepper(teacher, starts, "ddim", grid, B)
     solved = solve(teacher, starts.x, starts.n, starts.condition, w, "ddim", grid, 1, (1,))
-    batch = pairs.batch_of(starts, solved.at, solved.evaluations)
+    batch = pairs.batch_of(1, starts, solved.at, solved.evaluations)
 
     @torch.no_grad()
     def solving() -> None:

@@ -32,14 +32,6 @@ def test_readme_shows_the_results_that_lie_beside_it():
         assert f"`{result['about']['command']}`" in text and result["about"]["device"] in text, name
 
 
-def test_reuse_is_held_against_fresh_trajectories():
-    rows = report.reuse_and_claims()
-    assert [(r["study"], r["group"], r["pairs a trajectory"]) for r in rows] == [
-        (study, group, pairs) for study in ("digits", "gmm") for group, pairs in (("main", 1), ("reuse", 4))
-    ]
-    assert all({r["C1"], r["C2"]} <= {"supported", "contradicted", "inconclusive"} for r in rows)
-
-
 def test_readme_without_its_marks_gets_one_sentence():
     with pytest.raises(SystemExit, match="lacks the line"):
         report.filled("nothing", {})
