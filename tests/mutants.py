@@ -71,7 +71,7 @@ MUTANTS = [
     Mutant("dcm/training/settings.py", "weight_decay=settings.weight_decay, fused", "weight_decay=0.0, fused", SETTINGS),
     Mutant("dcm/training/update.py", "students.clip_gradients(self.settings.max_norm)", "pass", SETTINGS),
     Mutant("dcm/training/update.py", "target[part], self.settings.loss)", 'target[part], "l2")', SETTINGS),
-    Mutant("dcm/training/run.py", "            self.average()\n", "", SETTINGS),
+    Mutant("dcm/training/run.py", "            self.average(state.restarted)\n", "", SETTINGS),
     Mutant("dcm/training/run.py", "self.students.state_dict() | self.averaged", "self.students.state_dict()", SETTINGS),
     Mutant("dcm/training/run.py", "(self.loss_sum / self.window)", "self.loss_sum", SETTINGS),
     Mutant("dcm/metrics/metric.py", ".square().mean()", ".abs().mean()", MIXTURE),

@@ -24,6 +24,7 @@ class State:
     optimizer: torch.optim.Optimizer
     loss: Tensor  # (M,), of this update
     evaluations: int  # teacher evaluations so far
+    restarted: bool = False  # whether the optimiser began anew with this update, after a switch
 
 
 def distill(
@@ -56,12 +57,12 @@ def distill(
     make = Update(students, optimizer, settings, f, pairs.processes)
     restarts = group.switches(settings.updates) if settings.at_switch == "restart" else ()
     for update, batch in pairs.between(start, settings.updates):
-        if update - 1 in restarts:
+        if restarted := update - 1 in restarts:
             optimizer = make_optimizer(students, settings)
             make = Update(students, optimizer, settings, f, pairs.processes)
         evaluations += pairs.processes.total(batch.evaluations)
         loss = make(batch, learning_rate(settings, update))
-        yield State(update, students, optimizer, loss, evaluations)
+        yield State(update, students, optimizer, loss, evaluations, restarted)
 
 
 def check_finite(state: State, members: Sequence[Member]) -> None:

@@ -67,8 +67,7 @@ class GroupTraining:
         self.group, self.settings, self.identity = p.group(), Settings.of(p), identity_of(p, study)
         self.final = students_path(p.run_dir, p.group_name)
         self.checkpoint = project_path(p.run_dir) / "checkpoints" / self.final.name
-        self.switches = self.group.switches(p.updates)
-        self.snapshots = sorted({*snapshot_updates(p.updates, p.snapshots), *self.switches})
+        self.snapshots = sorted({*snapshot_updates(p.updates, p.snapshots), *self.group.switches(p.updates)})
         self.window = max(1, p.updates // LOG_POINTS)
         self.update = self.evaluations = self.saved = 0
         self.averaged: dict[str, Tensor] = {}
@@ -137,10 +136,9 @@ class GroupTraining:
         }  # fmt: skip
         write_tensors(path, tensors, about)
 
-    def average(self) -> None:
-        """Take the students' weights into the average."""
-        restart = self.update - 1 in self.switches and self.settings.at_switch == "restart"
-        if self.averaged and not restart:
+    def average(self, restarted: bool) -> None:
+        """Take the students' weights into the average, which begins anew where the optimiser does."""
+        if self.averaged and not restarted:
             self.take_over([self.averaged[n] for n in self.weights], [*self.weights.values()], 0)
         else:
             self.averaged = {n: p.clone() for n, p in self.weights.items()}
@@ -170,7 +168,7 @@ class GroupTraining:
         )
         for state in states:
             self.update, self.evaluations, self.optimizer = state.update, state.evaluations, state.optimizer
-            self.average()
+            self.average(state.restarted)
             self.loss_sum += state.loss
             if state.update % self.window == 0:
                 self.check(state)
