@@ -46,7 +46,8 @@ def batch_of(teacher, data, students: int, batch: int, device: torch.device) -> 
     [drawn] = Pairs(teacher, data, group, batch, device).solved([1])
     of = [0] * (students // 2) + [1] * (students - students // 2)
     tensors = {f.name: getattr(drawn, f.name)[of] for f in fields(Batch) if isinstance(getattr(drawn, f.name), Tensor)}
-    return replace(drawn, bootstrapped=(slice(0, students // 2),), **tensors)
+    stage = replace(drawn.stage, trained=(slice(0, students),), bootstrapped=(slice(0, students // 2),))
+    return replace(drawn, stage=stage, **tensors)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ The horizon may change while training: students that go on from the same weights
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate, groupby
 from typing import Any
 
@@ -98,7 +99,7 @@ class Group:
     """Students that share solver and grid: every combination of horizons, guidance scales and seeds.
 
     They train in lockstep on common draws: students of one seed see the same data, noise and timesteps, and one
-    teacher trajectory serves every horizon.
+    teacher trajectory serves every horizon. Those whose horizons have been the same so far are one student, trained once.
     """
 
     solver: str
@@ -118,20 +119,51 @@ class Group:
         """All students, in the order of the member axis: by horizon, guidance scale, seed."""
         return [Member(h, w, s) for h in self.ordered for w in self.guidance for s in self.seeds]
 
-    def at(self, update: int, updates: int) -> list[int]:
-        """The horizons in their order, as they are at update number `update` of `updates`."""
-        return [horizon_at(h, update, updates) for h in self.ordered]
-
     def switches(self, updates: int) -> list[int]:
         """Numbers of the last updates before any horizon changes."""
         shares = {share for h in self.horizons if not isinstance(h, int) for share in accumulate(s for s, _ in h[:-1])}
         return sorted({round(share * updates) for share in shares} & set(range(1, updates)))
+
+    def stage(self, update: int, updates: int) -> "Stage":
+        """What holds at update number `update` of `updates`."""
+        return next(s for s in stages(self, updates) if update <= s.last or s.last == updates)
 
     @property
     def ends(self) -> list[int]:
         """Indices of the CMs and Direct CMs at the first guidance scale."""
         w, ends = self.guidance[0], (1, self.intervals)
         return [i for i, m in enumerate(self.members) if m.guidance == w and m.horizon in ends]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a group's training in which no horizon changes; slices are of the member axis."""
+
+    last: int  # number of its last update
+    horizons: tuple[int, ...]  # in the order of the group's
+    trained: tuple[slice, ...]  # members that train; the others follow one of them
+    followers: tuple[tuple[slice, slice], ...]  # (who, whom): their horizons have been the same up to here
+    bootstrapped: tuple[slice, ...]  # trained members whose horizon may end before data
+
+
+@cache
+def stages(group: Group, updates: int) -> tuple[Stage, ...]:
+    """The stages of a training of so many updates, in their order."""
+    size, out, past = len(group.guidance) * len(group.seeds), [], [() for _ in group.horizons]
+    members = lambda first, last: slice(first * size, last * size)
+
+    def runs(chosen: list[bool]) -> tuple[slice, ...]:
+        ends = [0, *accumulate(len(list(run)) for _, run in groupby(chosen))]
+        return tuple(members(a, b) for a, b in zip(ends, ends[1:]) if chosen[a])
+
+    for last in (*group.switches(updates), updates):
+        horizons = tuple(horizon_at(h, last, updates) for h in group.ordered)
+        past = [(*before, h) for before, h in zip(past, horizons)]
+        leader = [past.index(own) for own in past]
+        short = [h < group.intervals and k == i for i, (k, h) in enumerate(zip(leader, horizons))]
+        followers = tuple((members(i, i + 1), members(k, k + 1)) for i, k in enumerate(leader) if k < i)
+        out.append(Stage(last, horizons, runs([k == i for i, k in enumerate(leader)]), followers, runs(short)))
+    return tuple(out)
 
 
 def distance(prediction: Tensor, target: Tensor, kind: str, c: float = 1e-3) -> Tensor:
@@ -159,7 +191,7 @@ class Batch:
     x_hat: Tensor  # (M, B, *shape), after min(h, n) solver steps
     t_hat: Tensor  # (M, B), the timesteps there; 0 is data
     evaluations: int  # of the teacher, spent on it
-    bootstrapped: tuple[slice, ...]  # the members whose horizon may end before data
+    stage: Stage
 
 
 @torch.no_grad()
@@ -170,10 +202,11 @@ def horizon_target(f: ConsistencyFunction, students: Callable[..., Tensor], batc
     ----------
     f : the consistency function.
     students : called as ``students(x, t, condition, members=slice)``; see :class:`dcm.students.lockstep.Students`.
-    batch : the update's draws. Where no member is ``bootstrapped`` the target is x_hat and costs no student evaluation.
+    batch : the update's draws. Where no member is ``bootstrapped`` the target is x_hat and costs no student evaluation;
+        of members that follow another it is not computed.
     """
     target = batch.x_hat.clone()
-    for some in batch.bootstrapped:
+    for some in batch.stage.bootstrapped:
         # f is the identity at t = 0, so the two cases of the target are one formula.
         target[some] = f(students, batch.x_hat[some], batch.t_hat[some], batch.condition[some], members=some)
     return target

@@ -127,7 +127,7 @@ class Pairs:
         if self.pairs_per_trajectory > 1:
             return self._along(updates, starts)
         every, size = Starts.joined(starts), len(starts[0].x)
-        wanted = sorted({h for update in updates for h in group.at(update, self.updates)})
+        wanted = sorted({h for update in updates for h in group.stage(update, self.updates).horizons})
         solution = solve(
             self.teacher, every.x, every.n, every.condition, every.guidance, group.solver, self.grid, wanted[-1],
             tuple(wanted),
@@ -156,14 +156,15 @@ class Pairs:
             n = torch.cat(picks * W).flatten()
             which = torch.arange(len(n), device=device) // reuse
             point = lambda index: paths[(N - index).to(device), u, which]
-            x_hat = {h: point((n - h).clamp(min=0)) for h in group.at(update, self.updates)}
+            x_hat = {h: point((n - h).clamp(min=0)) for h in group.stage(update, self.updates).horizons}
             there = Starts(point(n), n, starts[u].condition[which], starts[u].guidance)
             out.append(self.batch_of(update, there, x_hat, solution.evaluations // len(updates)))
         return out
 
     def _in_flight(self, start: int, end: int) -> Iterator[tuple[int, Batch]]:
         """As :meth:`between`; starting points are drawn ahead of the update that needs them, up to a switch."""
-        group, horizons = self.group, lambda update: tuple(sorted(set(self.group.at(update, self.updates))))
+        group = self.group
+        horizons = lambda update: tuple(sorted(set(group.stage(update, self.updates).horizons)))
         for wanted, updates in groupby(range(start + 1, end + 1), horizons):
             here, coming = tee(updates)
             ahead, drawn = tee(map(self.starts, coming))
@@ -182,19 +183,14 @@ class Pairs:
         evaluations : what that took.
         """
         group, grid, x, n = self.group, self.grid, starts.x, starts.n
-        horizons, size, device = group.at(update, self.updates), len(group.guidance) * len(group.seeds), x.device
+        stage, size, device = group.stage(update, self.updates), len(group.guidance) * len(group.seeds), x.device
 
         def members(v: Tensor) -> Tensor:  # (W S B, ...) -> (W S, B, ...)
             return v.unflatten(0, (size, -1))
 
-        t_hat = torch.cat([members(grid.time((n - h).clamp(min=0)).to(device)) for h in horizons])
+        t_hat = torch.cat([members(grid.time((n - h).clamp(min=0)).to(device)) for h in stage.horizons])
         x, t, condition = (
-            members(v).repeat(len(horizons), *[1] * v.ndim) for v in (x, grid.time(n).to(device), starts.condition)
+            members(v).repeat(len(stage.horizons), *[1] * v.ndim) for v in (x, grid.time(n).to(device), starts.condition)
         )
-        bootstrapped, first = [], 0
-        for short, run in groupby(horizons, lambda h: h < grid.intervals):
-            last = first + size * len(list(run))
-            bootstrapped += [slice(first, last)] if short else []
-            first = last
-        x_hat_of_all = torch.cat([members(x_hat[h]) for h in horizons])
-        return Batch(x, t, condition, x_hat_of_all, t_hat, evaluations, tuple(bootstrapped))
+        x_hat_of_all = torch.cat([members(x_hat[h]) for h in stage.horizons])
+        return Batch(x, t, condition, x_hat_of_all, t_hat, evaluations, stage)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dcm.consistency import ConsistencyFunction, sample
-from dcm.horizon import Group, distance, horizon_at, horizon_target, method_name, resolve_horizon
+from dcm.horizon import Group, distance, horizon_at, horizon_target, method_name, resolve_horizon, stages
 from dcm.metrics.metric import ode_error
 from dcm.pairs import Pairs
 from dcm.schedule import Grid
@@ -75,7 +75,7 @@ def test_horizon_targets(teacher, f, group):
     """h = N gives the full solve, h = 1 the CM target, h between its own; all to 1e-6."""
     students, grid = students_of(group), Grid(10)
     [batch] = Pairs(teacher, teacher, group, 64).solved([3])
-    assert batch.bootstrapped == (slice(0, 8),)
+    assert batch.stage.bootstrapped == (slice(0, 8),)
     targets = horizon_target(f, students, batch)
     for i, member in enumerate(group.members):
         x, c, n = batch.x[i], batch.condition[i], batch.t[i] // 100
@@ -258,21 +258,46 @@ def test_a_switch_changes_the_objective_alone(teacher, f, how):
     assert same(3, "anneal", "Direct CM") and not same(6, "anneal", "Direct CM")
     assert not same(12, "direct>cm", "Direct CM") and not same(12, "cm>direct", "CM")
     assert not same(12, "direct>cm", "cm>direct")
-    # What follows the switch is what a CM would do from there.
-    alone = MLPStudents([1], 2, 4, 1000, 32)
-    single = Group("ddim", 10, (2.0,), (resolve_horizon("direct>cm", 10),), (1,))
-    for _ in distill(Pairs(teacher, teacher, single, 32, updates=12, **how), alone, settings, f):
-        pass
-    assert torch.allclose(alone.state_dict()["weights.1"][0], at[12][of["direct>cm", 1]], atol=2e-4)
+
+
+class Alone(torch.nn.Module):
+    """A student as a network of its own."""
+
+    def __init__(self, seed: int):
+        super().__init__()
+        self.net = MLPStudents([seed], 2, 4, 1000, 32)
+
+    def forward(self, x, t, c):
+        return self.net(x[None], t[None], c[None])[0]
+
+
+@pytest.mark.parametrize("networks", [False, True])
+def test_students_of_one_past_train_once_and_end_as_each_alone(teacher, f, networks):
+    group, settings = switching(10, (0, 1)), Settings(updates=12, lr=1e-2)
+    make = lambda seeds: ModuleStudents([Alone(s) for s in seeds]) if networks else MLPStudents(seeds, 2, 4, 1000, 32)  # noqa: E731
+    trained = [sum(s.stop - s.start for s in stage.trained) for stage in stages(group, 12)]
+    assert trained == [4, 6, 10, 10]  # two methods, three (anneal parts from the Direct CM), and all
+    crowd = make([m.seed for m in group.members])
+    for state in distill(Pairs(teacher, teacher, group, 32, updates=12), crowd, settings, f):
+        assert bool((state.loss > 0).all())
+    rows = lambda students, i: [p for n, p in students.named_parameters() if n.startswith(f"networks.{i}.")] if networks else [p[i] for p in students.parameters()]  # noqa: E731
+    for i, m in enumerate(group.members):
+        alone, single = make([m.seed]), Group("ddim", 10, (2.0,), (m.horizon,), (m.seed,))
+        *_, end = distill(Pairs(teacher, teacher, single, 32, updates=12), alone, settings, f)
+        assert torch.allclose(end.loss[0], state.loss[i], rtol=1e-3)
+        for own, other in zip(rows(crowd, i), rows(alone, 0)):
+            assert torch.allclose(own, other, atol=2e-4), m
 
 
 def test_targets_follow_the_horizon(teacher, f):
     group, students, grid = switching(10), MLPStudents([0] * 5, 2, 4, 1000, 16), Grid(10)
     first, last = Pairs(teacher, teacher, group, 16, updates=8).solved([1, 8])
-    assert first.bootstrapped == (slice(0, 2),) and last.bootstrapped == (slice(1, 4),)
-    for batch, update in ((first, 1), (last, 8)):
+    assert first.stage.bootstrapped == (slice(0, 1),) and last.stage.bootstrapped == (slice(1, 4),)
+    for batch in (first, last):
         targets = horizon_target(f, students, batch)
-        for i, h in enumerate(group.at(update, 8)):
+        for i, h in enumerate(batch.stage.horizons):
+            if any(i == who.start for who, _ in batch.stage.followers):
+                continue  # it has the weights of the one that it follows
             x, c, n = batch.x[i], batch.condition[i], batch.t[i] // 100
             steps = solve(teacher, x, n, c, 2.0, "ddim", grid, steps=h)
             assert (batch.x_hat[i] - steps.x).abs().max() < 1e-6

@@ -104,12 +104,12 @@ def run_rule(rule) -> None:
         os.environ.setdefault(name, value)
     os.environ["DCM_BATCH"] = "1"
     start = time.time()
-    print(f"{executed.stem} ..", file=sys.stderr)
+    sys.stderr.write(f"{executed.stem} ..\n")  # in one piece: another notebook's line may come at the same moment
     run_or_exit(source, executed, values)
     run, name = Path(values["run_dir"]), executed.stem
     made = run / "teacher" if name == "1_teacher" else Path(values.get("results_dir", "nowhere"))
     note(run, executed, rule.output, [made, run / "provenance" / f"{name}.json"])
-    print(f"{name} done in {time.time() - start:.0f} s", file=sys.stderr)
+    sys.stderr.write(f"{name} done in {time.time() - start:.0f} s\n")
 
 
 def value(text: str):

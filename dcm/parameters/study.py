@@ -41,7 +41,7 @@ class StudyConfig(Common, WithResults):
 
         def cost(name: str) -> float:
             p = DistillParameters(**self.notebook("2_distill", name))
-            longest = [max(p.group().at(u, 20)) for u in range(1, 21)]
+            longest = [max(p.group().stage(u, 20).horizons) for u in range(1, 21)]
             steps = sum(min(n, h) for n in range(1, p.intervals + 1) for h in longest) / p.intervals / len(longest)
             if p.pairs_per_trajectory > 1:
                 steps = p.intervals / p.pairs_per_trajectory

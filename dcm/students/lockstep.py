@@ -20,10 +20,13 @@ class Students(nn.Module):
     size: int  # M
     capturable = True  # whether an update may be one CUDA graph: the same kernels on the same tensors every time
 
-    @property
-    def parts(self) -> list[slice]:
-        """Members whose loss is computed and walked back together: all, unless they share a network."""
-        return [slice(None)]
+    def parts(self, trained: Sequence[slice]) -> list[slice]:
+        """Of the members that train, those whose loss is computed and walked back together."""
+        return [*trained]
+
+    def follow(self, who: slice, whom: slice, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Give the members `who` the weights of `whom`, and in an `optimizer` their state."""
+        raise NotImplementedError
 
     def backward(self, loss: Tensor, part: slice) -> None:
         """Add the gradients of `loss` (members of the part,) to the parameters."""
@@ -66,6 +69,13 @@ class MLPStudents(Students):
                 h = nn.functional.silu(h)
         return h
 
+    def follow(self, who: slice, whom: slice, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Copy rows."""
+        for p in self.parameters():
+            state = optimizer.state[p].values() if optimizer else ()
+            for table in (p.data, *(v for v in state if v.shape == p.shape)):
+                table[who] = table[whom]
+
     def clip_gradients(self, max_norm: float) -> None:
         """Clip per member."""
         grads = [p.grad for p in self.parameters()]
@@ -73,6 +83,17 @@ class MLPStudents(Students):
         factor = (max_norm / (norm + 1e-6)).clamp(max=1)
         for g in grads:
             g.mul_(factor.reshape(-1, *(1,) * (g.ndim - 1)))
+
+
+@torch.no_grad()
+def follow(who: nn.Module, whom: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Give the module `who` the weights of `whom`, another of its kind, and in an `optimizer` their state."""
+    for own, other in zip(who.parameters(), whom.parameters()):
+        if other.requires_grad:
+            own.copy_(other)
+            if optimizer:
+                state = optimizer.state[other]
+                optimizer.state[own] = {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}
 
 
 @cache
@@ -105,6 +126,10 @@ class ModuleStudents(Students):
         for stream in streams:
             home.wait_stream(stream)
         return torch.stack(out)
+
+    def follow(self, who: slice, whom: slice, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Copy networks."""
+        follow(self.networks[who], self.networks[whom], optimizer)
 
     def clip_gradients(self, max_norm: float) -> None:
         """Clip per member."""

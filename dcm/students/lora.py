@@ -80,10 +80,14 @@ class LoRAStudents(Students):
                     own[f"{path}/{side}".replace(".", "/")] = weight.requires_grad_(True)
         return nn.ParameterDict(own)
 
-    @property
-    def parts(self) -> list[slice]:
+    def parts(self, trained: Sequence[slice]) -> list[slice]:
         """One member at a time: a graph must be walked back while its own adapter is the one in use."""
-        return [slice(m, m + 1) for m in range(self.size)]
+        return [slice(m, m + 1) for some in trained for m in range(self.size)[some]]
+
+    def follow(self, who: slice, whom: slice, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Take over weights and loss scale."""
+        follow(self.adapters[who], self.adapters[whom], optimizer)
+        self.scale[who] = self.scale[whom]
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor, members: slice = slice(None)) -> Tensor:
         """Predicted noise (M, B, *shape)."""

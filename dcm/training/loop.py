@@ -55,11 +55,16 @@ def distill(
         raise InputError(f"{students.size} students were given for a group of {len(group.members)}.")
     optimizer = optimizer or make_optimizer(students, settings)
     make = Update(students, optimizer, settings, f, pairs.processes)
-    restarts = group.switches(settings.updates) if settings.at_switch == "restart" else ()
+    switches = group.switches(settings.updates)
     for update, batch in pairs.between(start, settings.updates):
-        if restarted := update - 1 in restarts:
+        if restarted := settings.at_switch == "restart" and update - 1 in switches:
             optimizer = make_optimizer(students, settings)
             make = Update(students, optimizer, settings, f, pairs.processes)
+        elif update - 1 in switches:
+            still = {str(who) for who, _ in batch.stage.followers}
+            for who, whom in group.stage(update - 1, settings.updates).followers:
+                if str(who) not in still:
+                    students.follow(who, whom, optimizer)
         evaluations += pairs.processes.total(batch.evaluations)
         loss = make(batch, learning_rate(settings, update))
         yield State(update, students, optimizer, loss, evaluations, restarted)

@@ -1,7 +1,7 @@
 """Distilling a group to its end: averaging, snapshots, checkpoints, a progress bar."""
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -67,7 +67,10 @@ class GroupTraining:
         self.group, self.settings, self.identity = p.group(), Settings.of(p), identity_of(p, study)
         self.final = students_path(p.run_dir, p.group_name)
         self.checkpoint = project_path(p.run_dir) / "checkpoints" / self.final.name
-        self.snapshots = sorted({*snapshot_updates(p.updates, p.snapshots), *self.group.switches(p.updates)})
+        # Where one objective follows another, and not at every step of ``anneal``.
+        pairs = tuple(h for h in self.group.horizons if not isinstance(h, int) and len(h) == 2)
+        switches = replace(self.group, horizons=pairs).switches(p.updates)
+        self.snapshots = sorted({*snapshot_updates(p.updates, p.snapshots), *switches})
         self.window = max(1, p.updates // LOG_POINTS)
         self.update = self.evaluations = self.saved = 0
         self.averaged: dict[str, Tensor] = {}

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from dcm.horizon import Group, method_name, resolve_horizon
+from dcm.horizon import Group, method_name, resolve_horizon, stages
 from dcm.parameters.notebooks import check_ends
 from dcm.students.lockstep import Students
 from dcm.studies.base import Study
@@ -67,10 +67,12 @@ class DistilledGroup:
         reached, first, last = self.about.get("snapshot_seconds", {}), self.updates[0], self.updates[-1]
         known = reached and last > first
         seconds = (reached[str(last)] - reached[str(first)]) / (last - first) if known else float("nan")
-        members, batch, N = self.group.members, self.about["parameters"]["batch"], self.group.intervals
-        bootstrapped = sum(h < N for u in range(1, last + 1) for h in self.group.at(u, last)) / last
-        own = (3 + bootstrapped / len(self.group.horizons)) * batch
-        return {"seconds": seconds / len(members), "evaluations": self.about["evaluations"] / last / len(members) + own}
+        members, before, own = len(self.group.members), 0, 0
+        count = lambda some: sum(s.stop - s.start for s in some)
+        for s in stages(self.group, last):
+            own += (s.last - before) * (3 * count(s.trained) + count(s.bootstrapped)) * self.about["parameters"]["batch"]
+            before = s.last
+        return {"seconds": seconds / members, "evaluations": (self.about["evaluations"] + own) / last / members}
 
     def students(self, study: Study, update: int, device: torch.device) -> Students:
         """The students with their weights at `update`."""
@@ -110,6 +112,6 @@ def load_groups(run_dir: str | Path, names: Sequence[str], main: str) -> dict[st
 
 
 def snapshot_updates(updates: int, count: int) -> list[int]:
-    """`count` updates evenly spaced in the logarithm from 1 % of the run on, and always the last."""
-    early = np.geomspace(max(1, updates / 100), updates, count + 1)[:-1] if count else []
+    """The last of `updates`, and `count` before: at three quarters, and from 1 % on evenly spaced in the logarithm."""
+    early = [*np.geomspace(max(1, updates / 100), updates, count)[:-1], 0.75 * updates] if count else []
     return sorted({max(1, round(u)) for u in early} | {updates})

@@ -48,7 +48,7 @@ class Update:
         if not self.capture:
             return self._compute(batch)
         given = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
-        if self.static is None or self.static.bootstrapped != batch.bootstrapped:
+        if self.static is None or self.static.stage != batch.stage:
             self.static = replace(batch, **{name: value.clone() for name, value in given.items()})
             self.replay = Replay(capture=True)
         for name, value in given.items():
@@ -60,13 +60,16 @@ class Update:
         f, students = self.f, self.students
         target = horizon_target(f, students, batch)
         self.optimizer.zero_grad(set_to_none=True)
-        losses = []
-        for part in students.parts:
+        loss = target.new_zeros(students.size)
+        for part in students.parts(batch.stage.trained):
             own = f(students, batch.x[part], batch.t[part], batch.condition[part], members=part)
-            losses.append(distance(own, target[part], self.settings.loss))
-            students.backward(losses[-1], part)
-        loss = torch.cat(losses).detach()
-        self.processes.average([loss, *(p.grad for p in students.parameters() if p.requires_grad)])
+            each = distance(own, target[part], self.settings.loss)
+            students.backward(each, part)
+            loss[part] = each.detach()
+        self.processes.average([loss, *(p.grad for p in students.parameters() if p.grad is not None)])
         students.clip_gradients(self.settings.max_norm)
         self.optimizer.step()
+        for who, whom in batch.stage.followers:
+            loss[who] = loss[whom]
+            students.follow(who, whom)
         return loss

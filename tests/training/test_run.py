@@ -35,7 +35,7 @@ def undisturbed(study, tmp_path_factory):
 
 
 def test_snapshots_are_spaced_in_the_logarithm():
-    assert snapshot_updates(1000, 3) == [10, 46, 215, 1000]
+    assert snapshot_updates(1000, 4) == [10, 46, 215, 750, 1000] and snapshot_updates(1000, 1) == [750, 1000]
     assert snapshot_updates(7, 0) == [7]
 
 
@@ -56,7 +56,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(study, undisturbed, tmp_p
 def test_a_run_interrupted_about_a_switch_ends_with_the_same_weights(study, tmp_path, at_switch, update):
     more = dict(horizons=["cm", "direct", "direct>cm", "anneal"], at_switch=at_switch)
     whole = train_group(study, parameters(tmp_path / "whole", **more), CPU)
-    assert set(whole.group.switches(60)) == {20, 30, 40} <= set(whole.updates)
+    assert whole.group.switches(60) == [20, 30, 40] and 30 in whole.updates  # of anneal's own none is kept
     with interrupted_at(update + 1):
         train_group(study, parameters(tmp_path / "cut", **more), CPU)
     resumed = train_group(study, parameters(tmp_path / "cut", **more), CPU)
@@ -122,7 +122,7 @@ def test_a_missing_group_is_named(tmp_path, undisturbed):
 def test_what_an_update_costs(study, undisturbed, tmp_path):
     cost = undisturbed.cost_an_update
     assert cost["seconds"] > 0
-    assert cost["evaluations"] == undisturbed.about["evaluations"] / 60 / 4 + 3.5 * 32  # a CM has one more
+    assert cost["evaluations"] == pytest.approx(undisturbed.about["evaluations"] / 60 / 4 + 3.5 * 32)  # a CM has one more
     alone = train_group(study, parameters(tmp_path, snapshots=0, updates=2), CPU)
     assert alone.updates == [2] and math.isnan(alone.cost_an_update["seconds"])
 

@@ -100,7 +100,7 @@ def gradients(students, study, **how):
     sdxl_study.ready_network(students, SimpleNamespace(**({"gradient_checkpointing": False, "microbatch": 0} | how)))
     x, t, c = batch(study, 4)
     students.zero_grad()
-    for part in students.parts:
+    for part in students.parts([slice(None)]):
         students.backward(students(x[None], t[None], c[None], members=part).square().mean()[None], part)
     return [p.grad.clone() for p in students.parameters()]
 
