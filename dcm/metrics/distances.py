@@ -118,13 +118,26 @@ def precision_recall(a: FeatureSet, reference: FeatureSet) -> tuple[float, float
     return reference.covers(a.x), a.covers(reference.x)
 
 
+def frequencies(x: Tensor) -> Tensor:
+    """The whole frequency (H, W) that each coefficient of the Fourier transform of images (B, C, H, W) counts to."""
+    fy, fx = (torch.fft.fftfreq(n, 1 / n, device=x.device).double() for n in x.shape[-2:])
+    return (fy[:, None].square() + fx.square()).sqrt().round().long()
+
+
 def radial_power(x: Tensor) -> Tensor:
     """Radially averaged power spectrum of images (B, C, H, W): one value for each whole frequency 1 .. H // 2."""
-    height, width = x.shape[-2:]
-    power = torch.fft.fft2(x.double()).abs().square().mean((0, 1))
-    fy, fx = (torch.fft.fftfreq(n, 1 / n, device=x.device).double() for n in (height, width))
-    radius = (fy[:, None].square() + fx.square()).sqrt().round().long()
-    return torch.stack([power[radius == r].mean() for r in range(1, height // 2 + 1)])
+    power, radius = torch.fft.fft2(x.double()).abs().square().mean((0, 1)), frequencies(x)
+    return torch.stack([power[radius == r].mean() for r in range(1, x.shape[-2] // 2 + 1)])
+
+
+def with_gains(x: Tensor, gains: Tensor) -> Tensor:
+    """Images (B, C, H, W) whose every frequency 1, 2, .. is scaled by its own of `gains` (R,), those above R by the last.
+
+    The mean stays. With the root of a quotient of two :func:`radial_power` it is the linear filter from one spectrum to
+    the other.
+    """
+    of = torch.cat([gains.new_ones(1), gains])[frequencies(x).clamp(max=len(gains))]
+    return torch.fft.ifft2(torch.fft.fft2(x.double()) * of).real.to(x.dtype)
 
 
 def sharpness(x: Tensor, teacher_x: Tensor) -> float:
