@@ -21,7 +21,11 @@ from dcm.training.run import SAMPLING
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
 STUDIES = ("gmm", "gmm16", "digits", "cifar10")
-WITHOUT = {"digits": {"fig3.png", "fig5.png"}, "gmm16": {"fig3.png", "fig4.png", "fig5.png"}}  # figures that a study's groups do not give
+WITHOUT = {
+    "digits": {"fig3.png", "fig5.png"},
+    "gmm16": {"fig3.png", "fig4.png", "fig5.png"},
+    "cifar10": {"fig3.png", "fig4.png", "fig5.png"},
+}  # figures that a study's groups do not give
 SOURCES = ("regimes", "regimes_cifar10")  # what notebook 7 is run on again
 FILES = [p for p in RESULTS.rglob("*") if p.is_file() and p.relative_to(RESULTS).parts[0] != "local"]
 
@@ -62,9 +66,8 @@ def test_sources_have_what_notebook_7_reads_and_nothing_that_it_makes_of_them():
 def test_committed_results_are_complete():
     """Every figure and table of every study."""
     for study in STUDIES:
-        alone = study == "cifar10"  # it alone trains both models alone, too: equal budgets
-        tables = ["tab1", "verdicts", "correlations", *(["tab2"] if alone else [])]
-        names = [f"fig{i}.png" for i in range(1, 12 if alone else 11)]
+        tables = ["tab1", "verdicts", "correlations"]
+        names = [f"fig{i}.png" for i in range(1, 11)]
         names += [f"{t}.{kind}" for t in tables for kind in ("csv", "md")]
         names += ["metrics.csv", "provenance.json", "README.md"]
         assert {n for n in names if not (RESULTS / study / n).exists()} == WITHOUT.get(study, set())
@@ -74,8 +77,7 @@ def test_committed_figures_are_not_stale():
     """Every figure says where it came from, and the tables beside it are still those."""
     for study in STUDIES:
         figures = list((RESULTS / study).glob("fig*.png"))
-        # cifar10's were drawn when records named single rows; its next run on a GPU draws them anew.
-        assert figures and {path for path in figures if provenance.stale(path)} == set(figures if study == "cifar10" else ())
+        assert figures and [path for path in figures if provenance.stale(path)] == []
 
 
 def test_committed_results_come_from_the_committed_configuration():
