@@ -163,6 +163,13 @@ def span(values: pd.Series) -> str:
     return " to ".join(dict.fromkeys(f"{v:.2f}" for v in (values.min(), values.max())))
 
 
+def between(scale: str, pair: str, role: str) -> str:
+    """The range of the ratios of a scale's main setting: of a pair of methods, or of both of the switch."""
+    rows = switch_rows()
+    found = rows[rows.name.str.startswith(scale) & rows.pair.isin(PAIRS if pair == "switch" else [pair]) & (rows.role == role)]
+    return span(found.value) if len(found) else "(not published)"
+
+
 def by_all(rows: pd.DataFrame, pairs: tuple[str, ...], wanted: dict[str, str]) -> list[str]:
     """The settings in which every measure of a role has the wanted verdict in all `pairs`."""
     asked = rows[rows.pair.isin(pairs) & rows.role.isin(list(wanted))]
@@ -182,26 +189,29 @@ def findings() -> str:
     held = by_all(clear, PAIRS, {"error": "supported", "teacher": "supported"})
     others, unstable = [n for n in names if n not in held], rows.name[rows.cm != "stable"].unique()
     at = equal[equal.name.isin(held)]
-    first = f"ODE error {span(at.value[at.role == 'error'])} times the CM's, distances {span(at.value[at.role == 'teacher'])} times" if held else "no numbers"
-    far = equal[equal.name.isin(others) & (equal.role == "teacher")]
-    rest = f" Not in {'; '.join(others)}: distances {span(far.value)} times." if others else ""
+    scale = lambda name: name.partition(",")[0]
+    first = "; ".join(
+        f"{scale(name)}: ODE error {span(own.value[own.role == 'error'])} times, distances {span(own.value[own.role == 'teacher'])} times"
+        for name, own in at.groupby("name", sort=False)
+    )
+    rest = "".join(
+        f" On the {scale(name)} samples are {'not worse' if (own.verdict != 'supported').all() else 'worse by some measures alone'}: distances {span(own.value)} times."
+        for name, own in equal[equal.name.isin(others) & (equal.role == "teacher")].groupby("name", sort=False)
+    )
     rest += f" No verdict for want of a stable CM: {'; '.join(unstable)}." if len(unstable) else ""
-    if "on_mode" in (measured := table("switch", "metrics")):
-        at = measured[measured.final].merge(rows.drop_duplicates("name")[["run", "group", "intervals", "guidance", "name"]])
-        for name, part in at.dropna(subset="on_mode").groupby("name", sort=False):
-            share = 100 * part.groupby("method").on_mode.mean()
-            rest += f" On a mode lie {share['CM']:.1f} % of the CM's samples and {share['Direct CM']:.1f} % of the Direct CM's ({name})."
-    seen, terms = equal[equal.role == "features"], switch_rows("accounting")
-    terms = terms[terms.cm == "stable"]
-    sums = ", ".join(f"{text} adds {span(terms[c])}" for c, text in (("solving", "better solving"), ("space", "the change of space"), ("share", "the share of the error that shows in the distribution")))
+    seen = equal[equal.role == "features"]
+    features = "; ".join(
+        f"{scale(name)}: error after the encoder {span(own.value)} times the CM's, better in {(own.verdict == 'supported').sum()} and worse in {(own.verdict == 'contradicted').sum()} of {len(own)} comparisons"
+        for name, own in seen.groupby("name", sort=False)
+    )
     best = {m: by_all(clear, (f"{m} / CM",), {"teacher": "contradicted"}) for m in ("direct>cm", "anneal")}
     best = {m: [n for n in by_all(clear, (f"{m} / Direct CM",), {"teacher": "contradicted"}) if n in best[m]] for m in best}
     cost = switch_rows("costs").groupby("method").relative
     told = table("switch", "predictions").outcome.value_counts()
     return f"""\
-1. **From the same weights the Direct objective lowers the ODE error and worsens the samples, by every encoder, in {len(held)} of {len(names)} main settings** ({'; '.join(held) or 'none'}): {first}.{rest}
-2. **Judged in an encoder's features** the Direct CM solves the ODE better in {(seen.verdict == 'supported').sum()} and worse in {(seen.verdict == 'contradicted').sum()} of {len(seen)} comparisons. In log C2, {sums}.
-3. **Direct first, CM last** gives samples nearer to the teacher's than either objective alone, by every encoder, in {len(best['direct>cm'])} of {len(names)} settings at equal updates, and halving *h* from N to 1 in {len(best['anneal'])}. They take {span(cost.get_group('direct>cm'))} and {span(cost.get_group('anneal'))} of the Direct CM's teacher evaluations. Of {told.sum()} [predictions](docs/preregistration.md) {told.get('held', 0)} held, {told.get('failed', 0)} failed, {told.get('open', 0)} are open ([table](results/switch/README.md#predictions))."""
+1. **From the same weights, the Direct objective solves the ODE better and its samples are worse**, by every measure, on {' and '.join(map(scale, held)) or 'none of them'}. Direct / CM, {first}.{rest}
+2. **What it gains in pixels it does not gain in features.** {features}.
+3. **Direct first, CM last is best**: halving *h* from N to 1 while training gives samples nearer to the teacher's than either objective alone, by every measure, on {' and '.join(map(scale, best['anneal'])) or 'none'}, with {span(cost.get_group('anneal'))} of the Direct CM's teacher evaluations; one switch from Direct to CM does on {' and '.join(map(scale, best['direct>cm'])) or 'none'}. Of {told.sum()} [predictions](docs/preregistration.md) {told.get('held', 0)} held, {told.get('failed', 0)} failed, {told.get('open', 0)} are open ([table](results/switch/README.md#predictions))."""
 
 
 def switch_table() -> str:
@@ -243,7 +253,7 @@ def dry_run() -> str:
 
 
 BLOCKS = {"findings": findings, "switch": switch_table, "counts": counts_table, "onset": onset_table, "rates": rates_table, "sdxl dry run": dry_run}
-NUMBERS = {f.__name__: f for f in (effect, ratio, solver_error, on_mode, minutes)}
+NUMBERS = {f.__name__: f for f in (effect, ratio, solver_error, on_mode, minutes, between)}
 
 
 def filled(text: str) -> str:
@@ -256,7 +266,7 @@ def filled(text: str) -> str:
         arguments = [a.strip() for a in (m[2] or "").split(";") if a.strip()]
         return f"<!--{m[1]}{m[2] or ''}-->{NUMBERS[m[1]](*arguments)}<!--/-->"
 
-    return re.sub(rf"<!--({'|'.join(NUMBERS)})( [^>]*?)?-->.*?<!--/-->", number, text)
+    return re.sub(rf"<!--({'|'.join(NUMBERS)})( (?:(?!-->).)*)?-->.*?<!--/-->", number, text)
 
 
 def main() -> None:
