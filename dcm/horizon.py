@@ -128,12 +128,6 @@ class Group:
         """What holds at update number `update` of `updates`."""
         return next(s for s in stages(self, updates) if update <= s.last or s.last == updates)
 
-    @property
-    def ends(self) -> list[int]:
-        """Indices of the CMs and Direct CMs at the first guidance scale."""
-        w, ends = self.guidance[0], (1, self.intervals)
-        return [i for i, m in enumerate(self.members) if m.guidance == w and m.horizon in ends]
-
 
 @dataclass(frozen=True)
 class Stage:

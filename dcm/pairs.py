@@ -31,8 +31,7 @@ class Data(Protocol):
 
 def check_reuse(pairs_per_trajectory: int, batch: int, intervals: int, solves_in_flight: int = 0) -> None:
     """Raise :class:`InputError` for a number of pairs that trajectories cannot give."""
-    allowed = [r for r in range(1, min(batch, intervals) + 1) if batch % r == 0]
-    if pairs_per_trajectory not in allowed:
+    if not 1 <= pairs_per_trajectory <= intervals or batch % pairs_per_trajectory:
         raise InputError(
             f"pairs_per_trajectory = {pairs_per_trajectory} is not possible; allowed: divisors of batch = {batch} up to "
             f"intervals = {intervals}."
@@ -123,43 +122,37 @@ class Pairs:
 
     def solved(self, updates: Sequence[int]) -> list[Batch]:
         """The batches of the given update numbers, their teacher solves done together."""
-        starts, group = [self.starts(update) for update in updates], self.group
-        if self.pairs_per_trajectory > 1:
-            return self._along(updates, starts)
-        every, size = Starts.joined(starts), len(starts[0].x)
-        wanted = sorted({h for update in updates for h in group.stage(update, self.updates).horizons})
+        starts, group, reused = [self.starts(update) for update in updates], self.group, self.pairs_per_trajectory > 1
+        x, n, condition = (torch.cat([getattr(s, name) for s in starts]) for name in ("x", "n", "condition"))
+        w, size, out = starts[0].guidance, len(starts[0].x), []
+        wanted = tuple(sorted({h for update in updates for h in group.stage(update, self.updates).horizons}))
+        longest = self.grid.intervals if reused else wanted[-1]
         solution = solve(
-            self.teacher, every.x, every.n, every.condition, every.guidance, group.solver, self.grid, wanted[-1],
-            tuple(wanted),
+            self.teacher, x, n, condition, w.repeat(len(starts)) if isinstance(w, Tensor) else w, group.solver, self.grid,
+            longest, () if reused else wanted, trajectory=reused,
         )  # fmt: skip
-        steps = [int(s.n.clamp(max=wanted[-1]).sum()) for s in starts]
+        steps = [int(s.n.clamp(max=longest).sum()) for s in starts]
         each = solution.evaluations / max(1, sum(steps))
-        return [
-            self.batch_of(
-                update, s, {h: x[u * size : (u + 1) * size] for h, x in solution.at.items()}, round(each * steps[u])
-            )
-            for u, (update, s) in enumerate(zip(updates, starts))
-        ]
-
-    def _along(self, updates: Sequence[int], starts: list[Starts]) -> list[Batch]:
-        """Several pairs from each trajectory."""
-        N, group, reuse, device = self.grid.intervals, self.group, self.pairs_per_trajectory, self.device
-        every, W, size = Starts.joined(starts), len(group.guidance), self.batch // reuse
-        solution = solve(
-            self.teacher, every.x, N, every.condition, every.guidance, group.solver, self.grid, trajectory=True
-        )
-        paths, out = solution.trajectory.unflatten(1, (len(updates), -1)), []
-        for u, update in enumerate(updates):
-            # Which points of a trajectory are used: uniform on 1..N, none twice.
-            drawn = [torch.rand(size, N, generator=generator("cpu", s, "index", update)) for s in group.seeds]
-            picks = [d.argsort(1)[self.processes.rows(size), :reuse] + 1 for d in drawn]
-            n = torch.cat(picks * W).flatten()
-            which = torch.arange(len(n), device=device) // reuse
-            point = lambda index: paths[(N - index).to(device), u, which]
-            x_hat = {h: point((n - h).clamp(min=0)) for h in group.stage(update, self.updates).horizons}
-            there = Starts(point(n), n, starts[u].condition[which], starts[u].guidance)
-            out.append(self.batch_of(update, there, x_hat, solution.evaluations // len(updates)))
+        for u, (update, own) in enumerate(zip(updates, starts)):
+            rows = slice(u * size, (u + 1) * size)
+            x_hat = {h: x[rows] for h, x in solution.at.items()}
+            if reused:
+                own, x_hat = self._along(update, own, solution.trajectory[:, rows])
+            out.append(self.batch_of(update, own, x_hat, round(each * steps[u])))
         return out
+
+    def _along(self, update: int, starts: Starts, path: Tensor) -> tuple[Starts, dict[int, Tensor]]:
+        """Several pairs from each trajectory: points on the `path` (N + 1, P, *shape), and the points h steps on."""
+        N, group, reuse, device = self.grid.intervals, self.group, self.pairs_per_trajectory, self.device
+        count = self.batch // reuse
+        # Which points are used: uniform on 1..N, none twice from one trajectory.
+        drawn = [torch.rand(count, N, generator=generator("cpu", s, "index", update)) for s in group.seeds]
+        picks = [d.argsort(1)[self.processes.rows(count), :reuse] + 1 for d in drawn]
+        n = torch.cat(picks * len(group.guidance)).flatten()
+        which = torch.arange(len(n), device=device) // reuse
+        point = lambda index: path[(N - index).to(device), which]
+        x_hat = {h: point((n - h).clamp(min=0)) for h in group.stage(update, self.updates).horizons}
+        return Starts(point(n), n, starts.condition[which], starts.guidance), x_hat
 
     def _in_flight(self, start: int, end: int) -> Iterator[tuple[int, Batch]]:
         """As :meth:`between`; starting points are drawn ahead of the update that needs them, up to a switch."""
@@ -182,15 +175,10 @@ class Pairs:
         x_hat : (W S B, *shape) by horizon h: where the teacher brought them in min(h, n) steps.
         evaluations : what that took.
         """
-        group, grid, x, n = self.group, self.grid, starts.x, starts.n
-        stage, size, device = group.stage(update, self.updates), len(group.guidance) * len(group.seeds), x.device
-
-        def members(v: Tensor) -> Tensor:  # (W S B, ...) -> (W S, B, ...)
-            return v.unflatten(0, (size, -1))
-
-        t_hat = torch.cat([members(grid.time((n - h).clamp(min=0)).to(device)) for h in stage.horizons])
-        x, t, condition = (
-            members(v).repeat(len(stage.horizons), *[1] * v.ndim) for v in (x, grid.time(n).to(device), starts.condition)
-        )
-        x_hat_of_all = torch.cat([members(x_hat[h]) for h in stage.horizons])
-        return Batch(x, t, condition, x_hat_of_all, t_hat, evaluations, stage)
+        group, grid, n, device = self.group, self.grid, starts.n, starts.x.device
+        stage, M = group.stage(update, self.updates), len(group.members)
+        members = lambda parts: torch.cat(parts).unflatten(0, (M, -1))  # (W S B, ...) by horizon -> (M, B, ...)
+        once = starts.x, grid.time(n).to(device), starts.condition
+        x, t, condition = (members([v] * len(stage.horizons)) for v in once)
+        t_hat = members([grid.time((n - h).clamp(min=0)).to(device) for h in stage.horizons])
+        return Batch(x, t, condition, members([x_hat[h] for h in stage.horizons]), t_hat, evaluations, stage)

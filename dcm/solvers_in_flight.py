@@ -33,13 +33,6 @@ class Starts:
     condition: Tensor  # (P,)
     guidance: float | Tensor  # w, one number or (P,)
 
-    @staticmethod
-    def joined(starts: Sequence[Starts]) -> Starts:
-        """Several as one, in their order."""
-        x, n, condition = (torch.cat([getattr(s, name) for s in starts]) for name in ("x", "n", "condition"))
-        w = starts[0].guidance
-        return Starts(x, n, condition, w.repeat(len(starts)) if isinstance(w, Tensor) else w)
-
 
 class Stepper:
     """One solver step for every slot at once, on tensors that stay where they are: on a GPU, one CUDA graph.

@@ -43,7 +43,6 @@ def test_the_papers_scalings(f):
 def test_members_and_which_of_them_bootstrap(group):
     assert [m.horizon for m in group.members] == 4 * [1] + 4 * [4] + 4 * [10]
     assert [(m.guidance, m.seed) for m in group.members[:4]] == [(1.0, 0), (1.0, 1), (3.0, 0), (3.0, 1)]
-    assert group.ends == [0, 1, 8, 9]
 
 
 def test_noise_is_independent_of_the_data_it_is_added_to(teacher):

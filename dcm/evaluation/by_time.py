@@ -34,6 +34,7 @@ def error_by_starting_time(
     """
     group, study, device = distilled.group, evaluation.study, evaluation.device
     grid, w = Grid(group.intervals, study.teacher.schedule.T), group.guidance[0]
+    ends = [i for i, m in enumerate(group.members) if m.guidance == w and m.horizon in (1, group.intervals)]
     students = distilled.students(study, distilled.updates[-1], device)
     indices = sorted({max(1, round(group.intervals * k / start_times)) for k in range(1, start_times + 1)})
     for n in tqdm(indices, desc="starting times", unit="time"):
@@ -42,7 +43,7 @@ def error_by_starting_time(
         reference = study.reference(x, n, c, w, grid)
         t = torch.full(c.shape, grid.time(n), device=device)
         answers = study.f(students, *(v.expand(students.size, *v.shape) for v in (x, t, c)))
-        for i in group.ends:
+        for i in ends:
             yield describe(distilled.name, group, group.members[i], distilled.updates[-1], 1) | {
                 "t": grid.time(n),
                 "student_error": ode_error(answers[i], solution),

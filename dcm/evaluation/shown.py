@@ -57,6 +57,7 @@ def targets_to_show(
     students = distilled.students(study, distilled.updates[-1], device)
     targets = {
         method_name(m.horizon, group.intervals): target_on(study, students, i, paths, n, m.horizon, c, grid)
-        for i, m in enumerate(group.members) if i in group.ends and m.seed == group.seeds[0]
+        for i, m in enumerate(group.members)
+        if m.horizon in (1, group.intervals) and (m.guidance, m.seed) == (group.guidance[0], group.seeds[0])
     }  # fmt: skip
     return paths, n, targets

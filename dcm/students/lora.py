@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dcm.students.lockstep import Students
+from dcm.students.lockstep import Students, follow
 from dcm.support.files import atomic
 from dcm.support.seeds import generator
 from dcm.teachers.sdxl import PromptedUNet
