@@ -5,20 +5,18 @@ Every source becomes one :class:`ImageSet`, held in memory as uint8.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 
 from dcm.schedule import Grid
 from dcm.solvers import solve
 from dcm.support.errors import InputError
-from dcm.support.files import read_tensors, verify, write_tensors
+from dcm.support.files import verify
 from dcm.support.progress import tqdm
 from dcm.support.seeds import sample_noise
 
@@ -137,35 +135,22 @@ def image_folder(
 ) -> ImageSet:
     """Any image folder with one subfolder a class (torchvision's ``ImageFolder``); classes in alphabetical order.
 
-    Every image must have the `shape` (C, H, W), where C is 1 (grey) or 3 (colour). The decoded images are kept beside the
-    folder's classes as one safetensors file, named after what was read, so a second call is fast.
+    Every image must have the `shape` (C, H, W), where C is 1 (grey) or 3 (colour).
     Raises :class:`InputError` for an empty folder, an image of another size, an unreadable file.
     """
     from torchvision.datasets import ImageFolder
 
-    folder = Path(folder)
     try:
-        listing = ImageFolder(str(folder))
+        listing = ImageFolder(str(folder), loader=lambda path: _read_image(path, shape))
     except (FileNotFoundError, NotADirectoryError):
         needs = "it must hold one subfolder a class, each with at least one image"
         raise InputError(f"{folder} is no image folder; {needs}.") from None
-    files = [(Path(path), label) for path, label in listing.samples]
-    facts = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path, _ in files]
-    digest = hashlib.sha256(repr((facts, tuple(shape))).encode()).hexdigest()[:16]
-    cache = folder / f".decoded-{digest}.safetensors"
-    if cache.exists():
-        images = read_tensors(cache)[0]["images"]
-    else:
-        images = torch.stack([_read_image(path, shape) for path, _ in tqdm(files, desc="reading images", unit="image")])
-        try:
-            write_tensors(cache, {"images": images})
-        except (InputError, OSError, SafetensorError):
-            pass  # a read-only or full disk costs only the speed of the next call
-    parts = split(images, torch.tensor([label for _, label in files]), held_out)
+    images = torch.stack([image for image, _ in tqdm(listing, desc="reading images", unit="image")])
+    parts = split(images, torch.tensor(listing.targets), held_out)
     return ImageSet(*parts, classes=tuple(listing.classes), flip=flip)
 
 
-def open_image(path: Path, mode: str = "RGB"):
+def open_image(path: str | Path, mode: str = "RGB"):
     """An image file as PIL has it; raises :class:`InputError`."""
     try:
         with Image.open(path) as image:
@@ -175,12 +160,14 @@ def open_image(path: Path, mode: str = "RGB"):
         raise InputError(f"{path} cannot be read as an image ({error}); {what_to_do}.") from None
 
 
-def _read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
+def _read_image(path: str, shape: tuple[int, int, int]) -> Tensor:
+    from torchvision.transforms.functional import pil_to_tensor
+
     channels, height, width = shape
     image = open_image(path, "L" if channels == 1 else "RGB")
     if image.size != (width, height):
         raise InputError(f"{path} is {image.width} x {image.height} pixels, and the teacher needs {width} x {height}.")
-    return torch.from_numpy(np.array(image).reshape(height, width, channels)).permute(2, 0, 1)
+    return pil_to_tensor(image)
 
 
 def teacher_samples(teacher, count: int, intervals: int = 50, chunk: int = 500) -> ImageSet:

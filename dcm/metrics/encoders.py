@@ -15,23 +15,12 @@ from dcm.support.errors import InputError
 from dcm.support.files import project_path, read_tensors
 from dcm.support.pretrained import locate, readable_model
 
+# Mean and standard deviation of the colours.
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP_NORM = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
 
-class TransformerImages(Encoder):
-    """What DINOv2 and CLIP share: images normalised as `norm` says, (mean, standard deviation) of the colours."""
-
-    def __init__(self, network, device: torch.device | str, norm: tuple):
-        super().__init__(network, device)
-        self.mean, self.deviation = (torch.tensor(v, device=device).reshape(3, 1, 1) for v in norm)
-
-    def normalised(self, pixels: Tensor) -> Tensor:
-        """Images (B, 3, size, size) in [0, 255] as the network takes them."""
-        return (pixels / 255 - self.mean) / self.deviation
-
-
-class DinoFeatures(TransformerImages):
+class DinoFeatures(Encoder):
     """DINOv2's class token after the last norm, of images of 224 pixels (Stein et al. 2023).
 
     `folder` holds a ``transformers`` Dinov2Model (the paper's is ViT-L/14).
@@ -43,11 +32,13 @@ class DinoFeatures(TransformerImages):
         from transformers import Dinov2Model
 
         self.size = size
-        super().__init__(Dinov2Model.from_pretrained(folder, use_safetensors=True), device, IMAGENET)
+        super().__init__(Dinov2Model.from_pretrained(folder, use_safetensors=True), device)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, F)."""
-        return self.network(self.normalised(pixels)).last_hidden_state[:, 0]
+        from torchvision.transforms.functional import normalize
+
+        return self.network(normalize(pixels / 255, *IMAGENET)).last_hidden_state[:, 0]
 
 
 class AestheticHead(nn.Module):
@@ -81,7 +72,7 @@ class AestheticHead(nn.Module):
         return embedding[:, 0]
 
 
-class ClipScores(TransformerImages):
+class ClipScores(Encoder):
     """Cosine of a CLIP model's image and caption embeddings, and what the aesthetic head makes of the former.
 
     `folder` holds a ``transformers`` CLIPModel with its tokenizer (the paper's is ViT-L/14).
@@ -92,7 +83,7 @@ class ClipScores(TransformerImages):
 
         network = CLIPModel.from_pretrained(folder, use_safetensors=True)
         self.size = network.config.vision_config.image_size
-        super().__init__(network, device, CLIP_NORM)
+        super().__init__(network, device)
         self.tokenizer, self.head = CLIPTokenizer.from_pretrained(folder), head and head.to(device)
 
     def _text(self, captions: list[str]) -> Tensor:
@@ -102,7 +93,9 @@ class ClipScores(TransformerImages):
         return nn.functional.normalize(self.network.text_projection(hidden), dim=-1)
 
     def _image(self, x: Tensor) -> Tensor:
-        hidden = self.network.vision_model(self.normalised(self.resized(x))).pooler_output
+        from torchvision.transforms.functional import normalize
+
+        hidden = self.network.vision_model(normalize(self.resized(x) / 255, *CLIP_NORM)).pooler_output
         return nn.functional.normalize(self.network.visual_projection(hidden), dim=-1)
 
     @torch.no_grad()

@@ -10,26 +10,18 @@ from dcm.metrics.metric import Metric
 from dcm.support.seeds import generator
 
 
-def directions(count: int, dimension: int = 2) -> Tensor:
-    """`count` unit vectors (count, dimension), the projections of sliced distances.
-
-    In 2-D evenly spaced over the half circle, in more dimensions drawn once at random.
-    """
-    if dimension == 2:
-        angle = np.pi * np.arange(count) / count
-        u = np.stack([np.cos(angle), np.sin(angle)], -1)
-    else:
-        u = np.random.default_rng(0).standard_normal((count, dimension))
-        u /= np.linalg.norm(u, axis=1, keepdims=True)
-    return torch.as_tensor(u, dtype=torch.float32)
-
-
 def sliced_wasserstein(x: Tensor, y: Tensor, projections: int = 32) -> float:
     """Sliced 2-Wasserstein distance between two equally large sets of points (B, D), in the units of x.
 
-    Source: Bonneel et al. 2015; in 2-D with evenly spaced directions instead of random ones.
+    Source: Bonneel et al. 2015; in 2-D with evenly spaced directions instead of random ones, which are drawn once.
     """
-    u = directions(projections, x.shape[1]).to(x.device)
+    if x.shape[1] == 2:
+        angle = np.pi * np.arange(projections) / projections
+        directions = np.stack([np.cos(angle), np.sin(angle)], -1)
+    else:
+        directions = np.random.default_rng(0).standard_normal((projections, x.shape[1]))
+        directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    u = torch.as_tensor(directions, dtype=torch.float32, device=x.device)
     px, py = (x.float() @ u.T).sort(0).values, (y.float() @ u.T).sort(0).values
     return float((px - py).double().square().mean().sqrt())
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from dcm.schedule import NoiseSchedule
 from dcm.support.errors import InputError
 
+CLASSES = 4  # of the study's mixtures
+
 
 class ContinuousSchedule(NoiseSchedule):
     """SDXL's ``scaled_linear`` schedule with time made continuous: beta(s) = T (a + s d)^2, s in [0, 1].
@@ -56,42 +58,34 @@ class GaussianMixtureTeacher:
     _cache: dict = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def interleaved_ring(
-        cls, classes: int = 4, modes: int = 3, radius: float = 1.2, spread: tuple[float, float] = (0.22, 0.07)
-    ) -> GaussianMixtureTeacher:
-        """`classes` x `modes` Gaussians on a ring, classes interleaved, so that every class spans the plane.
+    def interleaved_ring(cls, modes: int = 3) -> GaussianMixtureTeacher:
+        """4 classes of `modes` Gaussians each on a ring, interleaved, so that every class spans the plane.
 
-        `spread` holds the standard deviations along and across the spoke of each mode. Modes of one class have
+        Their standard deviations are 0.22 along and 0.07 across the spoke, where there is room. Modes of one class have
         unequal weights, so that losing one shows.
         """
-        k = np.arange(classes * modes)
+        k = np.arange(CLASSES * modes)
         angle = 2 * np.pi * k / len(k)
         spoke = np.stack([np.cos(angle), np.sin(angle)], -1)
         tangent = np.stack([-np.sin(angle), np.cos(angle)], -1)
+        spread = 0.22, 0.07 * min(1.0, 3 / modes)
         covariances = sum(s**2 * u[:, :, None] * u[:, None, :] for s, u in zip(spread, (spoke, tangent)))
-        weights = 1.0 + k // classes
-        return cls(radius * spoke, covariances, k % classes, weights / weights.sum())
-
-    @classmethod
-    def scattered(
-        cls, dimension: int, classes: int = 4, modes: int = 3, size: float = 0.85, spread: float = 0.1, seed: int = 0
-    ) -> GaussianMixtureTeacher:
-        """`classes` x `modes` round Gaussians in `dimension` dimensions, in directions drawn once from `seed`.
-
-        `size` is the root mean square of a mean's elements (that of the ring), `spread` each mode's standard deviation.
-        """
-        k: np.ndarray = np.arange(classes * modes)
-        direction = np.random.default_rng(seed).standard_normal((len(k), dimension))
-        direction /= np.linalg.norm(direction, axis=1, keepdims=True)
-        covariances, weights = np.tile(spread**2 * np.eye(dimension), (len(k), 1, 1)), 1.0 + k // classes
-        return cls(size * dimension**0.5 * direction, covariances, k % classes, weights / weights.sum())
+        weights = 1.0 + k // CLASSES
+        return cls(1.2 * spoke, covariances, k % CLASSES, weights / weights.sum())
 
     @classmethod
     def of(cls, dimension: int = 2, modes: int = 3) -> GaussianMixtureTeacher:
-        """The study's mixture with `modes` a class: the ring in 2-D, its modes no wider than they have room, else scattered."""
-        if dimension > 2:
-            return cls.scattered(dimension, modes=modes)
-        return cls.interleaved_ring(modes=modes, spread=(0.22, 0.07 * min(1.0, 3 / modes)))
+        """The study's mixture with `modes` a class: in 2-D the ring, else round Gaussians in directions drawn once.
+
+        The root mean square of a mean's elements is 0.85, that of the ring; each standard deviation is 0.1.
+        """
+        if dimension == 2:
+            return cls.interleaved_ring(modes)
+        k = np.arange(CLASSES * modes)
+        direction = np.random.default_rng(0).standard_normal((len(k), dimension))
+        direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+        covariances, weights = np.tile(0.1**2 * np.eye(dimension), (len(k), 1, 1)), 1.0 + k // CLASSES
+        return cls(0.85 * dimension**0.5 * direction, covariances, k % CLASSES, weights / weights.sum())
 
     @property
     def shape(self) -> tuple[int, ...]:
