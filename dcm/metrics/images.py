@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from torch import Tensor
 
@@ -14,39 +12,25 @@ from dcm.metrics.features import Classifier, PixelFeatures
 from dcm.metrics.metric import Metric
 
 
-@dataclass(frozen=True)
-class View:
-    """An encoder, and the columns of what is measured on its features."""
+def columns(encoder, name: str = "") -> dict[str, Metric]:
+    """Columns of what is measured on an encoder's features, in the order of :meth:`ImageQuality.measure`, as they read.
 
-    encoder: Any  # see dcm.metrics.features
-    to_teacher: str = "fd_teacher"
-    to_real: str = "fd_real"
-    kernel: str = "kid_teacher"
-    precision: str = "precision"
-    recall: str = "recall"
-    paired: str = "paired"
-
-    @classmethod
-    def further(cls, encoder, name: str) -> View:
-        """Of an encoder beside the first one."""
-        fd = ("fid_teacher", "fid_real") if name == "inception" else (f"fd_{name}", f"fd_{name}_real")
-        return cls(encoder, *fd, *(f"{kind}_{name}" for kind in ("kid", "precision", "recall", "paired")))
-
-    @property
-    def metrics(self) -> dict[str, Metric]:
-        """How the columns read."""
-        name = self.encoder.name
-        on = {"pixel": "(pixels)", "Inception": "(Inception, mode clean)"}.get(name, f"({name} features)")
-        fd, kid = ("FID", "KID") if name == "Inception" else ("Frechet distance", "kernel distance")
-        near = "against teacher" if self.precision == "precision" else f"against teacher {on}"
-        return {
-            self.to_teacher: Metric(f"{fd} to teacher {on}", ratio=True),
-            self.to_real: Metric(f"{fd} to held-out images {on}", ratio=True),
-            self.kernel: Metric(f"{kid} to teacher {on}"),
-            self.precision: Metric(f"precision {near}", lower_is_better=False),
-            self.recall: Metric(f"recall {near}", lower_is_better=False),
-            self.paired: Metric(f"ODE error, {name} features", ratio=True, judged=False),
-        }
+    `name` stands in those of an encoder beside the first one.
+    """
+    on = {"pixel": "(pixels)", "Inception": "(Inception, mode clean)"}.get(encoder.name, f"({encoder.name} features)")
+    fd, kid = ("FID", "KID") if encoder.name == "Inception" else ("Frechet distance", "kernel distance")
+    near, end = (f"against teacher {on}", f"_{name}") if name else ("against teacher", "")
+    to_teacher, to_real = (f"fd_{name}", f"fd_{name}_real") if name else ("fd_teacher", "fd_real")
+    if name == "inception":
+        to_teacher, to_real = "fid_teacher", "fid_real"
+    return {
+        to_teacher: Metric(f"{fd} to teacher {on}", ratio=True),
+        to_real: Metric(f"{fd} to held-out images {on}", ratio=True),
+        f"kid{end or '_teacher'}": Metric(f"{kid} to teacher {on}"),
+        f"precision{end}": Metric(f"precision {near}", lower_is_better=False),
+        f"recall{end}": Metric(f"recall {near}", lower_is_better=False),
+        f"paired{end}": Metric(f"ODE error, {encoder.name} features", ratio=True, judged=False),
+    }
 
 
 class ImageQuality:
@@ -65,7 +49,7 @@ class ImageQuality:
     ``kid_teacher``: kernel distance to the teacher's samples. ``precision``, ``recall``: against the teacher's samples.
     ``paired``: the ODE error in feature space, a sample's mean squared distance to the teacher's from the same noise.
     The same six on a further encoder's features have ``classifier``, ``pixels``, ``self`` or ``inception`` in their names;
-    see :class:`View`. ``agreement``: share of samples that the classifier assigns to their own class.
+    see :func:`columns`. ``agreement``: share of samples that the classifier assigns to their own class.
     ``sharpness``: see :func:`sharpness`.
     """
 
@@ -80,13 +64,14 @@ class ImageQuality:
         # A verdict must not hang on one network: beside a classifier's features, small images' pixels.
         further = {"pixels": PixelFeatures()} if classifier is extractor else {"classifier": classifier}
         further |= {"self": self_supervised, "inception": inception}
-        self.views = [View(extractor), *(View.further(e, name) for name, e in further.items() if e is not None)]
-        self.metrics = self.views[0].metrics | {
+        views = {"": extractor} | {name: e for name, e in further.items() if e is not None}
+        self.views = [(encoder, columns(encoder, name)) for name, encoder in views.items()]
+        self.metrics = self.views[0][1] | {
             "agreement": Metric("share classified as their class", lower_is_better=False),
             "sharpness": Metric("high-frequency power [teacher = 1]", judged=False),
         }
-        for view in self.views[1:]:
-            self.metrics |= view.metrics
+        for _, read in self.views[1:]:
+            self.metrics |= read
         self._kept: dict[str, list[FeatureSet]] = {}
 
     @property
@@ -97,19 +82,14 @@ class ImageQuality:
         if self.self_supervised is not None:
             near = self.self_supervised.accuracy.get("kNN, k 20", NAN)
             said += f" By nearest neighbours in the features of the encoder that had no labels {near:.1%} are."
-        return f"{said} {self.not_measured}".strip()
-
-    @property
-    def not_measured(self) -> str:
-        """One sentence on what is missing, if anything is."""
         missing = ["fd_real (no held-out real images)"] if self.real is None else []
         if self.inception is None:
             missing.append("FID and KID on Inception features (no weights)")
-        return f"Not measured: {', '.join(missing)}." if missing else ""
+        return said + (f" Not measured: {', '.join(missing)}." if missing else "")
 
     def _seen(self, x: Tensor) -> list[FeatureSet]:
         """Images in the eyes of every view."""
-        return [FeatureSet(view.encoder.features(x)) for view in self.views]
+        return [FeatureSet(encoder.features(x)) for encoder, _ in self.views]
 
     @cached_property
     def _real(self) -> list[FeatureSet]:
@@ -129,11 +109,10 @@ class ImageQuality:
         """
         x, teacher_x = x.float().clamp(-1, 1), teacher_x.float().clamp(-1, 1)
         out: dict[str, float] = {}
-        for i, (view, own, teacher) in enumerate(zip(self.views, self._seen(x), self._teachers(teacher_x))):
-            out[view.to_teacher] = frechet(own, teacher)
-            out[view.to_real] = NAN if self.real is None else frechet(own, self._real[i])
-            out[view.kernel], out[view.paired] = kernel_distance(own, teacher), paired_error(own, teacher)
-            out[view.precision], out[view.recall] = precision_recall(own, teacher)
+        for i, ((_, read), own, teacher) in enumerate(zip(self.views, self._seen(x), self._teachers(teacher_x))):
+            to_real = NAN if self.real is None else frechet(own, self._real[i])
+            near = *precision_recall(own, teacher), paired_error(own, teacher)
+            out |= zip(read, (frechet(own, teacher), to_real, kernel_distance(own, teacher), *near))
         out["agreement"] = float((self.classifier.classify(x) == condition.cpu()).double().mean())
         out["sharpness"] = sharpness(x, teacher_x)
         return {name: out[name] for name in self.metrics}

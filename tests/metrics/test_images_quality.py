@@ -142,7 +142,7 @@ def test_image_quality_ranks_real_images_above_noise(data, tmp_path):
     model = train_classifier(data, updates=80, batch=64, width=16)
     held_out, _ = data.images("held_out")
     quality = ImageQuality(model, model, held_out, load_encoder("digits"))
-    assert {n: (v.to_teacher, v.paired) for v in quality.views for n in [v.encoder.name]} == ENCODERS["digits"]
+    assert {e.name: ([*read][0], [*read][-1]) for e, read in quality.views} == ENCODERS["digits"]
     x, c = data.images("train", 300)
     teacher_x = data.images("train")[0][300:600]
     good = quality.measure(x, c, teacher_x)
@@ -155,7 +155,7 @@ def test_image_quality_ranks_real_images_above_noise(data, tmp_path):
     assert good == quality.measure(x, c, teacher_x)  # features kept by content change nothing
     assert bad != quality.measure(x, c, teacher_x.flip(0) * 0.5)
     without = ImageQuality(model, model)
-    assert math.isnan(without.measure(x, c, teacher_x)["fd_real"]) and "fd_real" in without.not_measured
+    assert math.isnan(without.measure(x, c, teacher_x)["fd_real"]) and "fd_real" in without.note
 
 
 @pytest.mark.parametrize(("side", "size"), [(8, 224), (32, 224), (32, 299), (300, 224)])
