@@ -12,11 +12,13 @@ import sys
 from collections.abc import Iterator
 
 import pandas as pd
+import torch
+from torch import Tensor
 
 from dcm.analysis.switch import SWITCH
 from dcm.evaluation.samples import EvaluationSet
 from dcm.evaluation.students import KEY, describe
-from dcm.metrics.distances import radial_power, with_gains
+from dcm.metrics.distances import frequencies, radial_power
 from dcm.parameters.study import load_config
 from dcm.studies.registry import load_study
 from dcm.support.errors import InputError
@@ -25,6 +27,16 @@ from dcm.support.processes import find_device, ready_device
 from dcm.training.saved import DistilledGroup, load_group
 
 TEACHER = "teacher"
+
+
+def with_gains(x: Tensor, gains: Tensor) -> Tensor:
+    """Images (B, C, H, W) whose every frequency 1, 2, .. is scaled by its own of `gains` (R,), those above R by the last.
+
+    The mean stays. With the root of a quotient of two :func:`radial_power` it is the linear filter from one spectrum to
+    the other.
+    """
+    of = torch.cat([gains.new_ones(1), gains])[frequencies(x).clamp(max=len(gains))]
+    return torch.fft.ifft2(torch.fft.fft2(x.double()) * of).real.to(x.dtype)
 
 
 def measure(evaluation: EvaluationSet, distilled: DistilledGroup, fitted_on: int) -> Iterator[dict]:

@@ -5,8 +5,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from dcm.support.errors import InputError
-
 NAN = float("nan")
 NEIGHBOURS = 3  # of precision and recall, as Kynkaanniemi et al. have it
 ROWS = 1000  # of a matrix of all pairs that are held at once
@@ -106,13 +104,8 @@ def precision_recall(a: FeatureSet, reference: FeatureSet) -> tuple[float, float
     """Improved precision and recall of features `a` (n, F) against `reference` (m, F).
 
     Precision: share of `a` within the reference's manifold of third-nearest neighbours; recall: the reverse.
-    Source: Kynkaanniemi et al. 2019, eq. 1 and 2. Raises :class:`InputError` for fewer than 5 samples.
+    Source: Kynkaanniemi et al. 2019, eq. 1 and 2. Needs at least 4 samples of both.
     """
-    if min(len(a), len(reference)) < NEIGHBOURS + 2:
-        raise InputError(
-            f"precision and recall need at least {NEIGHBOURS + 2} samples on both sides; there are {len(a)} and "
-            f"{len(reference)}."
-        )
     if not a.finite:
         return 0.0, 0.0  # a sample that is not a number lies on no manifold
     return reference.covers(a.x), a.covers(reference.x)
@@ -128,16 +121,6 @@ def radial_power(x: Tensor) -> Tensor:
     """Radially averaged power spectrum of images (B, C, H, W): one value for each whole frequency 1 .. H // 2."""
     power, radius = torch.fft.fft2(x.double()).abs().square().mean((0, 1)), frequencies(x)
     return torch.stack([power[radius == r].mean() for r in range(1, x.shape[-2] // 2 + 1)])
-
-
-def with_gains(x: Tensor, gains: Tensor) -> Tensor:
-    """Images (B, C, H, W) whose every frequency 1, 2, .. is scaled by its own of `gains` (R,), those above R by the last.
-
-    The mean stays. With the root of a quotient of two :func:`radial_power` it is the linear filter from one spectrum to
-    the other.
-    """
-    of = torch.cat([gains.new_ones(1), gains])[frequencies(x).clamp(max=len(gains))]
-    return torch.fft.ifft2(torch.fft.fft2(x.double()) * of).real.to(x.dtype)
 
 
 def sharpness(x: Tensor, teacher_x: Tensor) -> float:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dcm.support.errors import InputError
-from dcm.support.files import read_json, read_tensors, sha256, verify, write_json, write_tensors
+from dcm.support.files import read_weights, write_weights
 
 
 def resnet(channels: int, widths: Sequence[int], blocks: int = 2) -> nn.Sequential:
@@ -56,29 +56,17 @@ class SelfSupervised(nn.Module):
 
     def save(self, folder: Path, about: dict) -> None:
         """Write float16 weights and ``config.json``: architecture, accuracies, SHA-256, and `about`."""
-        path = folder / "weights.safetensors"
         tensors = {k: v.half() if v.is_floating_point() else v for k, v in self.network.state_dict().items()}
-        write_tensors(path, tensors)
-        architecture = {"channels": self.channels, "widths": list(self.widths)}
-        write_json(
-            folder / "config.json",
-            {"sha256": sha256(path), "network": architecture, "accuracy": self.accuracy, **about},
-        )
+        network = {"channels": self.channels, "widths": list(self.widths)}
+        write_weights(folder, tensors, {"network": network, "accuracy": self.accuracy, **about})
 
     @classmethod
     def load(cls, folder: Path) -> SelfSupervised:
         """Read what :meth:`save` wrote, frozen. Raises :class:`InputError` for missing, altered or foreign files."""
-        config, path = folder / "config.json", folder / "weights.safetensors"
-        for needed in (config, path):
-            if not needed.exists():
-                raise InputError(
-                    f"the self-supervised encoder is missing: there is no {needed}; restore it from the repository."
-                )
-        about = read_json(config)
+        tensors, about = read_weights(folder)
         try:
-            verify(path, about["sha256"])
             encoder = cls(**about["network"])
-            encoder.network.load_state_dict(read_tensors(path)[0])
+            encoder.network.load_state_dict(tensors)
             encoder.accuracy = about["accuracy"]
         except (KeyError, TypeError, RuntimeError):
             raise InputError(

@@ -137,6 +137,23 @@ def read_tensors(path: str | Path, device: str | torch.device = "cpu") -> tuple[
         return {name: t.to(device) for name, t in tensors.items()}, json.loads(text)
 
 
+def write_weights(folder: Path, tensors: dict[str, Tensor], about: dict) -> None:
+    """Write a network's ``weights.safetensors``, and ``config.json``: their SHA-256 and what else is known `about` them."""
+    write_tensors(folder / "weights.safetensors", tensors)
+    write_json(folder / "config.json", {"sha256": sha256(folder / "weights.safetensors"), **about})
+
+
+def read_weights(folder: Path) -> tuple[dict[str, Tensor], dict]:
+    """What :func:`write_weights` wrote: (tensors, about); raises :class:`InputError` for missing or altered files."""
+    weights, config = folder / "weights.safetensors", folder / "config.json"
+    for needed in (config, weights):
+        if not needed.exists():
+            raise InputError(f"{needed} is missing; restore it, or run again what writes it.")
+    about = read_json(config)
+    verify(weights, str(about.get("sha256")))
+    return read_tensors(weights)[0], about
+
+
 def sha256(path: str | Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with open(path, "rb") as file:

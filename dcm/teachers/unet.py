@@ -6,7 +6,6 @@ schedulers call it with t - 1: mind the difference when comparing.)
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from dcm.schedule import NoiseSchedule
 from dcm.support.errors import InputError
-from dcm.support.files import read_tensors, sha256, verify, write_json, write_tensors
+from dcm.support.files import read_weights, write_weights
 from dcm.teachers import frozen
 
 
@@ -118,9 +117,7 @@ class UNetTeacher(nn.Module):
     def save(self, folder: Path, provenance: dict | None = None, dtype: torch.dtype = torch.float32) -> None:
         """Write weights.safetensors and config.json, which names the weights' SHA-256 and their `provenance`."""
         tensors = {name: tensor.to(dtype) for name, tensor in self.unet.state_dict().items()}
-        write_tensors(folder / "weights.safetensors", tensors)
-        about = {"unet": asdict(self.config), "sha256": sha256(folder / "weights.safetensors")}
-        write_json(folder / "config.json", about | {"provenance": provenance or {}})
+        write_weights(folder, tensors, {"unet": asdict(self.config), "provenance": provenance or {}})
 
     @classmethod
     def load(cls, folder: Path) -> UNetTeacher:
@@ -128,22 +125,12 @@ class UNetTeacher(nn.Module):
 
         Raises :class:`InputError` when a file is missing, altered, cut short or of another network.
         """
-        weights = folder / "weights.safetensors"
+        tensors, about = read_weights(folder)
         try:
-            record = json.loads((folder / "config.json").read_text())
-            settings: Any = {n: tuple(v) if isinstance(v, list) else v for n, v in record["unet"].items()}
-            config, digest = UNetConfig(**settings), str(record["sha256"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{folder} holds no teacher: config.json is missing or broken ({type(error).__name__}: {error})."
-            ) from error
-        if weights.exists():
-            verify(weights, digest)
-        tensors, _ = read_tensors(weights)
-        try:
-            teacher = cls(config)
+            settings: Any = {n: tuple(v) if isinstance(v, list) else v for n, v in about["unet"].items()}
+            teacher = cls(UNetConfig(**settings))
             teacher.unet.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-        except (RuntimeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
             line = " ".join(str(error).split())[:200]
-            raise InputError(f"{weights} does not fit config.json's network: {line}.") from error
+            raise InputError(f"{folder}: weights.safetensors does not fit config.json's network: {line}.") from error
         return teacher.eval().requires_grad_(False)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dcm.support.checkpoint import load_optimizer, optimizer_tensors, picked, prefixed, read_checkpoint
-from dcm.support.errors import InputError, TrainingError
+from dcm.support.errors import TrainingError
 from dcm.support.files import write_tensors
 from dcm.support.processes import ALONE, Processes
 from dcm.support.seeds import generator as seeded
@@ -119,15 +119,10 @@ def train_teacher(
 ) -> Iterator[TrainingState]:
     """Train `teacher` in place, yielding the state after each update; the caller logs, saves and draws.
 
-    The images' `source` is an :class:`~dcm.data.images.ImageSet` or what has its ``shape``, ``num_classes`` and ``draw``.
+    The `source` of images that the teacher suits is an :class:`~dcm.data.images.ImageSet`, or what has its ``draw``.
     Goes on from the file `checkpoint`, where it exists. Each of the `processes` draws images of its own,
-    ``settings.batch`` of them, and gradients are averaged. Raises :class:`InputError` when source and teacher do not fit
-    each other, :class:`TrainingError` when the loss is no longer finite.
+    ``settings.batch`` of them, and gradients are averaged. Raises :class:`TrainingError` when the loss is no longer finite.
     """
-    if tuple(source.shape) != tuple(teacher.shape):
-        raise InputError(f"the images have shape {tuple(source.shape)}, and the teacher needs {tuple(teacher.shape)}.")
-    if source.num_classes != teacher.num_classes:
-        raise InputError(f"the images have {source.num_classes} classes, and the teacher has {teacher.num_classes}.")
     state = TrainingState(teacher, settings)
     if checkpoint is not None:
         state.resume(checkpoint)

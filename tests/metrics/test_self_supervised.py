@@ -141,7 +141,7 @@ def test_the_script_trains_on_a_folder_and_its_encoder_is_read_and_checked(monke
     with pytest.raises(InputError, match="is not the file it should be"):
         SelfSupervised.load(out)
     (out / "weights.safetensors").unlink()
-    with pytest.raises(InputError, match="the self-supervised encoder is missing"):
+    with pytest.raises(InputError, match="weights.safetensors is missing; restore it"):
         SelfSupervised.load(out)
 
 

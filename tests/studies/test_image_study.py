@@ -213,7 +213,7 @@ def test_an_encoder_that_is_missing_or_altered_is_refused_before_any_work(harm, 
     raw = weights.read_bytes()
     weights.unlink() if harm == "missing" else weights.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
     monkeypatch.setattr(image_study, "SHIPPED", tmp_path / "weights")
-    message = "encoder is missing: there is no .*weights.safetensors" if harm == "missing" else "is not the file it should be"
+    message = "weights.safetensors is missing; restore it" if harm == "missing" else "is not the file it should be"
     for work in (lambda: image_preparation.prepare(parameters(tmp_path), tmp_path, CPU), lambda: load_study("digits", digits, CPU)):
         with pytest.raises(InputError, match=message) as error:
             work()

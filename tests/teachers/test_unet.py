@@ -12,7 +12,7 @@ from dcm.schedule import Grid
 from dcm.solvers import solve
 from dcm.support.errors import InputError, TrainingError
 from dcm.teacher import Teacher, guided_noise
-from dcm.teachers.unet import UNetConfig, UNetTeacher
+from dcm.teachers.unet import UNetTeacher
 from dcm.teachers.unet_training import TeacherTraining, train_teacher
 
 
@@ -94,7 +94,7 @@ def test_an_altered_truncated_or_foreign_teacher_is_refused(unet, tmp_path):
         with pytest.raises(InputError, match="is not the file it should be: its SHA-256"):
             UNetTeacher.load(tmp_path)
     weights.unlink()
-    with pytest.raises(InputError, match="weights.safetensors does not exist"):
+    with pytest.raises(InputError, match="weights.safetensors is missing"):
         UNetTeacher.load(tmp_path)
     weights.write_bytes(whole)
     record = json.loads(text)
@@ -108,10 +108,10 @@ def test_an_altered_truncated_or_foreign_teacher_is_refused(unet, tmp_path):
         UNetTeacher.load(tmp_path)
     record["unet"]["unknown"] = 3
     config.write_text(json.dumps(record))
-    with pytest.raises(InputError, match="config.json is missing or broken .*unknown"):
+    with pytest.raises(InputError, match="does not fit config.json.*unknown"):
         UNetTeacher.load(tmp_path)
     config.write_text(text[:40])
-    with pytest.raises(InputError, match="config.json is missing or broken"):
+    with pytest.raises(InputError, match="config.json is damaged"):
         UNetTeacher.load(tmp_path)
 
 
@@ -155,7 +155,7 @@ def test_training_lowers_the_loss_and_the_rate_follows_its_schedule(data):
 
 def test_training_stops_with_a_sentence_that_names_the_update(data):
     class Spoiled:
-        shape, num_classes, calls = data.shape, 10, 0
+        calls = 0
 
         def draw(self, generator, size):
             self.calls += 1
@@ -164,18 +164,3 @@ def test_training_stops_with_a_sentence_that_names_the_update(data):
 
     with pytest.raises(TrainingError, match="not finite at update 4; lower learning_rate"):
         run(Spoiled(), TeacherTraining(updates=30, batch=4))
-
-
-def test_training_refuses_images_that_do_not_fit(data):
-    with pytest.raises(InputError, match=r"shape \(1, 8, 8\), and the teacher needs \(3, 8, 8\)"):
-        next(
-            train_teacher(
-                UNetTeacher(UNetConfig(8, 3, 10, (16,), (False,), layers=1, groups=8)), data, TeacherTraining()
-            )
-        )
-    with pytest.raises(InputError, match="10 classes, and the teacher has 4"):
-        next(
-            train_teacher(
-                UNetTeacher(UNetConfig(8, 1, 4, (16,), (False,), layers=1, groups=8)), data, TeacherTraining()
-            )
-        )
