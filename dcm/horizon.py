@@ -143,7 +143,8 @@ class Stage:
 @cache
 def stages(group: Group, updates: int) -> tuple[Stage, ...]:
     """The stages of a training of so many updates, in their order."""
-    size, out, past = len(group.guidance) * len(group.seeds), [], [() for _ in group.horizons]
+    size, out = len(group.guidance) * len(group.seeds), []
+    past: list[tuple[int, ...]] = [()] * len(group.horizons)
     members = lambda first, last: slice(first * size, last * size)
 
     def runs(chosen: list[bool]) -> tuple[slice, ...]:

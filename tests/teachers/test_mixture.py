@@ -3,7 +3,6 @@ import pytest
 import torch
 from scipy.stats import multivariate_normal
 
-from dcm.support.errors import InputError
 from dcm.support.seeds import generator
 from dcm.teacher import Teacher, guided_noise
 
@@ -63,8 +62,3 @@ def test_samples_follow_the_density(teacher):
     # A mode's samples lie 2 degrees of freedom away from it in the Mahalanobis sense: E d^2 = 2.
     k = teacher.nearest_mode(x, c)
     assert abs(float((teacher.distance_to_mode(x, k) ** 2).mean()) - 2) < 0.1
-
-
-def test_an_unknown_class_is_refused(teacher):
-    with pytest.raises(InputError, match="allowed: 0 to 3"):
-        teacher.draw_class(generator("cpu", 0, "data"), torch.tensor([0, 4]))

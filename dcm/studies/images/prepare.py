@@ -20,6 +20,7 @@ from dcm.teachers.unet_training import TeacherTraining, train_teacher
 # Small enough that the whole digits study runs on two CPU cores in minutes.
 DIGITS_NETWORK: dict[str, Any] = dict(widths=(16, 32), attention=(False, False), layers=1, head_width=16, groups=16)
 DIGITS_UPDATES = 1500
+CHECKPOINT_SECONDS = 60.0
 CIFAR_NETWORK: dict[str, Any] = dict(
     widths=(96, 112, 96), attention=(False, True, True), layers=2, head_width=16, groups=16
 )
@@ -75,18 +76,12 @@ def make_teacher(p, folder: Path, about: dict, device: torch.device) -> ImageSet
     settings = TeacherTraining(
         updates, batch=p.batch, learning_rate=p.lr, warmup=min(100, updates // 10), ema=ema, seed=p.seed
     )
-    train(train_teacher(teacher, images, settings, folder / "checkpoint.safetensors"), updates, folder)
-    return images
-
-
-def train(states, updates: int, folder: Path, every: float = 60.0) -> None:
-    """Drive a teacher's training with a progress bar and checkpoints, and save the averaged weights."""
-    bar, last, saved = tqdm(total=updates, desc="train the teacher", unit="update"), time.monotonic(), 0
-    checkpoint = folder / "checkpoint.safetensors"
+    checkpoint, last, saved = folder / "checkpoint.safetensors", time.monotonic(), 0
+    bar = tqdm(total=updates, desc="train the teacher", unit="update")
     try:
-        for state in states:
+        for state in train_teacher(teacher, images, settings, checkpoint):
             bar.update(state.step - bar.n)
-            if time.monotonic() - last > every:
+            if time.monotonic() - last > CHECKPOINT_SECONDS:
                 state.save(checkpoint)
                 saved, last = state.step, time.monotonic()
     except TrainingError as error:
@@ -94,6 +89,7 @@ def train(states, updates: int, folder: Path, every: float = 60.0) -> None:
     bar.close()
     state.ema.save(folder, {"updates": state.step, "seconds": round(state.elapsed, 1)})
     checkpoint.unlink(missing_ok=True)
+    return images
 
 
 def make_classifier(study: str, images: ImageSet, path: Path) -> None:
