@@ -144,7 +144,7 @@ def image_folder(
         listing = ImageFolder(str(folder), loader=lambda path: _read_image(path, shape))
     except (FileNotFoundError, NotADirectoryError):
         needs = "it must hold one subfolder a class, each with at least one image"
-        raise InputError(f"{folder} is no image folder; {needs}.") from None
+        raise InputError(f"{folder} is no image folder: {needs}; {HOW_TO_GET}.") from None
     images = torch.stack([image for image, _ in tqdm(listing, desc="reading images", unit="image")])
     parts = split(images, torch.tensor(listing.targets), held_out)
     return ImageSet(*parts, classes=tuple(listing.classes), flip=flip)

@@ -86,23 +86,18 @@ class ClipScores(Encoder):
         super().__init__(network, device)
         self.tokenizer, self.head = CLIPTokenizer.from_pretrained(folder), head and head.to(device)
 
-    def _text(self, captions: list[str]) -> Tensor:
-        longest = self.network.config.text_config.max_position_embeddings
-        tokens = self.tokenizer(captions, padding=True, truncation=True, max_length=longest, return_tensors="pt")
-        hidden = self.network.text_model(**tokens.to(self.device)).pooler_output
-        return nn.functional.normalize(self.network.text_projection(hidden), dim=-1)
-
-    def _image(self, x: Tensor) -> Tensor:
-        from torchvision.transforms.functional import normalize
-
-        hidden = self.network.vision_model(normalize(self.resized(x) / 255, *CLIP_NORM)).pooler_output
-        return nn.functional.normalize(self.network.visual_projection(hidden), dim=-1)
-
     @torch.no_grad()
     def scores(self, x: Tensor, captions: list[str]) -> dict[str, Tensor]:
         """``clip_score`` and, with a head, ``aesthetic``: float64 (B,) of images (B, 3, H, W) in [-1, 1]."""
-        image = self._image(x)
-        out = {"clip_score": (image * self._text(captions)).sum(-1)}
+        from torchvision.transforms.functional import normalize
+
+        network, unit = self.network, lambda v: nn.functional.normalize(v, dim=-1)
+        longest = network.config.text_config.max_position_embeddings
+        tokens = self.tokenizer(captions, padding=True, truncation=True, max_length=longest, return_tensors="pt")
+        text = unit(network.text_projection(network.text_model(**tokens.to(self.device)).pooler_output))
+        pixels = normalize(self.resized(x) / 255, *CLIP_NORM)
+        image = unit(network.visual_projection(network.vision_model(pixels).pooler_output))
+        out = {"clip_score": (image * text).sum(-1)}
         if self.head:
             out["aesthetic"] = self.head(image)
         return {name: v.double() for name, v in out.items()}

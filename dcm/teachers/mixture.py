@@ -140,7 +140,7 @@ class GaussianMixtureTeacher:
     def score_at(
         self, x: Tensor, alpha: Tensor, sigma: Tensor, condition: Tensor, guidance: float | Tensor = 1
     ) -> Tensor:
-        """Gradient of :meth:`log_density_at` in x, in closed form, with guidance w; (B, D).
+        """Gradient of log p_t(x | c) in x, in closed form, with guidance w; (B, D). `alpha`, `sigma` : (B, 1) or (1,).
 
         Components share all work, so guidance only mixes their responsibilities.
         """
@@ -159,13 +159,9 @@ class GaussianMixtureTeacher:
         return -(responsibility[:, None] * whitened).flatten(0, 1).T @ c["basis"]
 
     def _log_joint(self, x: Tensor, condition: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """log p_t(x, k | c) (K, B)."""
+        """log p_t(x, k | c) in nats, (K, B)."""
         log_p, _ = self._components(x, alpha, sigma)
         return self._constants(x.device, x.dtype)["log_weights"][:, condition] + log_p
-
-    def log_density_at(self, x: Tensor, alpha: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:
-        """log p_t(x | c) in nats, (B,), for `x` (B, D) and `alpha`, `sigma` (B, 1) or (1,)."""
-        return self._log_joint(x, condition, alpha, sigma).logsumexp(0)
 
     def log_density(self, x_0: Tensor, condition: Tensor) -> Tensor:
         """log p(x_0 | c) in nats for data `x_0` (B, D); (B,)."""

@@ -63,7 +63,7 @@ def study(digits):
 
 
 def test_a_finished_teacher_is_not_trained_again(digits, monkeypatch):
-    monkeypatch.setattr(image_preparation, "train", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr(image_preparation, "train_teacher", lambda *a: pytest.fail("trained again"))
     image_preparation.prepare(parameters(digits), digits, CPU)
     record = json.loads((digits / "teacher/teacher.json").read_text())
     assert record["identity"]["parameters"]["updates"] == 3

@@ -87,18 +87,11 @@ def load_encoder(study: str) -> SelfSupervised:
 
 
 def load_images(about: dict, teacher=None) -> image_data.ImageSet:
-    """The images that notebook 1 was told of; `teacher` makes them where the source is ``teacher``."""
+    """The images that notebook 1 was told of; a trained `teacher` makes them where the source is ``teacher``."""
     if about["source"] == "builtin":
         return image_data.digits()
     if about["source"] == "cifar10":
         return image_data.cifar10(project_path(about["folder"]), about["download"])
     if about["source"] == "folder":
-        folder = project_path(about["folder"])
-        if not folder.is_dir():
-            raise InputError(f"there is no folder {folder}; {image_data.HOW_TO_GET}.")
-        return image_data.image_folder(folder, held_out=HELD_OUT, flip=True)
-    if teacher is None:
-        raise InputError(
-            "data = 'teacher' needs a trained teacher; allowed with updates = 0, or name images to train on."
-        )
+        return image_data.image_folder(project_path(about["folder"]), held_out=HELD_OUT, flip=True)
     return image_data.teacher_samples(teacher, about["count"])
