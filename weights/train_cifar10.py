@@ -37,7 +37,9 @@ def main() -> None:
 
     here = Accelerator()
     processes = Processes(here)
-    data = image_folder(given.images, (3, 32, 32), held_out=given.held_out, flip=True).to(here.device)
+    with here.main_process_first():  # the first decodes the images, the others read its cache
+        data = image_folder(given.images, (3, 32, 32), held_out=given.held_out, flip=True)
+    data = data.to(here.device)
     torch.manual_seed(0)
     teacher = UNetTeacher(UNetConfig(32, 3, data.num_classes, **CIFAR_NETWORK)).to(here.device)
     fresh = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}

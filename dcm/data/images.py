@@ -5,18 +5,21 @@ Every source becomes one :class:`ImageSet`, held in memory as uint8.
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 
 from dcm.schedule import Grid
 from dcm.solvers import solve
 from dcm.support.errors import InputError
-from dcm.support.files import verify
+from dcm.support.files import fingerprint, read_tensors, verify, write_tensors
 from dcm.support.progress import tqdm
 from dcm.support.seeds import sample_noise
 
@@ -135,7 +138,8 @@ def image_folder(
 ) -> ImageSet:
     """Any image folder with one subfolder a class (torchvision's ``ImageFolder``); classes in alphabetical order.
 
-    Every image must have the `shape` (C, H, W), where C is 1 (grey) or 3 (colour).
+    Every image must have the `shape` (C, H, W), where C is 1 (grey) or 3 (colour). The decoded images are kept beside the
+    folder's classes as one safetensors file, named after what was read, so a second call is fast.
     Raises :class:`InputError` for an empty folder, an image of another size, an unreadable file.
     """
     from torchvision.datasets import ImageFolder
@@ -145,7 +149,14 @@ def image_folder(
     except (FileNotFoundError, NotADirectoryError):
         needs = "it must hold one subfolder a class, each with at least one image"
         raise InputError(f"{folder} is no image folder: {needs}; {HOW_TO_GET}.") from None
-    images = torch.stack([image for image, _ in tqdm(listing, desc="reading images", unit="image")])
+    facts = [(path.removeprefix(str(folder)), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path, _ in listing.samples]
+    cache = Path(folder) / f".decoded-{fingerprint(facts, shape)}.safetensors"
+    if cache.exists():
+        images = read_tensors(cache)[0]["images"]
+    else:
+        images = torch.stack([image for image, _ in tqdm(listing, desc="reading images", unit="image")])
+        with suppress(InputError, OSError, SafetensorError):  # a full or read-only disk costs only the next call's speed
+            write_tensors(cache, {"images": images})
     parts = split(images, torch.tensor(listing.targets), held_out)
     return ImageSet(*parts, classes=tuple(listing.classes), flip=flip)
 

@@ -47,11 +47,12 @@ def write_folder(root, sizes=((8, 8), (8, 8), (8, 8))):
     return root
 
 
-def test_image_folder_reads_labels_and_pixels(tmp_path):
+def test_image_folder_reads_labels_and_pixels_and_its_cache_is_used_and_renewed(tmp_path):
     root = write_folder(tmp_path / "images")
     first = image_folder(root, (3, 8, 8), held_out=2)
     assert first.classes == ("cat", "dog") and len(first.train) == 4 and first.shape == (3, 8, 8)
     assert torch.equal(first.train[:, 0, 0, 0] >= 100, first.train_labels == 1)
+    assert len(list(root.glob(".decoded-*"))) == 1
     second = image_folder(root, (3, 8, 8), held_out=2)
     assert torch.equal(first.train, second.train) and torch.equal(first.held_out, second.held_out)
     Image.new("RGB", (8, 8), (250, 250, 250)).save(root / "dog" / "new.png")
