@@ -1,17 +1,12 @@
 """Measured rows and a run of them, as notebooks 3 and 4 would leave them."""
 
-from pathlib import Path
-from types import SimpleNamespace
-
 import numpy as np
 import pandas as pd
 
-from dcm.analysis import runs
 from dcm.analysis.measured import with_final
-from dcm.metrics.mixture import MixtureQuality
+from dcm.analysis.runs import Results
 from dcm.parameters.check import validate
 from dcm.parameters.notebooks import DistillParameters
-from dcm.teachers.mixture import GaussianMixtureTeacher
 
 
 def rows_of(*settings) -> pd.DataFrame:
@@ -27,15 +22,11 @@ def rows_of(*settings) -> pd.DataFrame:
     return pd.DataFrame(out)
 
 
-def run_of(rows: pd.DataFrame, **parameters) -> runs.Run:
-    teacher = GaussianMixtureTeacher.of()
-    study = SimpleNamespace(name="gmm", quality=MixtureQuality(teacher), teacher=teacher, exact=True)
+def run_of(rows: pd.DataFrame, **parameters) -> Results:
     usual = dict(
         study="gmm", run_dir="x", solver="ddim", intervals=10, guidance=[2.0], horizons=["cm", "direct"], seeds=[0],
         updates=80, batch=8, lr=0.1, lr_decay="linear",
     )  # fmt: skip
     make = lambda name: validate(DistillParameters, usual | {"group_name": name} | parameters.get(name, {}))
     groups = {name: make(name) for name in rows.group.unique()}
-    constant = [name for name, p in groups.items() if p.lr_decay == "constant"]
-    rows = runs.as_regimes(with_final(rows), constant, "one")
-    return runs.Run("one", Path("x"), runs.Facts.of(study), rows, groups, {})
+    return Results("one", "gmm", {"study": "gmm"}, groups, "main", with_final(rows).assign(run="one"))

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dcm.analysis import switch
 from dcm.analysis.measured import with_final
+from dcm.analysis.runs import Results
 from dcm.parameters.check import validate
 from dcm.parameters.notebooks import DistillParameters
 
@@ -34,7 +34,7 @@ def stable(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(ode_error=rows.ode_error.where(~before, 2 * rows.ode_error))
 
 
-def of_images(draw: int = 0, **logs) -> switch.Results:
+def of_images(draw: int = 0, **logs) -> Results:
     """A setting of CIFAR-10: by column the log of every method's value against the CM's, with a spread over seeds."""
     out, rng = [], np.random.default_rng(draw)
     for method, seed, update in ((m, s, u) for m in sorted({"CM", "Direct CM", "direct>cm", "cm>direct", "anneal"}) for s in range(4) for u in (300, 600)):
@@ -43,4 +43,4 @@ def of_images(draw: int = 0, **logs) -> switch.Results:
         values = {name: np.exp(log.get(method, 0) + wobble + (update < 600)) for name, log in logs.items()}
         out.append(setting | values | {"run": "cifar10"})
     ran = validate(DistillParameters, GROUP | {"study": "cifar10"})
-    return switch.Results("cifar10", "cifar10", {"study": "cifar10"}, {"main": ran}, "main", with_final(pd.DataFrame(out)))
+    return Results("cifar10", "cifar10", {"study": "cifar10"}, {"main": ran}, "main", with_final(pd.DataFrame(out)))

@@ -7,80 +7,25 @@ doing; docs/preregistration.md has the rules.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from dcm.analysis.compare import ODE_ERROR, verdicts, where_stable, with_stability
-from dcm.analysis.measured import final_one_step, with_final
-from dcm.analysis.runs import DATA_METRIC, FURTHER, SETTING_OF_RUN, load_runs
+from dcm.analysis.compare import where_stable, with_stability
+from dcm.analysis.measured import final_one_step
+from dcm.analysis.runs import REGIME, SETTING_OF_RUN, Results, judged, measures
 from dcm.horizon import Horizon, method_name, resolve_horizon
-from dcm.metrics.metric import ENCODERS, Metric
-from dcm.parameters.check import validate
-from dcm.parameters.notebooks import DistillParameters
+from dcm.metrics.metric import ENCODERS
 from dcm.solvers import SOLVERS
-from dcm.support.errors import InputError, why
-from dcm.support.files import project_path, read_json
 
 SWITCH = {"D>D / D>CM": ("Direct CM", "direct>cm"), "CM>D / CM>CM": ("cm>direct", "CM")}
 PLAIN = {"Direct CM / CM": ("Direct CM", "CM")}
 GAINS = {f"{a} / {b}": (a, b) for a in ("direct>cm", "anneal") for b in ("CM", "Direct CM")}
 EQUAL = {f"{a} / Direct CM at equal evaluations": (a, f"Direct CM as dear as {a}") for a in ("direct>cm", "anneal")}
 BETWEEN = {"anneal / direct>cm": ("anneal", "direct>cm")}
-
-
-@dataclass(frozen=True)
-class Results:
-    """What a results folder holds of one run.
-
-    Attributes
-    ----------
-    teacher : notebook 1's parameters. groups : notebook 2's. main : the main group's name. rows : as in metrics.csv, with
-        the column ``run``.
-    """
-
-    name: str
-    study: str
-    teacher: dict
-    groups: dict[str, DistillParameters]
-    main: str
-    rows: pd.DataFrame
-
-
-def load(folder: str) -> list[Results]:
-    """The runs of a results folder of notebook 5, or of the regimes' notebook. Raises :class:`InputError`."""
-    path = project_path(folder)
-    if (path / "studies.json").exists():
-        each = [(f"{path.name}/{r.name}", r.groups, r.records["1_teacher"]["parameters"], r.main, r.rows) for r in load_runs(folder, None)]
-    else:
-        try:
-            rows = pd.read_csv(path / "metrics.csv", dtype={"group": str})
-            ran = {name: record["parameters"] for name, record in read_json(path / "provenance.json")["notebooks"].items()}
-            students = {name.split("-", 1)[1]: p for name, p in ran.items() if name.startswith("2_distill-")}
-            groups = {name: validate(DistillParameters, p) for name, p in students.items()}
-            each = [(path.name, groups, ran["1_teacher"], ran["5_figures"]["main_group"], with_final(rows[rows.group.isin(groups)]))]
-        except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:  # it may be another's
-            raise InputError(f"{path} is no whole results folder of notebook 5 ({why(error)}).") from None
-    return [Results(run, p["study"], p, g, main, rows.assign(run=run)) for run, g, p, main, rows in each]
-
-
-def measures(study: str) -> dict[str, tuple[str, Metric]]:
-    """What a study's students are compared by: (role, metric) by column.
-
-    Roles: ``error``, ``features`` (the error after an encoder), ``teacher`` and ``data`` (distances to their samples).
-    """
-    distances = {"sliced Wasserstein": "swd_teacher"} if study == "gmm" else {n: d for n, (d, _) in ENCODERS[study].items()}
-    out = {"ode_error": ("error", ODE_ERROR)}
-    if study == "gmm":
-        out["frechet"] = ("further", Metric("distance to teacher, Frechet", ratio=True))
-    else:  # of points the features are the points
-        out |= {e: ("features", Metric(f"ODE error, {n} features", ratio=True)) for n, (_, e) in ENCODERS[study].items()}
-    for name, column in distances.items():
-        out[column] = ("teacher", Metric(f"distance to teacher, {name}", ratio=True))
-        if data := (DATA_METRIC | FURTHER).get(column):
-            out[data] = ("data", Metric(f"distance to data, {name}", ratio=True))
-    return out
+# Of samples that workflow/gains.py filtered: both to the teacher's power spectrum, and the CM's to the Direct one's.
+UNBLURRED = {f"{pair}, teacher's spectrum": (f"{a} as teacher", f"{b} as teacher") for pair, (a, b) in SWITCH.items()}
+BLURRED = {f"{pair}, CM blurred": (a, f"{b} as {a}") for pair, (a, b) in SWITCH.items()}
 
 
 def primary(study: str) -> str:
@@ -101,36 +46,39 @@ def settings(results: Results) -> pd.DataFrame:
     return found.sort_values("group", key=lambda g: g != results.main, kind="stable", ignore_index=True)
 
 
-def effects(results: Results) -> pd.DataFrame:
-    """Every pair of methods in every setting: :func:`dcm.analysis.compare.verdicts` on :func:`measures`.
+def filtered(results: Results) -> pd.DataFrame:
+    """Rows of samples that were filtered to a power spectrum, each a method of its own: ``CM as teacher``, say."""
+    if results.gains is None:
+        return results.rows[:0]
+    return results.gains.assign(run=results.name, method=results.gains.method + " as " + results.gains.spectrum)
 
-    With columns ``pair``, ``study``, ``cm`` (:func:`stability`), and ``role`` and ``label`` of the measure. Where the CM is not stable the verdict is that it is not.
+
+def effects(results: Results) -> pd.DataFrame:
+    """Every pair of methods in every setting: :func:`dcm.analysis.runs.judged`.
+
+    With the column ``cm`` (:func:`dcm.analysis.compare.stability`). Where the CM is not stable the verdict is that it is not.
     """
-    last, asked = final_one_step(results.rows), measures(results.study)
-    metrics = {name: metric for name, (role, metric) in asked.items() if role != "error"}
+    last = final_one_step(results.rows)
     whole = pd.MultiIndex.from_frame(last[SETTING_OF_RUN]).isin(pd.MultiIndex.from_frame(settings(results)))
-    four = pd.concat([last[whole], at_equal_evaluations(results, [c for c in asked if c in last])])
+    columns = [c for c in measures(results.study) if c in last]
+    every = pd.concat([last[whole], at_equal_evaluations(results, columns), filtered(results)])
     each = [
-        verdicts(rows, metrics, SETTING_OF_RUN, pair).assign(pair=name)
-        for rows, pairs in ((four, SWITCH | GAINS | EQUAL | BETWEEN), (last, PLAIN)) for name, pair in pairs.items()
+        judged(results.study, rows, SETTING_OF_RUN, pair, methods)
+        for rows, pairs in ((every, SWITCH | GAINS | EQUAL | BETWEEN | UNBLURRED | BLURRED), (last, PLAIN))
+        for pair, methods in pairs.items()
     ]  # fmt: skip
     table = pd.concat(each, ignore_index=True)
-    if not len(table):
-        return table
-    table = where_stable(table, results.rows, SETTING_OF_RUN)
-    role = {name: role for name, (role, _) in asked.items()}
-    label = {name: metric.label for name, (_, metric) in asked.items()}
-    return table.assign(study=results.study, role=table.metric.map(role), label=table.metric.map(label))
+    return where_stable(table, results.rows, SETTING_OF_RUN) if len(table) else table
 
 
-def plane(table: pd.DataFrame, key: Sequence[str] = (*SETTING_OF_RUN, "pair")) -> pd.DataFrame:
-    """A point a setting and distance to the teacher's samples: ratios ``c1`` of the ODE error and ``c2`` of the distance.
+def plane(table: pd.DataFrame) -> pd.DataFrame:
+    """A point a setting, pair and distance to the teacher's samples: ratios ``c1`` of the ODE error, ``c2`` of the distance.
 
-    `table` has ``metric`` and ``value`` by `key`: :func:`effects`, or the verdicts on regimes.
+    `table` has :func:`effects`, or :func:`dcm.analysis.runs.regimes`.
     """
-    to_teacher = {column for encoders in ENCODERS.values() for column, _ in encoders.values()} | {"swd_teacher"}
-    error = table[table.metric == "ode_error"].set_index(list(key)).value.rename("c1")
-    out = table[table.metric.isin(to_teacher)].rename(columns={"value": "c2"}).join(error, on=list(key))
+    key = [name for name in (*REGIME, "pair") if name in table]
+    error = table[table.metric == "ode_error"].set_index(key).value.rename("c1")
+    out = table[table.role.isin(["teacher", "further"])].rename(columns={"value": "c2"}).join(error, on=key)
     return out[(out.c1 > 0) & (out.c2 > 0)].reset_index(drop=True)
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from dcm.analysis import predictions
+from dcm.analysis import predictions, runs
 from dcm.analysis import switch as analysis
 from dcm.analysis.compare import STABLE, interval
 from dcm.analysis.measured import final_one_step
 from dcm.analysis.predictions import FAILED, HELD, OPEN
-from dcm.analysis.switch import EQUAL, GAINS, SWITCH, TERMS, Results
+from dcm.analysis.runs import Results
+from dcm.analysis.switch import BLURRED, EQUAL, GAINS, SWITCH, TERMS, UNBLURRED
 from dcm.report.page import Page
 from dcm.solvers import SOLVER_NAMES
 from dcm.support.errors import InputError
@@ -48,7 +49,7 @@ class Switch:
     def load(cls, folders: Sequence[str]) -> Switch:
         """Those of `folders` that are there. Raises :class:`InputError` where none has a switch, or two have one name."""
         there = [f for f in folders if (project_path(f) / "metrics.csv").exists()]
-        found = [results for folder in there for results in analysis.load(folder)]
+        found = [results for folder in there for results in runs.load(folder)]
         if not any(len(analysis.settings(r)) for r in found):
             four = "horizons: [cm, direct, direct>cm, cm>direct]"
             raise InputError(f"results = {list(folders)} has no group with a pair of the switch; its four students are {four}.")
@@ -93,25 +94,28 @@ class Switch:
         """The switch: a line a setting and pair, both claims by every encoder, and over all encoders."""
         out = []
         for (name, pair), rows in self._by_pair(self.effects):
-            line = {"setting": name, "pair": pair, "seeds": rows.seeds.max()}
-            for role, column in (("error", "C1: ODE error"), ("teacher", "C2: distance to teacher"), ("data", "C2: distance to data")):
-                part = rows[rows.role == role]
-                line[column] = "; ".join(f"{label(e)} {interval(e)} {e.verdict}".strip() for e in part.itertuples())
+            line = {"setting": name, "pair": pair, "seeds": rows.seeds.max()} | by_role(rows)
             out.append(line | {"C2 over encoders": said(rows)})
         return pd.DataFrame(out)
 
     def features(self) -> pd.DataFrame:
         """The paired error after every encoder: a line a setting, pair and encoder."""
-        rows = self.effects[self.effects.pair.isin(SWITCH) & (self.effects.role == "features")]
-        text = [f"{interval(e)} {e.verdict}" for e in rows.itertuples()]
-        table = pd.DataFrame({"setting": rows.name, "measure": rows.label, "pair": rows.pair, "text": text})
-        return table.pivot(index=["setting", "measure"], columns="pair", values="text").reset_index()
+        return self._wide(SWITCH, ["features"], lambda e: e.verdict)
 
     def gains(self) -> pd.DataFrame:
         """What ``direct>cm`` and ``anneal`` gain at equal updates, and evaluations: a line a setting and measure."""
-        pairs = GAINS | EQUAL
-        rows = self.effects[self.effects.pair.isin(pairs) & self.effects.role.isin(["error", "teacher"])]
-        text = [f"{interval(e)} {better(e)}" for e in rows.itertuples()]
+        return self._wide(GAINS | EQUAL, ["error", "teacher"], better)
+
+    def blur(self) -> pd.DataFrame:
+        """C2 of samples as they are, with the teacher's power spectrum, and of blurred CMs: a line a setting and measure."""
+        there = self.effects[self.effects.pair.isin(UNBLURRED)].name
+        return self._wide(SWITCH | UNBLURRED | BLURRED, ["teacher"], lambda e: e.verdict, there)
+
+    def _wide(self, pairs: Iterable[str], roles: list[str], says: Callable, names: pd.Series | None = None) -> pd.DataFrame:
+        """A line a setting (of `names`) and measure, a column a pair: interval, and what it `says`."""
+        rows = self.effects[self.effects.pair.isin(list(pairs)) & self.effects.role.isin(roles)]
+        rows = rows if names is None else rows[rows.name.isin(names)]
+        text = [f"{interval(e)} {says(e)}" for e in rows.itertuples()]
         table = pd.DataFrame({"setting": rows.name, "measure": rows.label, "pair": rows.pair, "text": text})
         wide = table.pivot(index=["setting", "measure"], columns="pair", values="text")
         return wide[[p for p in pairs if p in wide]].reset_index()
@@ -154,6 +158,14 @@ class Switch:
                 out.append(f"{named(setting, r.main)}: {cm:.1%} of the CM's samples lie on a mode, {direct:.1%} of the Direct CM's.")
         return out
 
+    def about_blur(self) -> str:
+        """Whether the loss of samples is one of sharpness alone, in numbers."""
+        rows = self.effects[(self.effects.role == "teacher") & self.effects.name.isin(self.blur().setting)]
+        if not len(rows):
+            return "No samples of these results were filtered to another power spectrum (workflow/gains.py)."
+        of = {name: rows[rows.pair.isin(pairs)].value for name, pairs in {"as they are": SWITCH, "with the teacher's power spectrum in both": UNBLURRED, "with the CM's blurred to the Direct one's": BLURRED}.items()}
+        return f"C2 from equal weights, over encoders: {', '.join(f'{v.min():.2f} to {v.max():.2f} {name}' for name, v in of.items())}."
+
     def takeaway(self) -> str:
         """Where both claims hold from equal weights, and where they do not, in numbers."""
         switch = self.effects[self.effects.pair.isin(SWITCH)]
@@ -177,14 +189,21 @@ def label(e) -> str:
     return e.label.partition(", ")[2]
 
 
+def by_role(rows: pd.DataFrame) -> dict[str, str]:
+    """Both claims in one setting and pair, by every encoder: ratio, interval and verdict."""
+    columns = {"error": "C1: ODE error", "teacher": "C2: distance to teacher", "data": "C2: distance to data"}
+    of = lambda role: (f"{label(e)} {interval(e)} {e.verdict}".strip() for e in rows[rows.role == role].itertuples())
+    return {column: "; ".join(of(role)) for role, column in columns.items()}
+
+
 def better(e) -> str:
     """What a ratio says of the first of its pair, lower being better."""
     return ("better" if e.value < 1 else "worse") if e.verdict in ("supported", "contradicted") else e.verdict.replace("inconclusive", "open")
 
 
 def c1(rows: pd.DataFrame) -> str:
-    """The verdict on C1 in one setting and pair."""
-    return rows.verdict[rows.role == "error"].iloc[0]
+    """The verdict on C1 in one setting and pair; empty where it was not asked."""
+    return next(iter(rows.verdict[rows.role == "error"]), "")
 
 
 def said(rows: pd.DataFrame) -> str:

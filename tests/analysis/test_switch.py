@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from switch_rows import MEASURED, folder, of_images, stable
 
-from dcm.analysis import predictions, switch
+from dcm.analysis import predictions, runs, switch
 from dcm.analysis.compare import stability
 from dcm.analysis.measured import final_one_step
 from dcm.horizon import resolve_horizon
@@ -19,7 +19,7 @@ PAIRS = {*switch.SWITCH, *switch.GAINS, *switch.EQUAL, *switch.BETWEEN, *switch.
 
 
 def test_the_pairs_of_the_switch_are_judged(tmp_path):
-    [found] = switch.load(folder(tmp_path / "gmm16", stable(MEASURED)))
+    [found] = runs.load(folder(tmp_path / "gmm16", stable(MEASURED)))
     assert (found.name, found.study, found.groups["main"].updates) == ("gmm16", "gmm", 600)
     table = switch.effects(found)
     at = table[(table.pair == "D>D / D>CM") & (table.metric == "swd_teacher")].iloc[0]
@@ -30,7 +30,7 @@ def test_the_pairs_of_the_switch_are_judged(tmp_path):
 
 
 def test_both_pairs_start_from_equal_weights(tmp_path):
-    [found] = switch.load(folder(tmp_path / "gmm16"))
+    [found] = runs.load(folder(tmp_path / "gmm16"))
     before = switch.course(found, switch.settings(found).iloc[0])["before"]
     error = before.pivot(index="seed", columns="method", values="ode_error")
     assert set(before["update"]) == {300}
@@ -40,7 +40,7 @@ def test_both_pairs_start_from_equal_weights(tmp_path):
 
 def test_an_unstable_cm_gives_no_verdict(tmp_path):
     """Here it is one: its own ODE error rises from update 450 to 600."""
-    [found] = switch.load(folder(tmp_path / "gmm16"))
+    [found] = runs.load(folder(tmp_path / "gmm16"))
     assert set(switch.effects(found).verdict) == {"unstable CM"} == set(stability(found.rows))
     short = replace(found, rows=found.rows[found.rows.final])
     assert set(switch.effects(short).verdict) == {"one snapshot"}, "not known to be stable"
@@ -50,7 +50,7 @@ def test_an_unstable_cm_gives_no_verdict(tmp_path):
 
 def test_the_accounting_is_exact(tmp_path):
     """Three terms, each from its own columns, sum to the log ratio of the Frechet distances."""
-    [found] = switch.load(folder(tmp_path / "gmm16"))
+    [found] = runs.load(folder(tmp_path / "gmm16"))
     table, last = switch.accounting(found), final_one_step(found.rows)
     assert list(table.pair) == list(switch.SWITCH) and set(table.seeds) == {4}
     for line in table.itertuples():
@@ -61,9 +61,9 @@ def test_the_accounting_is_exact(tmp_path):
 
 
 def test_a_group_with_one_pair_is_judged_by_it_and_one_with_none_is_no_switch(tmp_path):
-    [found] = switch.load(folder(tmp_path / "long", MEASURED[MEASURED.method != "cm>direct"]))
+    [found] = runs.load(folder(tmp_path / "long", MEASURED[MEASURED.method != "cm>direct"]))
     assert set(switch.effects(found).pair) == PAIRS - {"CM>D / CM>CM"} and list(switch.accounting(found).pair) == ["D>D / D>CM"]
-    [found] = switch.load(folder(tmp_path / "gmm16", MEASURED[~MEASURED.method.str.contains(">")]))
+    [found] = runs.load(folder(tmp_path / "gmm16", MEASURED[~MEASURED.method.str.contains(">")]))
     assert not len(switch.settings(found)) and not len(switch.accounting(found)) and not len(switch.costs(found))
     table = switch.effects(found)
     assert set(table.pair) == set(switch.PLAIN) and len(switch.plane(table)) == 2
@@ -73,8 +73,8 @@ def test_a_group_with_one_pair_is_judged_by_it_and_one_with_none_is_no_switch(tm
 def test_a_folder_that_is_not_whole_is_named(tmp_path, broken):
     where = folder(tmp_path / "gmm16")
     (Path(where) / broken).unlink()
-    with pytest.raises(InputError, match=f"gmm16 is no whole results folder of notebook 5 .*{broken}"):
-        switch.load(where)
+    with pytest.raises(InputError, match=f"gmm16 is no whole results folder of notebook 5 or 7 .*{broken}"):
+        runs.load(where)
 
 
 @pytest.mark.parametrize(("horizon", "steps"), [("cm", 1), ("direct", 5.5), (3, 2.7), ("direct>cm", 3.25), ("anneal", 3.1)])
@@ -87,7 +87,7 @@ def test_the_cost_is_the_mean_of_the_teachers_steps(horizon, steps):
 
 def test_the_direct_cm_is_interpolated_where_it_has_spent_as_much(tmp_path):
     """direct>cm costs 6.5 of 11 a sample: the Direct CM has spent that at update 355 of 600, between 300 and 450."""
-    [found] = switch.load(folder(tmp_path / "gmm16"))
+    [found] = runs.load(folder(tmp_path / "gmm16"))
     rows = switch.at_equal_evaluations(found, ["ode_error"])
     assert set(rows.method) == {second for _, second in switch.EQUAL.values()} and len(rows) == 8
     direct = MEASURED[(MEASURED.method == "Direct CM") & (MEASURED.seed == 1)].set_index("update").ode_error
