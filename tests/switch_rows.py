@@ -1,6 +1,7 @@
 """Measured rows of the switch on a 16-D mixture (four seeds, 600 updates), and rows whose answers are known."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,3 +45,16 @@ def of_images(draw: int = 0, **logs) -> Results:
         out.append(setting | values | {"run": "cifar10"})
     ran = validate(DistillParameters, GROUP | {"study": "cifar10"})
     return Results("cifar10", "cifar10", {"study": "cifar10"}, {"main": ran}, "main", with_final(pd.DataFrame(out)))
+
+
+def filtered(found: Results, teacher: float = 0.0, blurred: float = 0.0) -> Results:
+    """With rows as of workflow/gains.py: filters change log ratios D>D / D>CM of distances by as much as is named, in the mean."""
+    last = found.rows[found.rows.final]
+    spectra = [("teacher", "Direct CM", teacher), ("teacher", "direct>cm", 0.0), ("Direct CM", "direct>cm", -blurred)]
+    columns = [c for c in last if c.startswith(("fd_", "fid_"))]
+    each, sign = [], {"direct>cm": -1}
+    for spectrum, method, log in spectra:
+        rows = last[last.method == method]
+        times = np.exp(log + sign.get(method, 1) * 0.002 * (-1.0) ** rows.seed)
+        each.append(rows.assign(spectrum=spectrum, **{c: rows[c] * times for c in columns}))
+    return replace(found, gains=pd.concat(each).drop(columns=["run", "final", "ode_error"]))

@@ -150,11 +150,12 @@ def regimes(results: Results) -> pd.DataFrame:
     until = (with_stability(own, rows[rows["update"] <= update], SETTING_OF_RUN) for update, own in table.groupby("update"))
     table = pd.concat(until).sort_index().sort_values("group", key=lambda g: g != results.main, kind="stable", ignore_index=True)
     at = {name: p.model_dump(include=NAMING) for name, p in groups.items()}
+    full = lambda group, w, update, steps: at[group] | {"guidance": f"{w:g}", "update": update, "steps": steps}
     p = groups[results.main]
-    main = at[results.main] | {"guidance": p.guidance[0], "update": p.updates, "steps": 1}
+    main = full(results.main, p.guidance[0], p.updates, 1)
 
-    def named(regime) -> str:
-        own = at[regime.group] | {name: getattr(regime, name) for name in ("guidance", "update", "steps")}
+    def named(r) -> str:
+        own = full(r.group, r.guidance, r.update, r.steps)
         return ", ".join(f"{name} {value}" for name, value in own.items() if value != main[name]) or "main"
 
     unstable = table.cm == UNSTABLE

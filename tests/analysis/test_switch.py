@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from switch_rows import MEASURED, folder, of_images, stable
+from switch_rows import MEASURED, filtered, folder, of_images, stable
 
 from dcm.analysis import predictions, runs, switch
 from dcm.analysis.compare import stability
@@ -136,3 +136,38 @@ def test_a_change_between_settings_is_paired_by_seed():
     assert len(tests) == 4 and all(sign * value > 0 and p < 0.05 and stable for sign, value, p, stable in tests)
     wider = replace(found, groups=found.groups | {"w9": here.groups["main"].model_copy(update={"ema": 0.5})})
     assert not list(predictions._lower(predictions.Lower("CIFAR-10", (10, 2), (10, 9)), [wider])), "it trains otherwise"
+
+
+@pytest.mark.parametrize(
+    ("worse", "change", "outcome", "as_predicted"),
+    [
+        (0.3, 0.0, "held", "12 of 12"), (0.3, -0.08, "held", "12 of 12"), (0.3, 0.2, "failed", "8 of 12"), (0.3, -0.2, "failed", "8 of 12"),
+        (0.0, -0.07, "failed", "8 of 12"),  # as near, but below 1
+    ],
+)  # fmt: skip
+def test_blur_explains_what_goes_with_it(worse, change, outcome, as_predicted):
+    found = of_images(ode_error=LOWER, **dict.fromkeys(COLUMNS, {"Direct CM": worse}))
+    assert predictions.outcomes([found], switch.effects(found)).comparisons[9] == "not measured here"
+    found = filtered(found, change, blurred=0.1)
+    table = switch.effects(found)
+    at = table[table.role == "teacher"].groupby("pair").value.mean()
+    assert at["D>D / D>CM, teacher's spectrum"] == pytest.approx(np.exp(worse + change), rel=0.02)
+    assert at["D>D / D>CM, CM blurred"] == pytest.approx(np.exp(worse + 0.1), rel=0.02)
+    assert "CM>D / CM>CM, CM blurred" not in at, "of which nothing was measured"
+    told = predictions.outcomes([found], table).set_index("prediction").loc[10]
+    assert told.outcome == outcome and told.comparisons.startswith(as_predicted)
+    unstable = replace(found, rows=found.rows.assign(ode_error=found.rows.ode_error.where(found.rows.final, 1e-9)))
+    assert predictions.outcomes([unstable], switch.effects(unstable)).outcome[9] == "open"
+
+
+def test_gains_are_read_where_they_were_measured(tmp_path):
+    where = Path(folder(tmp_path / "gmm16"))
+    assert runs.load(str(where))[0].gains is None
+    last = MEASURED[MEASURED.final].drop(columns=["ode_error", "final"])
+    last.assign(spectrum="teacher").to_csv(where / "gains.csv", index=False)
+    [found] = runs.load(str(where))
+    assert set(switch.filtered(found).method) == {f"{method} as teacher" for method in last.method}
+    assert {*switch.UNBLURRED} <= set(switch.effects(found).pair)
+    (where / "gains.csv").write_text("a\n1\n")
+    with pytest.raises(InputError, match="is no whole results folder"):
+        runs.load(str(where))

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from switch_rows import MEASURED, folder, stable
+from switch_rows import MEASURED, filtered, folder, of_images, stable
 
 from dcm.analysis import switch as analysis
 from dcm.figures import style
@@ -37,6 +37,22 @@ def test_the_takeaway_is_made_of_the_verdicts(found):
     assert "unstable, N = 10, w = 2, D>D / D>CM: C1 unstable CM, C2 unstable CM" in found.lines()
     gains = found.gains().set_index(["setting", "measure"])
     assert gains.loc[("gmm16, N = 10, w = 2", "ODE error"), "direct>cm / CM"].endswith("better")
+
+
+def test_what_filters_change_is_said(found):
+    assert not len(found.blur()) and "were filtered" in found.about_blur()
+    images = filtered(of_images(ode_error={"Direct CM": -0.2}, fd_teacher={"Direct CM": 0.3}, fd_self={"Direct CM": 0.2}), -0.05, blurred=0.1)
+    effects = analysis.effects(images)
+    table = Switch([images], effects.assign(name="images", main=True), *[pd.DataFrame()] * 2, [], [])
+    [first, second] = table.blur().to_dict("records")
+    assert first["measure"] == "distance to teacher, EfficientNet-Lite0" and list(first)[2:4] == list(analysis.SWITCH)
+    of = effects[effects.metric == "fd_teacher"].set_index("pair").value
+    assert all(first[pair].startswith(f"{of[pair]:.3g} [") and first[pair].endswith("supported") for pair in list(first)[2:] if pair != "CM>D / CM>CM")
+    assert list(second)[4:] == ["D>D / D>CM, teacher's spectrum", "D>D / D>CM, CM blurred"], "what was measured"
+    spectrum, blurred = (effects[effects.pair.str.endswith(end) & (effects.role == "teacher")].value for end in ("spectrum", "blurred"))
+    said = table.about_blur()
+    assert f"{spectrum.min():.2f} to {spectrum.max():.2f} with the teacher's power spectrum in both" in said
+    assert f"{blurred.min():.2f} to {blurred.max():.2f} with the CM's blurred to the Direct one's." in said
 
 
 def test_where_nothing_switches_it_is_said(tmp_path):
