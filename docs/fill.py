@@ -17,12 +17,6 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 VERDICTS = ("supported", "contradicted", "inconclusive")
 ALL = "regimes_all"
-# By study: the distance to the teacher's samples that its verdict on C2 rests on, and a second judge.
-JUDGES = {
-    "gmm": {"swd_teacher": "", "swd_data": "to data"},
-    "digits": {"fd_teacher": "classifier", "fd_pixels": "pixels"},
-    "cifar10": {"fd_teacher": "EfficientNet", "fd_classifier": "classifier"},  # the latter in notebook 7's runs alone
-}
 SCALES = {"gmm": "2-D mixture", "gmm16": "16-D mixture", "cifar10": "CIFAR-10"}
 PAIRS = ("D>D / D>CM", "CM>D / CM>CM")
 
@@ -60,27 +54,11 @@ def ratio(folder: str, run: str, regime: str, metric: str) -> str:
     return f"{row(folder, run, regime, metric).value:.3g}"
 
 
-def of(family: str, metric: str, verdict: str = "") -> pd.DataFrame:
-    """Verdicts of notebook 7's regimes of a study by a measure: all, or those that came out as `verdict`."""
-    rows = table(ALL)
-    found = rows[(rows.family == family) & (rows.metric == metric)]
-    return found[found.verdict == verdict] if verdict else found
-
-
-def count(family: str, metric: str, verdict: str = "") -> str:
-    """In how many regimes of a study a measure gave `verdict`, or any."""
-    return str(len(of(family, metric, verdict)))
-
-
-def with_c1(family: str, metric: str) -> pd.DataFrame:
-    """Regimes that support C2 by a measure, and C1 as well."""
-    key = ["run", "regime"]
-    return of(family, metric, "supported").merge(of(family, "ode_error", "supported")[key], on=key)
-
-
-def both(family: str, metric: str) -> str:
-    """How many support both claims at once."""
-    return str(len(with_c1(family, metric)))
+def with_c1(rows: pd.DataFrame) -> int:
+    """In how many of notebook 7's regimes a measure's `rows` support C2 while C1 is supported as well."""
+    every, key = table(ALL), ["run", "regime"]
+    c1 = every[(every.metric == "ode_error") & (every.verdict == "supported")]
+    return len(rows[rows.verdict == "supported"].merge(c1[key], on=key))
 
 
 def solver_error(folder: str, solver: str, guidance: str, intervals: str) -> str:
@@ -88,15 +66,6 @@ def solver_error(folder: str, solver: str, guidance: str, intervals: str) -> str
     rows = table(folder, "solver_error")
     at = rows[(rows.solver == solver) & (rows.guidance == float(guidance)) & (rows.intervals == int(intervals))]
     return f"{at.error.item():.2g}"
-
-
-def on_mode() -> str:
-    """Per cent of a student's samples on a mode, lowest to highest mean over seeds, where the exact teacher supports C2."""
-    held = of("gmm", "swd_teacher", "supported")
-    key = [name for name in ("run", "group", "guidance", "update", "steps") if name in held]
-    rows = table(ALL, "metrics").merge(held[key], on=key)
-    shares = 100 * rows[rows.method.isin(["CM", "Direct CM"])].groupby([*key, "method"]).on_mode.mean()
-    return f"{shares.min():.1g} to {shares.max():.1g}"
 
 
 def minutes(folder: str) -> str:
@@ -114,20 +83,6 @@ def marked(at: pd.Series) -> str:
     return form.format(at.value) + f" [{at.low:.3g},&nbsp;{at.high:.3g}]"
 
 
-def onset_table() -> str:
-    """Both claims while training, at a constant learning rate: the regimes that are named by their updates."""
-    rows, lines = table(ALL), []
-    named = rows[rows.regime.str.contains(r"\d+ updates$") & (rows.metric == "ode_error")]
-    for at in named.itertuples():
-        p = read(ALL, "provenance")["notebooks"][f"{at.run}/2_distill-{at.group.split('@')[0]}"]["parameters"]
-        line = {"students": f"{at.run}, lr {p['lr']:g}", "updates": re.search(r"(\d+) updates", at.regime)[1]}
-        line["C1: ODE error"] = marked(row(ALL, at.run, at.regime, "ode_error"))
-        for column, metric in zip(("C2: first measure", "C2: second"), JUDGES[at.family]):
-            line[column] = marked(row(ALL, at.run, at.regime, metric))
-        lines.append(line)
-    return compact(lines)
-
-
 def compact(lines: list[dict]) -> str:
     """Rows as a markdown table without padding."""
     text = ["| " + " | ".join(lines[0]) + " |", "|" + " --- |" * len(lines[0])]
@@ -136,13 +91,10 @@ def compact(lines: list[dict]) -> str:
 
 def counts_table() -> str:
     """How often each verdict fell in notebook 7's regimes, by study and measure, and where C1 holds at once."""
-    labels = {study["study"]: study["metrics"] for study in read(ALL, "studies").values()}
-    lines = []
-    for (family, claim, metric), part in table(ALL).groupby(["family", "claim", "metric"], sort=False):
-        label = labels[family][metric]["label"] if metric in labels[family] else "ODE error"
+    rows, lines = table(ALL), []
+    for (study, claim, label), part in rows[rows.role.isin(["error", "teacher", "data"])].groupby(["study", "claim", "label"], sort=False):
         counts = {verdict: int((part.verdict == verdict).sum()) for verdict in VERDICTS}
-        lines.append({"study": family, "claim": claim, "measure": label, **counts})
-        lines[-1]["C1 and C2 both"] = both(family, metric) if claim == "C2" else ""
+        lines.append({"study": study, "claim": claim, "measure": label, **counts, "C1 and C2 both": with_c1(part) if claim == "C2" else ""})
     return compact(lines)
 
 
@@ -252,8 +204,8 @@ def dry_run() -> str:
     return (ROOT / "results/sdxl/dry_run.md").read_text().strip()
 
 
-BLOCKS = {"findings": findings, "switch": switch_table, "counts": counts_table, "onset": onset_table, "rates": rates_table, "sdxl dry run": dry_run}
-NUMBERS = {f.__name__: f for f in (effect, ratio, solver_error, on_mode, minutes, between)}
+BLOCKS = {"findings": findings, "switch": switch_table, "counts": counts_table, "rates": rates_table, "sdxl dry run": dry_run}
+NUMBERS = {f.__name__: f for f in (effect, ratio, solver_error, minutes, between)}
 
 
 def filled(text: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -14,8 +15,9 @@ from dcm.analysis.switch import SWITCH, TERMS
 from dcm.figures import style
 
 PAPER = (0.8, 1.5)  # ODE error about 0.24 against 0.3, FID 158.6 against 103.9; known to us from a public summary alone
-STUDIES = {"gmm": ("#0072B2", "mixtures"), "digits": ("#E69F00", "digits"), "cifar10": ("#009E73", "CIFAR-10"), "sdxl": ("#CC79A7", "SDXL")}
-TERM_COLOURS = dict(zip(TERMS, ("#0072B2", "#E69F00", "#CC79A7")))
+NAMES = {"gmm": "mixtures", "digits": "digits", "cifar10": "CIFAR-10", "sdxl": "SDXL"}
+STUDIES = dict(zip(NAMES.values(), ("#0072B2", "#E69F00", "#009E73", "#CC79A7")))
+TERM_COLOURS = ["#0072B2", "#E69F00", "#CC79A7"]
 MARKED = "black"
 
 
@@ -62,32 +64,26 @@ def _arrows(ax: Axes, of: dict[str, pd.DataFrame], column: str, start: tuple[str
 def plane(points: pd.DataFrame) -> Figure:
     """Both claims at once: C1's ratio against C2's, a point a setting and encoder, and the paper's point; near it once more.
 
-    `points` of :func:`dcm.analysis.switch.plane` have a ``study``; of a ``pair`` of :data:`SWITCH` they are large and dark;
-    where the CM is not known to be stable (``cm``) they are crosses.
+    `points` of :func:`dcm.analysis.switch.plane`: large those of a ``pair`` of :data:`SWITCH`, crosses where the CM is not
+    known to be stable (``cm``).
     """
     figure, axes = style.panels(2, 3.4)
-    equal = points.get("pair", pd.Series("", points.index)).isin(SWITCH)
-    crossed = points.get("cm", pd.Series(STABLE, points.index)) != STABLE
-    looks = [(equal & ~crossed, "D", 46, "from equal weights (switch)"), (~equal & ~crossed, "o", 18, "trained whole"),
-             (equal & crossed, "x", 46, ""), (~equal & crossed, "x", 18, "CM not known to be stable")]  # fmt: skip
+    points = points.sort_values("pair", key=lambda pair: pair.isin(SWITCH), kind="stable")  # large ones above the others
+    start = np.where(points.pair.isin(SWITCH), "from equal weights (switch)", "trained whole")
+    known = np.where(points.cm == STABLE, "stable CM", "CM not known to be stable")
+    near = points[points.c1.between(0.5, 1.5)]
     for ax in axes:
-        for study, (colour, name) in STUDIES.items():
-            for mask, marker, size, _ in looks:
-                own = points[mask & (points.study == study)]
-                look = dict(lw=1.2) if marker == "x" else dict(edgecolor="white", lw=0.4)
-                ax.scatter(own.c1, own.c2, s=size, marker=marker, color=colour, alpha=size / 46, zorder=2 + size / 46, **look)
-            if (points.study == study).any():
-                ax.plot([], [], "o", color=colour, label=name)
-        for mask, marker, _, text in looks:
-            if mask.any() and text:
-                ax.plot([], [], marker, color=style.GREY, ms=5, label=text)
+        sns.scatterplot(
+            x=points.c1, y=points.c2, hue=points.study.map(NAMES).to_numpy(), palette=STUDIES, alpha=0.7, ax=ax,
+            size=start, sizes={"trained whole": 18, "from equal weights (switch)": 60},
+            style=known, markers={"stable CM": "o", "CM not known to be stable": "X"},
+        )  # fmt: skip
         ax.plot(*PAPER, "*", color=MARKED, ms=15, mec="white", zorder=6, label="paper (SDXL), second-hand")
         for line in (ax.axvline, ax.axhline):
             line(1, color=MARKED, lw=0.8)
         style.scale(ax, "x", [*points.c1, PAPER[0]])
         style.scale(ax, "y", [*points.c2, PAPER[1]])
         ax.set(xlabel="C1: ODE error, Direct CM / CM", ylabel="C2: distance ratio")
-    near = points[points.c1.between(0.5, 1.5)]
     axes[0].set_title("upper left of the lines: both claims hold")
     axes[1].set(title="near the paper's point", xlim=(0.5, max(1.1, 1.05 * near.c1.max())))
     axes[1].set_ylim(0.9 * min(near.c2.min(), 0.9), 1.1 * max(near.c2.max(), PAPER[1]))
@@ -97,20 +93,14 @@ def plane(points: pd.DataFrame) -> Figure:
 def accounting(table: pd.DataFrame) -> Figure:
     """The three terms of log C2 by study and encoder, stacked from 0 to either side, their sum marked; a panel a pair."""
     unclear = (" (" + table.cm + ")").where(table.cm != STABLE, "")
-    names = table.run + ": " + table.encoder.replace("x", "points") + unclear
-    lines = list(dict.fromkeys(names))
+    table = table.assign(line=table.run + ": " + table.encoder.replace("x", "points") + unclear)
+    lines = table.line.unique()
     figure, axes = style.panels(len(SWITCH), 1.5 + 0.32 * len(lines), sharey=True, sharex=True)
-    for ax, (pair, rows) in zip(axes, ((p, table[table.pair == p]) for p in SWITCH)):
-        at = names[rows.index].map(lines.index).to_numpy()
-        ends = {1: np.zeros(len(rows)), -1: np.zeros(len(rows))}
-        for term, text in TERMS.items():
-            for sign, left in ends.items():
-                width = np.where(sign * rows[term] > 0, rows[term], 0)
-                ax.barh(at, width, 0.62, left, color=TERM_COLOURS[term], label=text if sign > 0 else None)
-                ends[sign] = left + width
-        ax.plot(rows.log_c2, at, "D", color=MARKED, mec="white", ms=6, label="their sum, log C2")
-        ax.axvline(0, color=MARKED, lw=0.8)
-        ax.set_yticks(range(len(lines)), lines)
-        ax.set(title=pair, xlabel="log ratio, Direct / CM", ylim=(len(lines) - 0.4, -0.6))
+    for ax, pair in zip(axes, SWITCH):
+        rows = table[table.pair == pair].set_index("line").reindex(lines)
+        rows[list(TERMS)].rename(columns=TERMS).plot.barh(stacked=True, width=0.62, color=TERM_COLOURS, ax=ax)
+        ax.plot(rows.log_c2, range(len(lines)), "D", color=MARKED, mec="white", ms=6, label="their sum, log C2")
+        ax.set(title=pair, xlabel="log ratio, Direct / CM", ylabel="", ylim=(len(lines) - 0.4, -0.6))
         ax.grid(axis="y", visible=False)
+        ax.margins(x=0.05)
     return style.key(figure, ncols=1)

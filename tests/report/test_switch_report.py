@@ -77,7 +77,7 @@ def test_the_stack_ends_where_its_terms_do(found):
     figure = figures.accounting(found.accounting)
     for ax, pair in zip(figure.axes, analysis.SWITCH):
         rows = found.accounting[found.accounting.pair == pair]
-        assert [p.get_ydata()[0] for p in ax.lines[:1]] == [0] and ax.lines[0].get_xdata() == pytest.approx(rows.log_c2)
+        assert ax.lines[-1].get_ydata()[0] == 0 and ax.lines[-1].get_xdata() == pytest.approx(rows.log_c2)
         right = sum(p.get_width() for p in ax.patches if p.get_width() > 0)
         left = sum(p.get_width() for p in ax.patches if p.get_width() < 0)
         assert right + left == pytest.approx(rows.log_c2.sum()) and left < 0 < right
