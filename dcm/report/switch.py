@@ -50,19 +50,20 @@ class Switch:
         """Those of `folders` that are there. Raises :class:`InputError` where none has a switch, or two have one name."""
         there = [f for f in folders if (project_path(f) / "metrics.csv").exists()]
         found = [results for folder in there for results in runs.load(folder)]
-        if not any(len(analysis.settings(r)) for r in found):
+        main = [named(s.iloc[0], r.main) for r in found if len(s := analysis.settings(r))]
+        if not main:
             four = "horizons: [cm, direct, direct>cm, cm>direct]"
             raise InputError(f"results = {list(folders)} has no group with a pair of the switch; its four students are {four}.")
-        if len({r.name for r in found}) < len(found):
-            raise InputError("two of the results have folders of one name; give each its own.")
-        joined = lambda of: pd.concat([t for r in found if len(t := of(r))], ignore_index=True)
         mains = {r.name: r.main for r in found}
-        effects, accounting, costs = (
-            t.assign(name=[named(at, mains[at.run]) for at in t.itertuples()])
-            for t in map(joined, (analysis.effects, analysis.accounting, analysis.costs))
-        )
-        main = [named(s.iloc[0], r.main) for r in found if len(s := analysis.settings(r))]
-        effects, accounting, costs = (t.assign(main=t.name.isin(main)) for t in (effects, accounting, costs))
+        if len(mains) < len(found):
+            raise InputError("two of the results have folders of one name; give each its own.")
+
+        def joined(of: Callable) -> pd.DataFrame:
+            table = pd.concat([t for r in found if len(t := of(r))], ignore_index=True)
+            table = table.assign(name=[named(at, mains[at.run]) for at in table.itertuples()])
+            return table.assign(main=table.name.isin(main))
+
+        effects, accounting, costs = map(joined, (analysis.effects, analysis.accounting, analysis.costs))
         sources = [project_path(f) / "metrics.csv" for f in there]
         return cls(found, effects, accounting, costs, sources, [f for f in folders if f not in there])
 
