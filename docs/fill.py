@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from functools import cache
@@ -118,7 +119,8 @@ def span(values: pd.Series) -> str:
 def between(scale: str, pair: str, role: str) -> str:
     """The range of the ratios of a scale's main setting: of a pair of methods, or of both of the switch."""
     rows = switch_rows()
-    found = rows[rows.name.str.startswith(scale) & rows.pair.isin(PAIRS if pair == "switch" else [pair]) & (rows.role == role)]
+    pairs = PAIRS if pair == "switch" else [html.unescape(pair)]  # a comment can have no >
+    found = rows[rows.name.str.startswith(scale) & rows.pair.isin(pairs) & (rows.role == role)]
     return span(found.value) if len(found) else "(not published)"
 
 
@@ -151,6 +153,11 @@ def findings() -> str:
         for name, own in equal[equal.name.isin(others) & (equal.role == "teacher")].groupby("name", sort=False)
     )
     rest += f" No verdict for want of a stable CM: {'; '.join(unstable)}." if len(unstable) else ""
+    if "on_mode" in (measured := table("switch", "metrics")):
+        at = measured[measured.final].merge(rows.drop_duplicates("name")[["run", "group", "intervals", "guidance", "name"]])
+        for name, part in at.dropna(subset="on_mode").groupby("name", sort=False):
+            share = 100 * part.groupby("method").on_mode.mean()
+            rest += f" On a mode of the {scale(name)} lie {share['CM']:.1f} % of the CM's samples and {share['Direct CM']:.1f} % of the Direct CM's."
     seen = equal[equal.role == "features"]
     features = "; ".join(
         f"{scale(name)}: error after the encoder {span(own.value)} times the CM's, better in {(own.verdict == 'supported').sum()} and worse in {(own.verdict == 'contradicted').sum()} of {len(own)} comparisons"
@@ -218,7 +225,7 @@ def filled(text: str) -> str:
         arguments = [a.strip() for a in (m[2] or "").split(";") if a.strip()]
         return f"<!--{m[1]}{m[2] or ''}-->{NUMBERS[m[1]](*arguments)}<!--/-->"
 
-    return re.sub(rf"<!--({'|'.join(NUMBERS)})( (?:(?!-->).)*)?-->.*?<!--/-->", number, text)
+    return re.sub(rf"<!--({'|'.join(NUMBERS)})( [^>]*?)?-->.*?<!--/-->", number, text)
 
 
 def main() -> None:
