@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from dcm.analysis.measured import METHODS, SETTING, final_one_step
+from dcm.analysis.measured import METHODS, SETTING
 from dcm.metrics.metric import ENCODERS, Metric
 
 VERDICTS = ("supported", "contradicted", "inconclusive")
@@ -155,11 +155,3 @@ def where_stable(table: pd.DataFrame, rows: pd.DataFrame, by: Sequence[str] = tu
     unclear = table.cm != STABLE
     together = table.encoders.mask(unclear & (table.encoders != ""), table.cm)
     return table.assign(verdict=table.verdict.mask(unclear, table.cm), encoders=together)
-
-
-def correlations(rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Spearman's rank correlation of ODE error and a quality metric: over all runs, and within each setting (Simpson)."""
-    last = final_one_step(rows).dropna(subset=["ode_error", column])
-    parts = [("all settings", last)] + [(f"{s[0]}, w = {s[3]:g}", p) for s, p in last.groupby(SETTING, sort=True)]
-    each = [(name, column, p.ode_error.corr(p[column], "spearman", min_periods=4), len(p)) for name, p in parts]
-    return pd.DataFrame(each, columns=["runs_from", "metric", "spearman", "runs"])

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from dcm.analysis.compare import ODE_ERROR, VERDICTS, interval
-from dcm.analysis.measured import METHODS, constant, final_one_step
+from dcm.analysis.measured import constant, final_one_step
 from dcm.analysis.runs import REGIME, Run
 from dcm.horizon import method_name
 from dcm.metrics.metric import Metric
 from dcm.solvers import SOLVER_NAMES
-
-BUDGETS = {"update": "updates", "network_evaluations": "network evaluations", "seconds": "wall time"}
 
 
 def with_ode_error(metrics: dict[str, Metric]) -> dict[str, Metric]:
@@ -72,20 +69,6 @@ def readable_claims(claims: pd.DataFrame, metrics: dict[str, Metric]) -> pd.Data
     return table if claims.encoders.any() else table.drop(columns="over encoders")
 
 
-def readable_budgets(equal: pd.DataFrame, claims: pd.DataFrame, metrics: dict[str, Metric]) -> pd.DataFrame:
-    """`claims` on the rows `equal` of :func:`at_equal_budget`, with both models' means and updates."""
-    means = equal.groupby(["group", "method"]).mean(numeric_only=True)
-    table = readable_claims(claims, metrics)
-    for method in METHODS:
-        at = [means.loc[(r.group, method)] for r in claims.itertuples()]
-        table[f"{method}, updates"] = [f"{m['update']:.0f}" for m in at]
-        table[method] = [f"{m[r.metric]:.3g}" for m, r in zip(at, claims.itertuples())]
-    spent = [f"{method}, updates" for method in METHODS]
-    columns = ["group", *spent, "claim", "metric", *METHODS, "Direct CM against CM", "seeds", "verdict"]
-    order = [f"equal {name}" for name in BUDGETS.values()]
-    return table[columns].sort_values("group", key=lambda g: g.map(order.index), kind="stable")
-
-
 def readable_regimes(claims: pd.DataFrame, runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
     """By family: one line a regime, one column a claim and metric: verdict, effect and interval."""
     out, by = {}, [*REGIME, "regime"]
@@ -125,30 +108,3 @@ def best_horizons(rows: pd.DataFrame, intervals: int, metrics: dict[str, Metric]
             h = means.idxmin() if metric.lower_is_better else means.idxmax()
             best.setdefault(method_name(int(h), intervals), []).append(metric.label)
     return best
-
-
-def at_equal_budget(curves: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
-    """The CM where it has spent as much as the Direct CM at its end, beside that, paired by seed.
-
-    Parameters
-    ----------
-    curves : one-step rows of every snapshot of a CM and a Direct CM that were trained alone, with columns of
-    :data:`BUDGETS` as spent up to there. metrics : columns to compare.
-
-    Returns rows for :func:`dcm.analysis.compare.verdicts`, whose group is the budget that is equal. Between snapshots the
-    CM is interpolated linearly in the logarithm of the budget; where it never spent as much the pair is left out.
-    """
-    out = []
-    for (budget, name), (_, of_seed) in itertools.product(BUDGETS.items(), curves.groupby("seed")):
-        cm, direct = (of_seed[of_seed.method == m].sort_values(budget) for m in METHODS)
-        if not len(cm) or not len(direct):
-            continue
-        end = direct.iloc[-1].to_dict() | {"group": f"equal {name}", "final": True}
-        spent = end[budget]
-        # NaN compares false; the last snapshot may miss an equal budget by rounding
-        if not cm[budget].min() <= spent <= 1.01 * cm[budget].max():
-            continue
-        at = {m: float(np.interp(np.log(spent), np.log(cm[budget]), cm[m])) for m in metrics}
-        updates = round(float(np.interp(spent, cm[budget], cm["update"])))
-        out += [end | {"method": "CM", "horizon": 1, "update": updates} | at, end]
-    return pd.DataFrame(out)

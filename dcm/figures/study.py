@@ -47,15 +47,6 @@ def sweep(
     return _curves(rows, {x: x_label}, _wanted(metrics, shown), log_x, teacher)
 
 
-def budgets(curves: pd.DataFrame, metrics: Metrics, shown: list[str]) -> Figure:
-    """fig11: ODE error and first quality metric of CM and Direct CM, each trained alone, a row a budget spent."""
-    names = dict(update="updates", network_evaluations="network evaluations", seconds="wall time of training [s]")
-    spent = {column: name for column, name in names.items() if curves[column].notna().any()}
-    # the same snapshot of every seed at one place, or there would be no band
-    mean = curves.assign(**{c: curves.groupby(["method", "update"])[c].transform("mean") for c in spent})
-    return _curves(mean, spent, _wanted(metrics, shown[:1]), log=True)
-
-
 def horizon_curve(rows: pd.DataFrame, metrics: Metrics, shown: list[str]) -> Figure:
     """fig8: ODE error and quality against the horizon h, from the CM (h = 1) to the Direct CM (h = N)."""
     return _curves(constant(rows), {"horizon": "horizon h [teacher steps]"}, _wanted(metrics, shown), log=True)
@@ -101,9 +92,9 @@ def error_by_time(rows: pd.DataFrame, exact: bool) -> Figure:
     return style.key(figure, ncols=2)
 
 
-def error_against_quality(rows: pd.DataFrame, metrics: Metrics, primary: str, correlation: pd.DataFrame) -> Figure:
-    """fig10: ODE error against the primary metric over every student, a thin line a setting; first row of `correlation` above."""
-    last, rho = final_one_step(rows), correlation.iloc[0]
+def error_against_quality(rows: pd.DataFrame, metrics: Metrics, primary: str) -> Figure:
+    """fig10: ODE error against the primary metric over every student, a thin line a setting."""
+    last = final_one_step(rows)
     figure, [ax] = style.panels(1, 4.2)
     for _, part in last.groupby(SETTING, sort=True):
         mean = constant(part).groupby("horizon")[["ode_error", primary]].mean().sort_index()
@@ -111,8 +102,6 @@ def error_against_quality(rows: pd.DataFrame, metrics: Metrics, primary: str, co
     ax.plot([], [], "-", color=style.GREY, lw=0.8, label="one setting, by horizon")
     style.students(ax, last, "ode_error", primary)
     style.measured(ax, metrics[primary], last[primary])
-    about = f"Spearman's correlation over {int(rho.runs)} students: {rho.spearman:.2f}"
-    ax.set_title(f"{metrics[primary].label}\n{about}")
     return style.key(figure)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from dcm.analysis.measured import METHODS, final_one_step, measured, read, with_columns
+from dcm.analysis.measured import final_one_step, measured, read, with_columns
 from dcm.parameters.check import refusal
 from dcm.parameters.notebooks import TrainingParameters, check_ends
 from dcm.report.page import Page
@@ -73,21 +73,6 @@ class StudyResults:
     def teacher_along(self, column: str) -> pd.DataFrame:
         """The teacher's rows of the settings in :meth:`along`."""
         return self.teacher.merge(self.along(column)[AT].drop_duplicates(), on=AT)
-
-    @cached_property
-    def trained_alone(self) -> pd.DataFrame:
-        """One-step rows, every snapshot, of CMs and Direct CMs of the main setting that shared no trajectory.
-
-        With what they had spent by then: columns ``network_evaluations`` and ``seconds``. Empty unless there are both.
-        """
-        rows = self.rows[self._at_main(self.rows) & (self.rows.steps == 1)]
-        rows = rows[rows.method.isin(METHODS)]
-        alone = {n: g for n, g in self.groups.items() if len(g.group.horizons) == len(g.group.guidance) == 1}
-        rows = rows[rows.group.isin(alone)]
-        spent = {"network_evaluations": "evaluations", "seconds": "seconds"}
-        cost = {c: rows.group.map({n: g.cost_an_update[key] for n, g in alone.items()}) for c, key in spent.items()}
-        rows = rows.assign(**{c: rows["update"] * each for c, each in cost.items()})
-        return rows if rows.method.nunique() == 2 else rows[:0]
 
     def shown_samples(self) -> tuple[dict[str, Tensor], Tensor]:
         """The samples that notebook 4 kept for fig2: ({label: samples}, condition)."""

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from dcm.horizon import Group, method_name, resolve_horizon, stages
+from dcm.horizon import Group, method_name, resolve_horizon
 from dcm.parameters.notebooks import check_ends
 from dcm.students.lockstep import Students
 from dcm.studies.base import Study
@@ -55,24 +55,6 @@ class DistilledGroup:
             {"update": window * k, "method": method_name(m.horizon, N), "guidance": m.guidance, "seed": m.seed, "loss": float(loss)}
             for k, row in enumerate(logged, 1) for m, loss in zip(self.group.members, row)
         )  # fmt: skip
-
-    @property
-    def cost_an_update(self) -> dict[str, float]:
-        """What one update of one student took: wall time in seconds and network evaluations.
-
-        Seconds are those between the first and the last snapshot, which leaves out what starting takes (NaN for one
-        snapshot alone). Evaluations are the teacher's, and of the student one for the target (unless that reaches data)
-        and three for a forward and a backward pass.
-        """
-        reached, first, last = self.about.get("snapshot_seconds", {}), self.updates[0], self.updates[-1]
-        known = reached and last > first
-        seconds = (reached[str(last)] - reached[str(first)]) / (last - first) if known else float("nan")
-        members, before, own = len(self.group.members), 0, 0
-        count = lambda some: sum(s.stop - s.start for s in some)
-        for s in stages(self.group, last):
-            own += (s.last - before) * (3 * count(s.trained) + count(s.bootstrapped)) * self.about["parameters"]["batch"]
-            before = s.last
-        return {"seconds": seconds / members, "evaluations": (self.about["evaluations"] + own) / last / members}
 
     def students(self, study: Study, update: int, device: torch.device) -> Students:
         """The students with their weights at `update`."""

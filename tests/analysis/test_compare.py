@@ -137,18 +137,6 @@ def test_few_seeds_decide_nothing(seeds):
     assert set(table.verdict) == {"inconclusive"} and set(table.seeds) == {seeds}
 
 
-def test_rank_correlation_sees_simpsons_paradox():
-    """Within each setting quality falls with the error, over all of them it rises."""
-    parts = []
-    for k in range(4):
-        e = np.linspace(1, 2, 8) + 3 * k
-        setting = dict(group=f"g{k}", solver="ddim", intervals=10, guidance=1.0, steps=1, final=True)
-        parts.append(pd.DataFrame(setting | dict(ode_error=e, q=10 * k - e)))
-    table = compare.correlations(pd.concat(parts), "q")
-    assert table.spearman[0] > 0.7 and table.spearman[1:].to_numpy() == pytest.approx(-1)
-    assert list(table.runs) == [32, 8, 8, 8, 8]
-
-
 def test_students_whose_horizon_changed_are_no_part_of_the_horizon_curve():
     """They have rows of their own, the last, in the main table, and no say in which horizon is best."""
     table = rows(0.5, 1.0)

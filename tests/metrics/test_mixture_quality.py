@@ -1,9 +1,7 @@
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
-from dcm.analysis import tables
 from dcm.metrics.metric import ode_error
 from dcm.metrics.mixture import MixtureQuality, sliced_wasserstein
 from dcm.support.seeds import generator
@@ -49,34 +47,3 @@ def test_frechet_distance_and_paired_error_under_a_mixture(teacher):
     assert found["frechet"] < 0.01 * found["paired"]
     few = quality.measure(x[:5], c[:5], x[:5])  # one sample of some classes has no covariance
     assert np.isnan(few["frechet"]) and few["paired"] == 0
-
-
-def test_equal_budgets_pair_the_direct_cm_with_a_cm_that_spent_as_much():
-    """A CM whose error falls by 1 for each factor of e in updates, and costs a fifth of the Direct CM an update."""
-    common = dict(group="g", solver="ddim", intervals=10, guidance=2.0, steps=1, final=True)
-    rows = [
-        common
-        | dict(
-            method=method, horizon=h, seed=seed, update=u, seconds=u * cost, network_evaluations=np.nan,
-            ode_error=10 + seed - np.log(u),
-        )
-        for method, h, cost, updates in (("CM", 1, 1.0, (10, 100, 1000)), ("Direct CM", 10, 5.0, (10, 40)))
-        for seed in range(3)
-        for u in updates
-    ]  # fmt: skip
-    equal = tables.at_equal_budget(pd.DataFrame(rows), ["ode_error"])
-    assert set(equal.group) == {"equal updates", "equal wall time"}  # evaluations are not known here
-    cm = equal[equal.method == "CM"].set_index(["group", "seed"]).ode_error
-    for seed in range(3):
-        assert cm["equal updates", seed] == pytest.approx(10 + seed - np.log(40))
-        assert cm["equal wall time", seed] == pytest.approx(10 + seed - np.log(200))
-    assert set(equal[equal.method == "Direct CM"]["update"]) == {40}
-
-
-def test_a_cm_that_never_spent_as_much_is_not_extrapolated():
-    common = dict(group="g", solver="ddim", intervals=10, guidance=2.0, steps=1, final=True, seed=0)
-    rows = [
-        common | dict(method=m, horizon=h, update=u, seconds=u * 1.0, network_evaluations=u * cost, ode_error=1.0)
-        for m, h, cost, u in (("CM", 1, 1, 10), ("CM", 1, 1, 100), ("Direct CM", 10, 9, 100))
-    ]
-    assert set(tables.at_equal_budget(pd.DataFrame(rows), ["ode_error"]).group) == {"equal updates", "equal wall time"}

@@ -1,4 +1,3 @@
-import math
 
 import pytest
 import torch
@@ -117,14 +116,6 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 def test_a_missing_group_is_named(tmp_path, undisturbed):
     with pytest.raises(InputError, match="group 'other' is not in .* there: main"):
         load_group(undisturbed.path.parents[1], "other")
-
-
-def test_what_an_update_costs(study, undisturbed, tmp_path):
-    cost = undisturbed.cost_an_update
-    assert cost["seconds"] > 0
-    assert cost["evaluations"] == pytest.approx(undisturbed.about["evaluations"] / 60 / 4 + 3.5 * 32)  # a CM has one more
-    alone = train_group(study, parameters(tmp_path, snapshots=0, updates=2), CPU)
-    assert alone.updates == [2] and math.isnan(alone.cost_an_update["seconds"])
 
 
 def test_a_main_group_without_both_ends_is_refused(tmp_path, study):
