@@ -12,11 +12,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0, or 1 when a figure is stale, 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m dcm", description=__doc__)
     parser.add_argument("command", choices=["provenance"])
-    parser.add_argument("files", nargs="+", metavar="FILE", type=Path, help="a png or pdf figure, or a folder of them")
+    parser.add_argument("files", nargs="+", metavar="FILE", type=Path, help="a png figure, or a folder of them")
     fresh = True
     try:
         for name in parser.parse_args(arguments).files:
-            figures = sorted(p for p in name.iterdir() if p.suffix in (".png", ".pdf")) if name.is_dir() else [name]
+            figures = sorted(name.glob("*.png")) if name.is_dir() else [name]
             for path in figures:
                 text, up_to_date = provenance.report(path)
                 print(text)

@@ -1,13 +1,11 @@
 """Figures of one study."""
 
-from itertools import product
-
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from dcm.analysis.measured import METHODS, SETTING, constant, final_one_step
+from dcm.analysis.measured import BETWEEN, METHODS, SETTING, constant, final_one_step
 from dcm.figures import style
 from dcm.metrics.metric import Metric
 from dcm.solvers import SOLVER_NAMES
@@ -20,36 +18,28 @@ def _wanted(metrics: Metrics, shown: list[str]) -> Metrics:
     return {"ode_error": style.ODE_ERROR} | {name: metrics[name] for name in shown}
 
 
-def _curves(rows: pd.DataFrame, along: dict[str, str], wanted: Metrics, log: bool, teacher=None) -> Figure:
-    """A panel for each column of `along` (with its label) and each metric: CM and Direct CM, and what lies between."""
-    figure, axes = style.panels(len(wanted) * len(along))
-    for ax, ((x, x_label), (column, metric)) in zip(axes, product(along.items(), wanted.items())):
-        if not rows.method.isin(METHODS).all():
-            style.line(ax, rows, x, column, style.BETWEEN)
-        style.lines(ax, rows, x, column, metric)
-        own = teacher is not None and column in teacher and not column.endswith("teacher")  # to itself: noise alone
-        if own and column != "ode_error" and (teacher[column] > 0).any():
-            means = teacher.groupby(x)[column].mean()
-            ax.plot(means, "--D", ms=4, color=style.COLOURS["teacher"], label="teacher", zorder=1)
-        style.scale(ax, "x", rows[x], log, at_values=True)
-        ax.set_xlabel(x_label)
-    return style.key(figure)
-
-
 def sweep(
     rows: pd.DataFrame, x: str, x_label: str, metrics: Metrics, shown: list[str], log_x: bool = False, teacher=None
 ) -> Figure:
     """ODE error and quality of CM and Direct CM along one setting `x`; those of the `teacher`'s own rows dashed.
 
-    fig3 (guidance), fig4 (intervals), fig6 (sampling steps) and fig7 (updates).
+    fig3 (guidance), fig4 (intervals), fig6 (sampling steps), fig7 (updates), and fig8 (horizon), from the CM (h = 1) to
+    the Direct CM (h = N), with what lies between.
     """
-    rows = rows[rows.method.isin(METHODS)]
-    return _curves(rows, {x: x_label}, _wanted(metrics, shown), log_x, teacher)
-
-
-def horizon_curve(rows: pd.DataFrame, metrics: Metrics, shown: list[str]) -> Figure:
-    """fig8: ODE error and quality against the horizon h, from the CM (h = 1) to the Direct CM (h = N)."""
-    return _curves(constant(rows), {"horizon": "horizon h [teacher steps]"}, _wanted(metrics, shown), log=True)
+    between, wanted = x == "horizon", _wanted(metrics, shown)
+    rows = constant(rows) if between else rows[rows.method.isin(METHODS)]
+    figure, axes = style.panels(len(wanted))
+    for ax, (column, metric) in zip(axes, wanted.items()):
+        if between:
+            style.line(ax, rows, x, column, style.BETWEEN)
+        style.lines(ax, rows, x, column, metric)
+        own = teacher is not None and column in teacher and not column.endswith("teacher")  # to itself: noise alone
+        if own and (teacher[column] > 0).any():
+            means = teacher.groupby(x)[column].mean()
+            ax.plot(means, "--D", ms=4, color=style.COLOURS["teacher"], label="teacher", zorder=1)
+        style.scale(ax, "x", rows[x], log_x, at_values=True)
+        ax.set_xlabel(x_label)
+    return style.key(figure)
 
 
 def solvers(rows: pd.DataFrame, metrics: Metrics, shown: list[str]) -> Figure:
@@ -61,13 +51,9 @@ def solvers(rows: pd.DataFrame, metrics: Metrics, shown: list[str]) -> Figure:
         for method, shift in zip(METHODS, (-0.15, 0.15)):
             own, colour = rows[rows.method == method], style.COLOURS[method]
             at = own.solver.map(order.index) + shift
-            single = own.groupby(at).seed.transform("nunique") == 1
-            faces = np.where(single, "white", colour)
-            ax.scatter(at, own[column], s=20, marker=style.MARKERS[method], c=faces, edgecolors=colour, alpha=0.6)
-            ax.plot([], [], style.MARKERS[method], color=colour, label=method)
+            ax.scatter(at, own[column], s=20, marker=style.MARKERS[method], color=colour, alpha=0.6, label=method)
             means = own.groupby(at)[column].mean()
             ax.hlines(means, means.index - 0.12, means.index + 0.12, color=colour, lw=2)
-            style.hollow(ax, single.any())
         style.measured(ax, metric, rows[column])
         ax.set_xticks(range(len(order)), order)
         ax.set(xlabel="teacher's ODE solver", xlim=(-0.5, len(order) - 0.5))
@@ -100,8 +86,13 @@ def error_against_quality(rows: pd.DataFrame, metrics: Metrics, primary: str) ->
         mean = constant(part).groupby("horizon")[["ode_error", primary]].mean().sort_index()
         ax.plot(mean.ode_error, mean[primary], "-", color=style.GREY, lw=0.8, alpha=0.7, zorder=1)
     ax.plot([], [], "-", color=style.GREY, lw=0.8, label="one setting, by horizon")
-    style.students(ax, last, "ode_error", primary)
+    between = last.method.str.fullmatch(BETWEEN).map({True: style.BETWEEN, False: style.CHANGED})
+    last = last.assign(kind=last.method.where(last.method.isin(METHODS), between))
+    look = dict(hue="kind", style="kind", palette=style.COLOURS, markers=style.MARKERS, s=28, linewidth=0.1, ax=ax)
+    sns.scatterplot(last.iloc[::-1], x="ode_error", y=primary, **look)  # CM and Direct CM above the others
+    style.scale(ax, "x", last.ode_error)
     style.measured(ax, metrics[primary], last[primary])
+    ax.set_xlabel(style.ODE_ERROR.label)
     return style.key(figure)
 
 

@@ -2,7 +2,6 @@
 
 import re
 import textwrap
-from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -12,7 +11,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dcm.analysis.measured import METHODS, constant
+from dcm.analysis.measured import METHODS
 from dcm.metrics.metric import Metric
 
 BETWEEN, CHANGED = "horizons between", "changing horizon"
@@ -44,18 +43,15 @@ class LogTicks(mpl.ticker.Locator):
         """Ticks between the axis' limits, at powers of ten where these are enough."""
         low, high = sorted(self.axis.get_view_interval())
         powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
-        for mantissas in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
-            ticks = np.outer(powers, mantissas).ravel()
-            ticks = ticks[(ticks >= low) & (ticks <= high)]
-            if len(ticks) >= 3:
-                return ticks[:: -(-len(ticks) // 7)]
-        each = (mpl.ticker.MaxNLocator(n, steps=[1, 2, 5, 10]).tick_values(low, high) for n in (5, 7, 9))
+        each = [np.outer(powers, m).ravel() for m in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8))]
+        each += [mpl.ticker.MaxNLocator(n, steps=[1, 2, 5, 10]).tick_values(low, high) for n in (5, 7, 9)]
         inside = [ticks[(ticks >= low) & (ticks <= high)] for ticks in each]
-        return next((ticks for ticks in inside if len(ticks) >= 3), inside[-1])
+        ticks = next((some for some in inside if len(some) >= 3), inside[-1])
+        return ticks[:: -(-len(ticks) // 7)]
 
 
 def scale(ax: Axes, which: str, values, log: bool = True, at_values: bool = False) -> None:
-    """Scale the ``x`` or ``y`` axis for `values`: logarithmic for positive ones, or symmetric for wide spans.
+    """Scale the ``x`` or ``y`` axis for `values`: logarithmic for positive ones, or symmetric for two decades and more.
 
     `at_values`: with ticks there, where they are few but at least three.
     """
@@ -65,7 +61,7 @@ def scale(ax: Axes, which: str, values, log: bool = True, at_values: bool = Fals
         set_scale("log")
         axis.set_major_locator(LogTicks())
         axis.set_minor_formatter(mpl.ticker.NullFormatter())
-    elif not log and values.abs().max() > 100 and not at_values:
+    elif not log and not at_values and values.abs().max() > 100 * max(1, values.abs().min()):
         set_scale("symlog", linthresh=1)
     axis.set_major_formatter("{x:g}")
     if at_values and 3 <= values.nunique() <= 6:
@@ -140,13 +136,3 @@ def lines(ax: Axes, rows: pd.DataFrame, x: str, y: str, metric: Metric) -> None:
     for method in METHODS:
         line(ax, rows[rows.method == method], x, y, method)
     measured(ax, metric, rows[y])
-
-
-def students(ax: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
-    """A point a student, by method; `x` is the ODE error."""
-    other = pd.Series(CHANGED, rows.index).where(~rows.index.isin(constant(rows).index), BETWEEN)
-    for kind, own in rows.groupby(rows.method.where(rows.method.isin(METHODS), other)):
-        look: dict[str, Any] = dict(color=COLOURS[kind], marker=MARKERS[kind], edgecolor="white", lw=0.3)
-        ax.scatter(own[x], own[y], s=20, label=kind, zorder=2 + (kind in METHODS), **look)
-    scale(ax, "x", rows[x])
-    ax.set_xlabel(ODE_ERROR.label)

@@ -15,10 +15,10 @@ from dcm.support.files import atomic, fingerprint, write_csv, write_json, write_
 
 
 def save(figure: Figure, folder: str | Path, record: dict) -> None:
-    """Write ``figure``.png and ``figure``.pdf with their `record` (see :mod:`dcm.report.provenance`) in both files."""
-    name, caption, about = record["figure"], record["caption"], json.dumps(record)
-    png = {"Title": name, "Description": caption, provenance.PNG_KEY: about, "Software": None}
-    pdf = {"Title": name, "Subject": caption, "Keywords": about, "CreationDate": None}
+    """Write ``figure``.png, with its `record` (see :mod:`dcm.report.provenance`), and ``figure``.pdf."""
+    name, caption = record["figure"], record["caption"]
+    png = {"Title": name, "Description": caption, provenance.PNG_KEY: json.dumps(record), "Software": None}
+    pdf = {"Title": name, "Subject": caption, "CreationDate": None}
     for kind, metadata in (("png", png), ("pdf", pdf)):
         with atomic(Path(folder) / f"{name}.{kind}") as path:
             figure.savefig(path, metadata=metadata)
@@ -27,11 +27,6 @@ def save(figure: Figure, folder: str | Path, record: dict) -> None:
 def escaped(text: str) -> str:
     """Markdown in which no name or label can be HTML."""
     return html.escape(text, quote=False)
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """A table as Markdown."""
-    return escaped(table.to_markdown(index=False))
 
 
 def show(*texts: str) -> None:
@@ -63,7 +58,6 @@ class Page:
     def __post_init__(self) -> None:
         self.own = list(self.records.values())[-1]
         self.parameters = {notebook: record["parameters"] for notebook, record in self.records.items()}
-        self.seconds = sum(record.get("wall_seconds", 0) for record in self.records.values())
 
     def csv(self, name: str, table: pd.DataFrame, *joined_from: Path) -> None:
         """Write a table that figures are drawn from; they are stale, too, when `joined_from` change."""
@@ -76,15 +70,15 @@ class Page:
         `files` are the files that it was drawn from, `rows` by name the parts of tables; without either, it is every
         table written so far.
         """
-        whole_tables = [] if files or rows else self.tables
-        sources: dict[Path, dict] = {self.folder / f"{table}.csv": {} for table in whole_tables}
-        sources |= {self.folder / f"{table}.csv": {"count": len(part)} for table, part in rows.items()}
+        counts = {name: {"count": len(part)} for name, part in rows.items()}
+        tables: dict[str, dict] = counts if files or rows else dict.fromkeys(self.tables, {})
+        sources = {self.folder / f"{table}.csv": count for table, count in tables.items()}
         sources |= dict.fromkeys([*files, *(path for table in rows for path in self.tables[table])], {})
         whole = self.parameters_file or self.folder / "provenance.json"
         record = {
             "study": self.study, "figure": name, "caption": caption, "commit": self.own["commit"],
-            "parameters": provenance.of_parameters(self.parameters, whole, self.folder),
-            "drawn_from": [provenance.of_file(path, self.folder, **more) for path, more in sources.items()],
+            "parameters": provenance.source(whole, self.folder, fingerprint(self.parameters), notebooks=sorted(self.parameters)),
+            "drawn_from": [provenance.source(path, self.folder, **count) for path, count in sources.items()],
         }  # fmt: skip
         save(figure, self.folder, record)
         self.sections.append((name, caption, f"![{name}]({name}.png)"))
@@ -93,7 +87,7 @@ class Page:
         """Show a table, keep it for the page and as Markdown, and the `whole` of it, unrounded, as csv."""
         if whole is not None:
             write_csv(self.folder / f"{name}.csv", whole)
-        text = markdown(readable)
+        text = escaped(readable.to_markdown(index=False))
         write_text(self.folder / f"{name}.md", text + "\n")
         self.sections.append((name, caption, text))
         show(text)
@@ -107,7 +101,7 @@ class Page:
         """Write provenance.json and README.md: the sentences, then every figure and table."""
         about = {
             "study": self.study, "commit": self.own["commit"], "parameters": fingerprint(self.parameters),
-            "wall_seconds": round(self.seconds, 1),
+            "wall_seconds": round(sum(r.get("wall_seconds", 0) for r in self.records.values()), 1),
             "teacher_evaluations": sum(r.get("teacher_evaluations", 0) for r in self.records.values()),
             "notebooks": self.records,
         }  # fmt: skip

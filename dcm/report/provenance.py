@@ -1,30 +1,27 @@
-"""Where a figure came from: written into its own file, read back, and held against what it was drawn from.
+"""Where a figure came from: written into its png, read back, and held against what it was drawn from.
 
-A figure's record is JSON in the png's text chunk ``dcm`` and in the pdf's keywords (:class:`FigureRecord`). It has no
-dates, so equal inputs give equal bytes. Files in the figure's folder are named relative to it, others of the repository
-relative to that, so that the folder can be copied (``make publish``).
+A figure's record is JSON in the png's text chunk ``dcm`` (:class:`FigureRecord`). It has no dates, so equal inputs give
+equal bytes. Files in the figure's folder are named relative to it, others of the repository relative to that, so that
+the folder can be copied (``make publish``).
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
-import stat
-import warnings
 from pathlib import Path
 from typing import Annotated, NotRequired
 
-from pydantic import Field, TypeAdapter, ValidationError
+from PIL import Image
+from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from dcm.support.errors import InputError, why
-from dcm.support.files import ROOT, fingerprint, read_tensors, tensors_digest
+from dcm.support.files import ROOT, fingerprint, read_tensors, sha256, tensors_digest
 
 PNG_KEY = "dcm"
 RESULTS = ROOT / "results"
-RECORD_CHARACTERS = 1 << 20  # a figure may come from others, and name files of any kind
-TEXT_BYTES, TENSOR_BYTES = 1 << 26, 1 << 36
+LARGEST = 1 << 36  # bytes of a file that a record may name: some of the system's have no end
 
 
 class Source(TypedDict):
@@ -53,114 +50,74 @@ class FigureRecord(TypedDict):
 RECORD = TypeAdapter(FigureRecord)
 
 
-def name_of(path: Path, folder: Path) -> str:
-    """How a record of a figure in `folder` names the file `path`."""
+def source(path: Path, folder: Path, known: str = "", **more) -> dict:
+    """The entry of the file `path` in a record of a figure in `folder`; its fingerprint is taken unless it is `known`."""
     inside = path.is_relative_to(folder) or not path.is_relative_to(ROOT)
-    return os.path.relpath(path, folder if inside else ROOT)
-
-
-def of_file(path: Path, folder: Path, **more: int) -> dict:
-    """A ``drawn_from`` entry; `more` has the ``count`` of the rows shown, of a table."""
-    return {"file": name_of(path, folder), "fingerprint": file_fingerprint(path), **more}
+    name = os.path.relpath(path, folder if inside else ROOT)
+    return {"file": name, "fingerprint": known or file_fingerprint(path), **more}
 
 
 def file_fingerprint(path: Path) -> str:
     """Of a file's content; of tensors the values alone count, not the time it took to make them."""
-    return tensors_digest(read_tensors(path)[0])[:16] if path.suffix == ".safetensors" else fingerprint(path)
+    return (tensors_digest(read_tensors(path)[0]) if path.suffix == ".safetensors" else sha256(path))[:16]
 
 
-def of_parameters(parameters: dict[str, dict], path: Path, folder: Path) -> dict:
-    """The ``parameters`` entry, by notebook: their fingerprint, and the file that has them in full."""
-    return {"file": name_of(path, folder), "fingerprint": fingerprint(parameters), "notebooks": sorted(parameters)}
-
-
-def regular(path: Path, most: int = TEXT_BYTES) -> Path:
-    """`path`, which may come from others: raises :class:`InputError` unless it is a regular file of at most `most` bytes."""
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise InputError(f"{path} is no regular file; allowed: png and pdf figures.")
-    if found.st_size > most:
-        raise InputError(f"{path} has {found.st_size} bytes; allowed: at most {most}.")
-    return path
-
-
-def printable(text: str, most: int = 2000) -> str:
+def printable(text: str) -> str:
     """`text` on one line without what would steer a terminal, and not too long."""
-    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[: most + 1])
-    return line if len(line) <= most else f"{line[:most]} ..."
-
-
-def _text(path: Path) -> str | None:
-    """The record in a figure's file as it stands there; no pixel is decoded."""
-    if path.suffix == ".png":
-        from PIL import Image
-
-        with Image.open(path, formats=["PNG"]) as image:
-            return image.info.get(PNG_KEY)
-    if path.suffix == ".pdf":
-        from pypdf import PdfReader
-
-        logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # what it finds is said in our own sentence
-        return (PdfReader(path).metadata or {}).get("/Keywords")
-    raise InputError(f"{path} is no figure; allowed: png and pdf files that a notebook saved.")
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:2000])
 
 
 def read(path: str | Path) -> FigureRecord:
-    """A figure's record. Raises :class:`InputError` for a file that is none of the study's figures."""
+    """A figure's record; no pixel is decoded. Raises :class:`InputError` for a file that is none of the study's figures."""
     path = Path(path)
     try:
-        with warnings.catch_warnings(action="ignore"):  # of images that are too large
-            text = _text(regular(path))
-        if not isinstance(text, str) or len(text) > RECORD_CHARACTERS:
+        if not path.exists():
+            raise InputError(f"{path} does not exist.")
+        if path.suffix != ".png" or not path.is_file():
+            raise InputError(f"{path} is no figure; allowed: png files that a notebook saved.")
+        with Image.open(path, formats=["PNG"]) as image:
+            text = image.info.get(PNG_KEY)
+        if text is None:
             raise InputError(f"{path} says nothing of where it came from; it was not saved by this study.")
         return RECORD.validate_json(text, strict=True)
-    except FileNotFoundError:
-        wrong = f"{path} does not exist."
     except InputError as error:
         wrong = str(error)
-    except ValidationError as error:
-        wrong = f"{path} has a record that is none of this study's ({why(error)})."
-    except Exception as error:  # a damaged file makes either library raise almost anything
+    except Exception as error:  # a damaged file makes the library raise almost anything
         wrong = f"{path} cannot be read as a figure ({why(error)})."
     raise InputError(printable(wrong))
 
 
 def shipped(path: Path) -> bool:
     """Whether `path` is among the results that the repository ships; what was run here is in results/local."""
-    there = Path(os.path.realpath(path))  # which does not mind what no file can be called
+    there = Path(os.path.realpath(path))
     return there.is_relative_to(RESULTS) and not there.is_relative_to(RESULTS / "local")
 
 
 def _now(entry: Source, path: Path) -> str:
     """The fingerprint that `entry` would have today, were `path` its file."""
-    if path.suffix == ".safetensors":
-        return file_fingerprint(regular(path, TENSOR_BYTES))
-    if "notebooks" in entry:  # of one notebook's record, or of a whole study's
-        record = json.loads(regular(path).read_text())
-        records = record.get("notebooks", {record.get("notebook"): record})
-        return fingerprint({name: of["parameters"] for name, of in records.items()})
-    return file_fingerprint(regular(path))
+    if "notebooks" not in entry:
+        return file_fingerprint(path)
+    record = json.loads(path.read_text())  # of one notebook, or of a whole study
+    records = record.get("notebooks", {record.get("notebook"): record})
+    return fingerprint({name: of["parameters"] for name, of in records.items()})
 
 
 def state(entry: Source, folder: Path) -> str:
     """``unchanged``, ``changed`` or ``not here``: an entry of a record against the file that it names."""
-    places = (folder / entry["file"], ROOT / entry["file"])
-    path = next((p for p in places if os.path.exists(p)), places[0])
+    there = [p for p in (folder / entry["file"], ROOT / entry["file"]) if os.path.exists(p)]
+    if not there or (shipped(folder) and not shipped(there[0])):
+        return "not here"  # but with whoever made it: a run on this machine is another
     try:
-        if shipped(folder) and not shipped(path):
-            return "not here"  # but with whoever made it: a run on this machine is another
-        return "unchanged" if _now(entry, path) == entry["fingerprint"] else "changed"
-    except FileNotFoundError:
-        return "not here"
-    except (OSError, RecursionError, ValueError, KeyError, AttributeError, TypeError):
+        readable = there[0].is_file() and there[0].stat().st_size <= LARGEST
+        return "unchanged" if readable and _now(entry, there[0]) == entry["fingerprint"] else "changed"
+    except Exception:  # whatever others have put there
         return "changed"
 
 
 def states(path: str | Path) -> tuple[FigureRecord, list[tuple[Source, str]]]:
     """A figure's record, and the :func:`state` of everything that it depends on, its parameters first."""
     record = read(path)
-    sources = [record["parameters"], *record["drawn_from"]]
-    return record, [(entry, state(entry, Path(path).parent)) for entry in sources]
+    return record, [(entry, state(entry, Path(path).parent)) for entry in (record["parameters"], *record["drawn_from"])]
 
 
 def stale(path: str | Path) -> list[str]:

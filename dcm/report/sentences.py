@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pandas as pd
 
 from dcm import solvers
@@ -55,12 +53,6 @@ def behind(rows: pd.DataFrame) -> str:
     return f"{', '.join(parts) + '; ' if parts else ''}{span(seeds)} seeds, {rows['update'].max()} updates{band}."
 
 
-def measured(claim: pd.Series, metric: Metric) -> str:
-    """What was measured: the Direct CM's `metric` against the CM's."""
-    against = "{} times the CM's" if claim.effect == "ratio" else "differs from the CM's by {}"
-    return f"{metric.label} {against.format(interval(claim))}, {claim.seeds} seeds"
-
-
 def at_main(claims: pd.DataFrame, group: str, guidance: float, primary: str) -> pd.DataFrame:
     """The two claims, the second by the `primary` metric, at the main setting."""
     judged = (claims.claim == "C1") | (claims.metric == primary)
@@ -70,53 +62,36 @@ def at_main(claims: pd.DataFrame, group: str, guidance: float, primary: str) -> 
 def verdict_lines(main: pd.DataFrame, metrics: dict[str, Metric], numbers: bool = True) -> list[str]:
     """A line a claim of :func:`at_main`: the verdict, what it says, what was measured; and one for all encoders together."""
     of, lines = tables.with_ode_error(metrics), []
-    for row in main.itertuples():
-        words = f"{row.claim} {row.verdict}: {MEANING[row.claim][row.verdict]}"
-        lines.append(f"{words}: {measured(row, of[row.metric])}" if numbers else words)
-        lines += [f"C2 over all encoders: {row.encoders}"] * bool(row.encoders)
+    for r in main.itertuples():
+        against = "{} times the CM's" if r.effect == "ratio" else "differs from the CM's by {}"
+        measured = f": {of[r.metric].label} {against.format(interval(r))}, {r.seeds} seeds" if numbers else ""
+        lines.append(f"{r.claim} {r.verdict}: {MEANING[r.claim][r.verdict]}{measured}")
+        lines += [f"C2 over all encoders: {r.encoders}"] * bool(r.encoders)
     return lines
 
 
-def tally(claims: pd.DataFrame, primary: str) -> list[str]:
-    """How often each verdict fell over all settings, C2 by the `primary` metric."""
-    lines = []
+def takeaway(main: pd.DataFrame, claims: pd.DataFrame, metrics: dict[str, Metric], primary: str) -> str:
+    """What a study says of the paper's two claims: at the main setting, and how often over all, C2 by the `primary` metric."""
+    lines = [f"**Takeaway.** At the main setting {'; '.join(verdict_lines(main, metrics))}."]
     for claim, name in (("C1", "ode_error"), ("C2", primary)):
         part = claims[(claims.claim == claim) & (claims.metric == name)]
         enough = part[part.seeds >= MIN_SEEDS]
         few = f" ({n} more have too few seeds)" if (n := len(part) - len(enough)) else ""
         together = f"; over all encoders: {said}" if (said := agreed(enough)) else ""
-        lines.append(f"{claim} over {len(enough)} setting{'s' * (len(enough) != 1)}{few}: {counted(enough)}{together}")
-    return lines
+        lines.append(f"{claim} over {len(enough)} setting{'s' * (len(enough) != 1)}{few}: {counted(enough)}{together}.")
+    return " ".join(lines)
 
 
-def takeaway(main: pd.DataFrame, claims: pd.DataFrame, metrics: dict[str, Metric], primary: str) -> str:
-    """What a study says of the paper's two claims, in its own numbers."""
-    of = tables.with_ode_error(metrics)
-    said = "; ".join(f"{MEANING[r.claim][r.verdict]} ({measured(r, of[r.metric])})" for r in main.itertuples())
-    return f"**Takeaway.** At the main setting {said}. {'. '.join(tally(claims, primary))}."
-
-
-def notes(
-    quality, teacher: pd.DataFrame, best: dict[str, list[str]], horizons: Sequence[int], samples: int
-) -> list[str]:
+def notes(quality, teacher: pd.DataFrame, best: dict[str, list[str]], samples: int) -> list[str]:
     """What helps to read the numbers: best horizons, the metrics' background and, for images, how far real ones are apart.
 
     `quality` is the study's, `teacher` has the rows of its teacher, `best` is :func:`dcm.analysis.tables.best_horizons`.
     """
     each = "; ".join(f"{name} by {', '.join(labels)}" for name, labels in best.items())
-    lines = [
-        f"Best of the horizons {', '.join(map(str, horizons))} (mean over seeds): {each}",
-        f"Quality is measured on {samples} samples of each student.",
-        quality.note,
-    ]
+    lines = [f"Best horizon (mean over seeds): {each}. {samples} samples of each student are measured. {quality.note}"]
     for row in teacher[teacher.solver == "real images"].itertuples():
         lines.append(
             f"For scale: as many real training images have a Frechet distance of {row.fd_real:.3g} to the held-out ones, "
             f"and {row.agreement:.1%} of them agree with their class."
         )
     return lines
-
-
-def bullets(lines: Sequence[str]) -> str:
-    """Lines as one list."""
-    return "\n".join(f"- {line}" for line in lines)

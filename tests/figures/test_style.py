@@ -39,6 +39,20 @@ def test_a_logarithmic_axis_has_three_to_nine_labels(low, span):
     assert 3 <= len(set(shown)) == len(shown) <= 9 and ax.get_yscale() == "log"
 
 
+@pytest.mark.parametrize(
+    ("values", "scale"), [((171, 454), "linear"), ((-3, 40), "linear"), ((-450, 300), "linear"), ((-1, 1, 4000), "symlog"), ((2, 900), "symlog")]
+)
+def test_an_axis_of_differences_has_labels_whatever_it_spans(values, scale):
+    """The 16-D mixture's NLL lies between 171 and 454 nats: no power of ten is there."""
+    _, ax = plt.subplots()
+    ax.plot(values)
+    style.measured(ax, Metric("negative log-likelihood [nats]"), pd.Series(values))
+    ax.figure.canvas.draw()
+    bottom, top = ax.get_ylim()
+    shown = {t.get_text() for t in ax.get_yticklabels() if bottom <= t.get_position()[1] <= top and t.get_text()}
+    assert len(shown) >= (3 if scale == "linear" else 2) and ax.get_yscale() == scale
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
 def test_a_figure_is_1400_dots_wide_with_two_panels_a_row(count):
     figure, axes = style.panels(count)
