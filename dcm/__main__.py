@@ -18,9 +18,9 @@ def main(arguments: list[str] | None = None) -> int:
         for name in parser.parse_args(arguments).files:
             figures = sorted(name.glob("*.png")) if name.is_dir() else [name]
             for path in figures:
-                text, up_to_date = provenance.report(path)
+                text, changed = provenance.report(path)
                 print(text)
-                fresh &= up_to_date
+                fresh &= not changed
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

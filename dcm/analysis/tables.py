@@ -10,7 +10,6 @@ import pandas as pd
 from dcm.analysis.compare import ODE_ERROR, VERDICTS, interval
 from dcm.analysis.measured import constant, final_one_step
 from dcm.analysis.runs import REGIME, Run
-from dcm.horizon import method_name
 from dcm.metrics.metric import Metric
 from dcm.solvers import SOLVER_NAMES
 
@@ -28,15 +27,15 @@ def main_table(rows: pd.DataFrame, teacher: pd.DataFrame, metrics: dict[str, Met
     `rows` : students of the settings to show. `teacher` : the teacher's own rows.
     """
     own = teacher.assign(method="teacher", horizon=0, seeds=0, updates=0, ode_error=0.0)
-    out = own[["method", "horizon", "solver", "seeds", "updates", "ode_error", *metrics]].to_dict("records")
-    last, stood = final_one_step(rows), constant(rows).method.unique()
-    for (solver, horizon, method), part in last.groupby(["solver", "horizon", "method"], sort=True):
-        place = horizon if method in stood else np.inf  # those that changed come last
-        line = dict(method=method, horizon=place, solver=solver, seeds=len(part), updates=int(part["update"].iloc[0]))
-        for c in with_ode_error(metrics):
-            line |= {c: part[c].mean(), f"{c}_sd": part[c].std(ddof=1) if len(part) > 1 else 0.0}
-        out.append(line)
-    table = pd.DataFrame(out).sort_values(["solver", "horizon"], kind="stable", ignore_index=True)
+    by_method = final_one_step(rows).groupby(["solver", "horizon", "method"])
+    measured = by_method[list(with_ode_error(metrics))]
+    spread = measured.std().add_suffix("_sd")
+    spread[by_method.size() == 1] = 0.0
+    counts = by_method.agg(seeds=("seed", "size"), updates=("update", "first"))
+    students = pd.concat([counts, measured.agg(lambda of_seeds: of_seeds.mean()), spread], axis=1).reset_index()
+    stood = students.method.isin(constant(rows).method)
+    students["horizon"] = students.horizon.where(stood, np.inf)  # those that changed come last
+    table = pd.concat([own, students]).sort_values(["solver", "horizon"], kind="stable", ignore_index=True)
     values = [c for name in with_ode_error(metrics) for c in (name, f"{name}_sd")]
     return table[["method", "solver", "seeds", "updates", *values]]
 
@@ -94,17 +93,3 @@ def regime_counts(claims: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
     table["metric"] = list(map(labels.get, zip(table.family, table.metric)))
     table["both"] = table.both.where(table.claim == "C2", "").astype(str)  # of C1 alone it says nothing
     return table.rename(columns={"family": "study", "metric": "measure", "both": "C1 and C2 both supported"})
-
-
-def best_horizons(rows: pd.DataFrame, intervals: int, metrics: dict[str, Metric]) -> dict[str, list[str]]:
-    """By method, the labels of the ODE error and of the metrics by which its horizon is best, on the mean over seeds.
-
-    Of those that stood while training.
-    """
-    best: dict[str, list[str]] = {}
-    for column, metric in with_ode_error(metrics).items():
-        means = constant(rows).groupby("horizon")[column].mean()
-        if metric.judged and means.notna().all():
-            h = means.idxmin() if metric.lower_is_better else means.idxmax()
-            best.setdefault(method_name(int(h), intervals), []).append(metric.label)
-    return best

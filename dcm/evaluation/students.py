@@ -35,18 +35,14 @@ def measure_students(
     ``measure(x (B, *shape), group, member)`` returns the values of a row, by name. Finished rows are kept in
     `store`, and those that have all `measures` are not made again.
     """
-    rows, work = RowStore(store, KEY, measures), []
-    for g in groups:
-        mark = evaluation.mark(g.digest)
-        for update, k in g.sets(steps_of(g.name)):
-            keys = [{"fingerprint": mark} | describe(g.name, g.group, m, update, k) for m in g.group.members]
-            work.append((g, update, k, keys))
-
-    for g, update, k, keys in tqdm(work, desc="students measured", unit="set"):
+    rows = RowStore(store, KEY, measures)
+    work = [(g, update, k) for g in groups for update, k in g.sets(steps_of(g.name))]
+    for g, update, k in tqdm(work, desc="students measured", unit="set"):
+        mark = {"fingerprint": evaluation.mark(g.digest)}
+        keys = [mark | describe(g.name, g.group, member, update, k) for member in g.group.members]
         if not all(key in rows for key in keys):
             for x, key, member in zip(evaluation.of_group(g, update, k), keys, g.group.members):
                 if key not in rows:
                     rows.add(key | measure(x, g.group, member))
-    for *_, keys in work:
         for key in keys:
             yield {name: value for name, value in rows[key].items() if name != "fingerprint"}

@@ -1,8 +1,8 @@
 """Where a figure came from: written into its png, read back, and held against what it was drawn from.
 
-A figure's record is JSON in the png's text chunk ``dcm`` (:class:`FigureRecord`). It has no dates, so equal inputs give
-equal bytes. Files in the figure's folder are named relative to it, others of the repository relative to that, so that
-the folder can be copied (``make publish``).
+The record is JSON in the png's text chunk ``dcm``: study, figure, caption, commit, ``parameters``, a :func:`source`, and
+``drawn_from``, a list of them. It has no dates, so equal inputs give equal bytes. Files in the figure's folder are named
+relative to it, others of the repository relative to that, so that the folder can be copied (``make publish``).
 """
 
 from __future__ import annotations
@@ -10,48 +10,22 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated, NotRequired
 
 from PIL import Image
-from pydantic import Field, TypeAdapter
-from typing_extensions import TypedDict
 
 from dcm.support.errors import InputError, why
 from dcm.support.files import ROOT, fingerprint, read_tensors, sha256, tensors_digest
 
 PNG_KEY = "dcm"
 RESULTS = ROOT / "results"
-LARGEST = 1 << 36  # bytes of a file that a record may name: some of the system's have no end
-
-
-class Source(TypedDict):
-    """A file that a figure depends on: of a table, how many rows of it (`count`) are shown.
-
-    Of parameters: the file that has them in full, and the `notebooks` that had a part in the figure.
-    """
-
-    file: str
-    fingerprint: str
-    count: NotRequired[int]
-    notebooks: NotRequired[list[str]]
-
-
-class FigureRecord(TypedDict):
-    """What a figure's file says of itself."""
-
-    study: str
-    figure: str
-    caption: str
-    commit: str
-    parameters: Source
-    drawn_from: Annotated[list[Source], Field(max_length=100)]
-
-
-RECORD = TypeAdapter(FigureRecord)
+MOST, LARGEST = 100, 1 << 36  # files that a record may name, and their bytes: some of the system's have no end
 
 
 def source(path: Path, folder: Path, known: str = "", **more) -> dict:
-    """The entry of the file `path` in a record of a figure in `folder`; its fingerprint is taken unless it is `known`."""
+    """A file that a figure in `folder` depends on, for its record; its fingerprint is taken unless it is `known`.
+
+    `more` is, of a table, the ``count`` of the rows shown; of parameters in full, the ``notebooks`` that had them.
+    """
     inside = path.is_relative_to(folder) or not path.is_relative_to(ROOT)
     name = os.path.relpath(path, folder if inside else ROOT)
     return {"file": name, "fingerprint": known or file_fingerprint(path), **more}
@@ -62,29 +36,16 @@ def file_fingerprint(path: Path) -> str:
     return (tensors_digest(read_tensors(path)[0]) if path.suffix == ".safetensors" else sha256(path))[:16]
 
 
-def printable(text: str) -> str:
-    """`text` on one line without what would steer a terminal, and not too long."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:2000])
-
-
-def read(path: str | Path) -> FigureRecord:
-    """A figure's record; no pixel is decoded. Raises :class:`InputError` for a file that is none of the study's figures."""
-    path = Path(path)
-    try:
-        if not path.exists():
-            raise InputError(f"{path} does not exist.")
-        if path.suffix != ".png" or not path.is_file():
-            raise InputError(f"{path} is no figure; allowed: png files that a notebook saved.")
-        with Image.open(path, formats=["PNG"]) as image:
-            text = image.info.get(PNG_KEY)
-        if text is None:
+def read(path: Path) -> dict:
+    """A figure's record; no pixel is decoded. Raises :class:`InputError` for a file that is no figure."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist.")
+    if path.suffix != ".png" or not path.is_file():
+        raise InputError(f"{path} is no figure; allowed: png files that a notebook saved.")
+    with Image.open(path, formats=["PNG"]) as image:
+        if PNG_KEY not in image.info:
             raise InputError(f"{path} says nothing of where it came from; it was not saved by this study.")
-        return RECORD.validate_json(text, strict=True)
-    except InputError as error:
-        wrong = str(error)
-    except Exception as error:  # a damaged file makes the library raise almost anything
-        wrong = f"{path} cannot be read as a figure ({why(error)})."
-    raise InputError(printable(wrong))
+        return json.loads(image.info[PNG_KEY])
 
 
 def shipped(path: Path) -> bool:
@@ -93,8 +54,8 @@ def shipped(path: Path) -> bool:
     return there.is_relative_to(RESULTS) and not there.is_relative_to(RESULTS / "local")
 
 
-def _now(entry: Source, path: Path) -> str:
-    """The fingerprint that `entry` would have today, were `path` its file."""
+def _now(entry: dict, path: Path) -> str:
+    """The fingerprint that the source `entry` would have today, were `path` its file."""
     if "notebooks" not in entry:
         return file_fingerprint(path)
     record = json.loads(path.read_text())  # of one notebook, or of a whole study
@@ -102,8 +63,8 @@ def _now(entry: Source, path: Path) -> str:
     return fingerprint({name: of["parameters"] for name, of in records.items()})
 
 
-def state(entry: Source, folder: Path) -> str:
-    """``unchanged``, ``changed`` or ``not here``: an entry of a record against the file that it names."""
+def state(entry: dict, folder: Path) -> str:
+    """``unchanged``, ``changed`` or ``not here``: a source of a figure in `folder` against the file that it names."""
     there = [p for p in (folder / entry["file"], ROOT / entry["file"]) if os.path.exists(p)]
     if not there or (shipped(folder) and not shipped(there[0])):
         return "not here"  # but with whoever made it: a run on this machine is another
@@ -114,26 +75,38 @@ def state(entry: Source, folder: Path) -> str:
         return "changed"
 
 
-def states(path: str | Path) -> tuple[FigureRecord, list[tuple[Source, str]]]:
-    """A figure's record, and the :func:`state` of everything that it depends on, its parameters first."""
-    record = read(path)
-    return record, [(entry, state(entry, Path(path).parent)) for entry in (record["parameters"], *record["drawn_from"])]
+def _told(path: Path, record: dict) -> tuple[list[str], list[str]]:
+    """The lines of :func:`report`, and which files have changed."""
+    lines = [str(path), f"  figure      {record['figure']} of the study {record['study']}"]
+    lines += [f"  caption     {record['caption']}", f"  commit      {record['commit']}"]
+    sources, changed = [("parameters", record["parameters"]), *(("drawn from", s) for s in record["drawn_from"])], []
+    if len(sources) > MOST:
+        raise ValueError(f"it names {len(sources)} files; allowed: at most {MOST}")
+    for what, entry in sources:
+        now = state(entry, path.parent)
+        changed += [entry["file"]] * (now == "changed")
+        count = f", {entry['count']} rows" if "count" in entry else ""
+        lines.append(f"  {what}  {entry['file']}{count}, {entry['fingerprint']}: {now}")
+    return [*lines, f"  STALE: {', '.join(changed)} changed after it was drawn." if changed else "  up to date"], changed
+
+
+def report(path: str | Path) -> tuple[str, list[str]]:
+    """A figure's provenance in words, and which files among its inputs have changed since it was drawn.
+
+    Raises :class:`InputError` for a file that is none of the study's figures.
+    """
+    # On one line each, without what would steer a terminal, and not too long.
+    printable = lambda text: "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:2000])
+    try:
+        lines, changed = _told(Path(path), read(Path(path)))
+        return "\n".join(map(printable, lines)), changed
+    except InputError as error:
+        wrong = str(error)
+    except Exception as error:  # a damaged file makes the library raise almost anything
+        wrong = f"{path} cannot be read as a figure ({why(error)})."
+    raise InputError(printable(wrong))
 
 
 def stale(path: str | Path) -> list[str]:
     """Files among a figure's inputs that have changed since it was drawn; empty for a figure that is up to date."""
-    return [entry["file"] for entry, now in states(path)[1] if now == "changed"]
-
-
-def report(path: str | Path) -> tuple[str, bool]:
-    """A figure's provenance in words, and whether it is up to date."""
-    record, found = states(path)
-    lines = [str(path), f"  figure      {record['figure']} of the study {record['study']}"]
-    lines += [f"  caption     {record['caption']}", f"  commit      {record['commit']}"]
-    for entry, now in found:
-        what = "parameters" if entry is record["parameters"] else "drawn from"
-        count = f", {entry['count']} rows" if "count" in entry else ""
-        lines.append(f"  {what}  {entry['file']}{count}, {entry['fingerprint']}: {now}")
-    changed = [entry["file"] for entry, now in found if now == "changed"]
-    lines.append(f"  STALE: {', '.join(changed)} changed after it was drawn." if changed else "  up to date")
-    return "\n".join(map(printable, lines)), not changed
+    return report(path)[1]

@@ -82,13 +82,9 @@ def takeaway(main: pd.DataFrame, claims: pd.DataFrame, metrics: dict[str, Metric
     return " ".join(lines)
 
 
-def notes(quality, teacher: pd.DataFrame, best: dict[str, list[str]], samples: int) -> list[str]:
-    """What helps to read the numbers: best horizons, the metrics' background and, for images, how far real ones are apart.
-
-    `quality` is the study's, `teacher` has the rows of its teacher, `best` is :func:`dcm.analysis.tables.best_horizons`.
-    """
-    each = "; ".join(f"{name} by {', '.join(labels)}" for name, labels in best.items())
-    lines = [f"Best horizon (mean over seeds): {each}. {samples} samples of each student are measured. {quality.note}"]
+def notes(quality, teacher: pd.DataFrame, samples: int) -> list[str]:
+    """What helps to read the numbers of a study's `quality`: its background and, for images, how far real ones are apart."""
+    lines = [f"Quality is measured on {samples} samples of each student. {quality.note}"]
     for row in teacher[teacher.solver == "real images"].itertuples():
         lines.append(
             f"For scale: as many real training images have a Frechet distance of {row.fd_real:.3g} to the held-out ones, "

@@ -46,29 +46,19 @@ class StudyResults:
         teacher = with_columns(read(run_dir, "teacher_quality"), quality.metrics)
         return cls(run_dir, main, quality, rows, teacher, read(run_dir, "ode_error_by_time"))
 
-    @property
-    def shown_metrics(self) -> list[str]:
-        """The quality metrics that sweeps show: the primary one and those that the study names beside it."""
-        return [self.quality.primary, *self.quality.secondary_metrics]
-
     @cached_property
     def groups(self) -> dict[str, DistilledGroup]:
         """Every group that was measured, by name, without its weights."""
         return {name: replace(load_group(self.run_dir, name), tensors={}) for name in self.rows.group.unique()}
-
-    def _at_main(self, rows: pd.DataFrame, but: str = "") -> pd.Series:
-        """Mask of the rows whose solver, grid and guidance, all `but` one of them, are those of the main setting."""
-        g = self.main.group
-        return (rows[AT] == [g.solver, g.intervals, g.guidance[0]]).drop(columns=but, errors="ignore").all(axis=1)
 
     def along(self, column: str) -> pd.DataFrame:
         """Final one-step rows that differ from the main setting in `column` alone, of groups trained as the main one is."""
         free = {"snapshots", "checkpoint_seconds", "updates_per_solve", "solves_in_flight", *MEMORY}
         how = lambda g: [g.about["parameters"].get(k) for k in TrainingParameters.model_fields if k not in free]
         alike = [name for name, g in self.groups.items() if how(g) == how(self.main)]
-        rows = final_one_step(self.rows)
-        rows = rows[rows.group.isin(alike) & self._at_main(rows, but=column)]
-        return rows.drop_duplicates([*AT, "method", "seed"])
+        rows, main = final_one_step(self.rows), self.main.group
+        at_main = (rows[AT] == [main.solver, main.intervals, main.guidance[0]]).drop(columns=column).all(axis=1)
+        return rows[rows.group.isin(alike) & at_main].drop_duplicates([*AT, "method", "seed"])
 
     def teacher_along(self, column: str) -> pd.DataFrame:
         """The teacher's rows of the settings in :meth:`along`."""

@@ -48,21 +48,20 @@ def told(path: Path, capsys) -> str:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (json.dumps({k: v for k, v in RECORD.items() if k != "caption"}), "caption: Field required"),
-        (
-            json.dumps(RECORD | {"drawn_from": [{"file": 3, "fingerprint": ""}]}),
-            "drawn_from.0.file: Input should be a val",
-        ),
-        (json.dumps(RECORD | {"drawn_from": [SOURCE] * 101}), "at most 100 items"),
-        (json.dumps(RECORD | {"parameters": None}), "parameters: Input should be"),
-        ("[" * 100_000 + "]" * 100_000, "recursion limit"),
-        ("[]", "cannot be read as a figure (it: Input should be an object"),
-        ("\x1b]0;owned\x07{", "cannot be read as a figure (it: Invalid JSON"),
-        ("x" * (1 << 21), "cannot be read as a figure (it: Invalid JSON"),
+        (json.dumps({k: v for k, v in RECORD.items() if k != "caption"}), "KeyError: 'caption'"),
+        (json.dumps(RECORD | {"drawn_from": [{"file": 3, "fingerprint": ""}]}), "TypeError"),
+        (json.dumps(RECORD | {"drawn_from": {"file": "a.csv"}}), "TypeError"),
+        (json.dumps(RECORD | {"drawn_from": [SOURCE] * 101}), "allowed: at most 100"),
+        (json.dumps(RECORD | {"parameters": None}), "TypeError"),
+        ("[" * 100_000 + "]" * 100_000, "RecursionError"),
+        ("[]", "TypeError"),
+        ("\x1b]0;owned\x07{", "JSONDecodeError"),
+        ("x" * (1 << 21), "JSONDecodeError"),
     ],
 )
 def test_a_record_that_is_none_is_refused(tmp_path, capsys, text, message):
-    assert message in told(png(tmp_path / "a.png", text.encode()), capsys)
+    said = told(png(tmp_path / "a.png", text.encode()), capsys)
+    assert "cannot be read as a figure" in said and message in said
 
 
 def test_what_would_fill_the_memory_or_wait_for_ever_is_refused(tmp_path, capsys):

@@ -95,6 +95,6 @@ def test_what_is_no_figure_is_refused(tmp_path, capsys):
         ("none.png", "does not exist"),
     ]:
         with pytest.raises(InputError, match=message):
-            provenance.read(tmp_path / name)
+            provenance.report(tmp_path / name)
         assert main(["provenance", str(tmp_path / name)]) == 2
         assert message in capsys.readouterr().err
