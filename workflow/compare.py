@@ -13,6 +13,7 @@ import mistune
 import pandas as pd
 import yaml
 
+from dcm.analysis.compare import interval
 from dcm.support.errors import InputError
 from dcm.support.files import ROOT, read_json, write_text
 
@@ -21,21 +22,7 @@ KINDS = {".png", ".csv", ".md", ".json"}
 # Of these the repository ships what was measured alone; their tables and figures are those of regimes_all.
 SOURCES = ("regimes", "regimes_cifar10")
 MEASURED = {"metrics.csv", "studies.json", "provenance.json"}
-SETTING = [
-    "run",
-    "group",
-    "solver",
-    "intervals",
-    "guidance",
-    "horizon",
-    "method",
-    "seed",
-    "update",
-    "steps",
-    "pair",
-    "claim",
-    "metric",
-]
+SETTING = "run group solver intervals guidance horizon method seed update steps pair claim metric".split()
 STYLE = "body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}img{max-width:100%}table{font-size:80%;border-collapse:collapse}td,th{padding:.2em .6em;border-bottom:1px solid #ccc}"
 
 
@@ -58,17 +45,10 @@ def largest_difference(here: pd.DataFrame, there: pd.DataFrame) -> str:
         scale = shipped if positive else shipped.abs().mean()
         off = ((now - shipped).abs() / scale).fillna(0)
         row = rows.loc[off.idxmax()]
-        setting = ", ".join(
-            f"{c} {row[c]:g}" if isinstance(row[c], float) else f"{c} {row[c]}"
-            for c in ("run", "group", "horizon", "seed", "update", "steps")
-            if c in row
-        )
-        found.append(
-            (
-                off.max(),
-                f"{off.max():.2g}{'' if positive else ' of its mean'} ({name} {row[name]:.6g}, shipped {row[f'{name}_shipped']:.6g}: {setting})",
-            )
-        )
+        at = [(c, row[c]) for c in ("run", "group", "horizon", "seed", "update", "steps") if c in row]
+        setting = ", ".join(f"{c} {value:g}" if isinstance(value, float) else f"{c} {value}" for c, value in at)
+        values = f"{name} {row[name]:.6g}, shipped {row[f'{name}_shipped']:.6g}"
+        found.append((off.max(), f"{off.max():.2g}{'' if positive else ' of its mean'} ({values}: {setting})"))
     return f"{max(found)[1]}, of {len(rows)} rows in both"
 
 
@@ -81,13 +61,9 @@ def verdicts(folder: Path, here: pd.DataFrame, there: pd.DataFrame | None) -> li
         w = notebooks[f"2_distill-{main}"]["parameters"]["guidance"][0]
         at = here[(here.group == main) & (here.guidance == w)]
         for claim, rows in at.groupby("claim"):
-            each = "; ".join(
-                f"{name} by {', '.join(part.metric)}" for name, part in rows.groupby("verdict", sort=False)
-            )
+            each = "; ".join(f"{name} by {', '.join(part.metric)}" for name, part in rows.groupby("verdict", sort=False))
             first = rows.iloc[0]
-            lines.append(
-                f"{claim} {each} ({first.metric}: {first.effect} {first.value:.3g} [{first.low:.3g}, {first.high:.3g}])"
-            )
+            lines.append(f"{claim} {each} ({first.metric}: {first.effect} {interval(first)})")
     else:
         for claim, rows in here.groupby("claim"):
             lines.append(f"{claim} {', '.join(f'{n} {verdict}' for verdict, n in rows.verdict.value_counts().items())}")
@@ -123,9 +99,8 @@ def compare(folder: Path) -> None:
     shipped = {name: pd.read_csv(path) for name, path in places.items() if path.exists()}
     lines = verdicts(folder, tables["verdicts"], shipped.get("verdicts"))
     if "metrics" in shipped:
-        lines.append(
-            f"largest relative difference of a metric: {largest_difference(tables['metrics'], shipped['metrics'])}"
-        )
+        most = largest_difference(tables["metrics"], shipped["metrics"])
+        lines.append(f"largest relative difference of a metric: {most}")
     page = write_page(folder)
     print("\n  ".join([folder.name, *lines, f"open {page.relative_to(ROOT) if page.is_relative_to(ROOT) else page}"]))
 

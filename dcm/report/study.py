@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from torch import Tensor
 
 from dcm.analysis.measured import final_one_step, measured, read, with_columns
+from dcm.metrics.metric import Metric
 from dcm.parameters.check import refusal
 from dcm.parameters.notebooks import TrainingParameters, check_ends
 from dcm.report.page import Page
@@ -31,20 +31,19 @@ class StudyResults:
 
     run_dir: Path
     main: DistilledGroup
-    quality: Any
     rows: pd.DataFrame
     teacher: pd.DataFrame
     by_time: pd.DataFrame
 
     @classmethod
-    def load(cls, run_dir: Path, main: DistilledGroup, quality) -> StudyResults:
+    def load(cls, run_dir: Path, main: DistilledGroup, metrics: dict[str, Metric]) -> StudyResults:
         """What notebooks 3 and 4 measured; raises :class:`InputError` where they lack the main group, or its ends."""
         check_ends(main.name, asdict(main.group))
-        rows = measured(run_dir, quality.metrics)
+        rows = measured(run_dir, metrics)
         if main.name not in (groups := set(rows.group)):
             raise refusal("main_group", main.name, ", ".join(sorted(groups)), ": it was not measured")
-        teacher = with_columns(read(run_dir, "teacher_quality"), quality.metrics)
-        return cls(run_dir, main, quality, rows, teacher, read(run_dir, "ode_error_by_time"))
+        teacher = with_columns(read(run_dir, "teacher_quality"), metrics)
+        return cls(run_dir, main, rows, teacher, read(run_dir, "ode_error_by_time"))
 
     @cached_property
     def groups(self) -> dict[str, DistilledGroup]:

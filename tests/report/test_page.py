@@ -136,4 +136,4 @@ def test_a_foreign_file_of_samples_is_refused(tmp_path):
     group = DistilledGroup("main", Group("ddim", 10, (2.0,), (1, 10), (0,)), [40], {}, tmp_path, {})
     rows = measured.with_final(rows_of())
     with pytest.raises(InputError, match="does not hold the samples of notebook 4"):
-        StudyResults(tmp_path, group, None, rows, rows, rows).shown_samples()
+        StudyResults(tmp_path, group, rows, rows, rows).shown_samples()
