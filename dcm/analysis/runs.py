@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from pydantic import TypeAdapter
@@ -20,7 +19,6 @@ from dcm.support.files import project_path, read_json
 
 SETTING_OF_RUN = ["run", *SETTING]
 REGIME = [*SETTING_OF_RUN, "update", "steps"]
-Run = Any  # of two functions in dcm/analysis/tables.py that nothing calls any more; goes with them
 TO_DATA = {  # by distance to the teacher's samples: the same to data
     "swd_teacher": "swd_data", "fd_teacher": "fd_real", "fid_teacher": "fid_real",
     "fd_classifier": "fd_classifier_real", "fd_pixels": "fd_pixels_real", "fd_self": "fd_self_real",

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 
-from dcm.analysis.compare import ODE_ERROR, VERDICTS, interval
+from dcm.analysis.compare import ODE_ERROR, interval
 from dcm.analysis.measured import constant, final_one_step
-from dcm.analysis.runs import REGIME, Run
 from dcm.metrics.metric import Metric
 from dcm.solvers import SOLVER_NAMES
 
@@ -66,30 +63,3 @@ def readable_claims(claims: pd.DataFrame, metrics: dict[str, Metric]) -> pd.Data
         }
     )  # fmt: skip
     return table if claims.encoders.any() else table.drop(columns="over encoders")
-
-
-def readable_regimes(claims: pd.DataFrame, runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
-    """By family: one line a regime, one column a claim and metric: verdict, effect and interval."""
-    out, by = {}, [*REGIME, "regime"]
-    for family, part in claims.groupby("family", sort=False):
-        metrics = next(r.metrics for r in runs if r.family == family)
-        names = {"ode_error": "C1: ODE error"} | {k: f"C2: {m.label}" for k, m in metrics.items()}
-        text = part.verdict + ", " + part.effect + " " + part.apply(interval, axis=1)
-        wide = part.assign(text=text).pivot(index=by, columns="metric", values="text")
-        wide = wide[[k for k in names if k in wide]].rename(columns=names).assign(seeds=part.groupby(by).seeds.max())
-        said = part[(part.role == "teacher") & (part.encoders != "")].set_index(by).encoders
-        wide = (wide.assign(**{"C2 over encoders": said}) if len(said) else wide).reset_index().fillna("not compared")
-        out[str(family)] = wide.assign(regime=wide.run + ": " + wide.regime).drop(columns=REGIME)
-    return out
-
-
-def regime_counts(claims: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
-    """By study and measure, in how many regimes the claim is supported, contradicted or open, and both claims hold."""
-    keys, held = pd.MultiIndex.from_frame(claims[REGIME]), claims.verdict == "supported"
-    both = held & keys.isin(keys[held & (claims.claim == "C1")])
-    table = claims.assign(both=both, **{v: claims.verdict == v for v in VERDICTS})
-    table = table.groupby(["family", "claim", "metric"], sort=False)[[*VERDICTS, "both"]].sum().reset_index()
-    labels = {(r.family, name): m.label for r in runs for name, m in with_ode_error(r.metrics).items()}
-    table["metric"] = list(map(labels.get, zip(table.family, table.metric)))
-    table["both"] = table.both.where(table.claim == "C2", "").astype(str)  # of C1 alone it says nothing
-    return table.rename(columns={"family": "study", "metric": "measure", "both": "C1 and C2 both supported"})

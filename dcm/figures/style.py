@@ -20,7 +20,6 @@ GREY, HOLLOW = "#777777", "hollow: one seed"
 COLOURS = {"CM": "#D55E00", "Direct CM": "#0072B2", "teacher": "#444444", BETWEEN: GREY, CHANGED: "#CC79A7", "total": "#009E73"}
 MARKERS = {"CM": "o", "Direct CM": "s", "teacher": "D", BETWEEN: "P", CHANGED: "X", "total": "^"}
 CLASS_COLOURS = "#0072B2 #E69F00 #009E73 #CC79A7 #56B4E9 #D55E00 #999999 #F0E442 #000000 #882255".split()
-VERDICTS = {"supported": ("#1B7837", "^"), "inconclusive": ("#888888", "o"), "contradicted": ("#762A83", "v")}
 ODE_ERROR = Metric("ODE error [mean squared]", ratio=True)
 WIDTH = 7.0  # inches, at 200 dots an inch: text of 9 points is 15 pixels high where 1,400 dots are shown as 830
 

@@ -57,7 +57,7 @@ class GroupTraining:
     Attributes
     ----------
     averaged : the exponential moving average of the `weights`, by name; both empty without one.
-    kept : weights at the snapshots, by ``update/name``. reached : seconds of training by snapshot.
+    kept : weights at the snapshots, by ``update/name``.
     log, loss_sum : mean losses (M,) by window of updates, and the sum in the present one.
     saved : the last update of which there is a checkpoint.
     """
@@ -75,7 +75,6 @@ class GroupTraining:
         self.update = self.evaluations = self.saved = 0
         self.averaged: dict[str, Tensor] = {}
         self.kept: dict[str, Tensor] = {}
-        self.reached: dict[str, float] = {}
         self.log: list[Tensor] = []
         self.began = time.monotonic()
 
@@ -106,7 +105,7 @@ class GroupTraining:
     def restore(self, tensors: dict[str, Tensor], about: dict) -> None:
         """Go on from what a checkpoint holds."""
         self.update, self.evaluations = about["update"], about["evaluations"]
-        self.began, self.reached, self.saved = self.began - about["seconds"], about["snapshot_seconds"], self.update
+        self.began, self.saved = self.began - about["seconds"], self.update
         self.students.load_state_dict(picked("students", tensors))
         load_optimizer(self.optimizer, picked("optimizer", tensors))
         self.averaged = picked("averaged", tensors)
@@ -135,7 +134,7 @@ class GroupTraining:
         about = {
             "identity": self.identity, "update": self.update, "evaluations": self.evaluations, "seconds": self.elapsed,
             "parameters": self.p.model_dump(), "group": asdict(self.group), "snapshots": self.snapshots,
-            "snapshot_seconds": self.reached, "log_window": self.window, "processes": self.processes.size,
+            "log_window": self.window, "processes": self.processes.size,
         }  # fmt: skip
         write_tensors(path, tensors, about)
 
@@ -150,7 +149,6 @@ class GroupTraining:
         """Keep the weights, averaged where they are, as they are now."""
         state = self.students.state_dict() | self.averaged
         self.kept |= prefixed(str(self.update), {n: p.cpu().clone() for n, p in state.items()})
-        self.reached[str(self.update)] = self.elapsed
 
     def check(self, state: State) -> None:
         """Raise :class:`TrainingError`, with the last good checkpoint, for a loss that is not finite."""

@@ -93,7 +93,3 @@ def test_labels_say_what_direction_and_unit():
     style.measured(ax, POWER, pd.Series([1.0, np.nan]))
     assert ax.get_ylabel().replace("\n", " ") == "high-frequency power [teacher = 1]"
     assert ax.get_title() == "high-frequency power of samples"
-
-
-def test_verdicts_have_no_method_s_colour():
-    assert not {colour for colour, _ in style.VERDICTS.values()} & set(style.COLOURS.values())
