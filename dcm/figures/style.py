@@ -68,7 +68,7 @@ def scale(ax: Axes, which: str, values, log: bool = True, at_values: bool = Fals
         axis.set_minor_locator(mpl.ticker.NullLocator())
 
 
-def wrapped(text: str, width: int = 47) -> str:
+def wrapped(text: str, width: int = 42) -> str:
     """Text in lines that fit a panel."""
     return "\n".join(textwrap.wrap(text, width, break_on_hyphens=False))
 
