@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import re
 from functools import cache
@@ -119,7 +118,7 @@ def span(values: pd.Series) -> str:
 def between(scale: str, pair: str, role: str) -> str:
     """The range of the ratios of a scale's main setting: of a pair of methods, or of both of the switch."""
     rows = switch_rows()
-    pairs = PAIRS if pair == "switch" else [html.unescape(pair)]  # a comment can have no >
+    pairs = PAIRS if pair == "switch" else [pair.replace(" to ", ">")]  # a comment can have no >
     found = rows[rows.name.str.startswith(scale) & rows.pair.isin(pairs) & (rows.role == role)]
     return span(found.value) if len(found) else "(not published)"
 
