@@ -64,7 +64,12 @@ def scale(ax: Axes, which: str, values, log: bool = True, at_values: bool = Fals
         set_scale("symlog", linthresh=1)
     axis.set_major_formatter("{x:g}")
     if at_values and 3 <= values.nunique() <= 6:
-        axis.set_ticks(sorted(set(values)))
+        place, ticks = np.log if log else np.asarray, [values.max()]
+        room = 0.1 * (place(values.max()) - place(values.min()))  # of a label
+        for value in sorted(set(values), reverse=True):
+            if place(ticks[-1]) - place(value) >= room:
+                ticks.append(value)
+        axis.set_ticks(ticks)
         axis.set_minor_locator(mpl.ticker.NullLocator())
 
 

@@ -93,3 +93,9 @@ def test_labels_say_what_direction_and_unit():
     style.measured(ax, POWER, pd.Series([1.0, np.nan]))
     assert ax.get_ylabel().replace("\n", " ") == "high-frequency power [teacher = 1]"
     assert ax.get_title() == "high-frequency power of samples"
+
+
+def test_ticks_at_values_leave_room_for_their_labels():
+    _, ax = plt.subplots()
+    style.scale(ax, "x", pd.Series([8, 37, 172, 400, 608, 800]), at_values=True)
+    assert sorted(ax.get_xticks()) == [8, 37, 172, 400, 800]  # 608 stands too near
