@@ -11,7 +11,11 @@ import re
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+
+from dcm.analysis.compare import paired_t
+from dcm.analysis.switch import SWITCH
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -205,12 +209,51 @@ def rates_table() -> str:
     return compact(found[["setting", "method", "seeds", *rates]].fillna("").to_dict("records"))
 
 
+CELL = ["dimension", "modes", "width"]
+# By prediction of docs/preregistration.md: what it says, the cells that differ by one step, and the sign of the change.
+STEPS = {
+    11: ("C2 rises with the dimension", [((d, m, 64), (2 * d, m, 64)) for m in (4, 12) for d in (2, 4, 8)], 1),
+    12: ("C2 is higher with 12 modes than with 4", [((d, 4, 64), (d, 12, 64)) for d in (2, 4, 8, 16)], 1),
+    13: ("C2 falls with the width", [((16, 12, w), (16, 12, 2 * w)) for w in (32, 64, 128)], -1),
+}
+
+
+def difficulty_table() -> str:
+    """The switch by cell of workflow/difficulty.py, and what became of the predictions about it."""
+    path = ROOT / "results/difficulty/metrics.csv"
+    if not path.exists():
+        return "*workflow/difficulty.py has not been run yet.*"
+    rows, lines, change, stable = pd.read_csv(path), [], {}, {}
+    of = lambda part, method, column: np.log(part[part.method == method].set_index("seed")[column])
+    shown = lambda logs: "{:.3g} [{:.3g},&nbsp;{:.3g}]".format(*np.exp([(t := paired_t(logs.to_numpy())).value, t.low, t.high]))
+    for cell, part in rows.groupby(CELL, sort=False):
+        updates = sorted(part["update"].unique())
+        end, before = part[part["update"] == updates[-1]], part[part["update"] == updates[-2]]
+        stable[cell] = not paired_t((of(end, "CM", "ode_error") - of(before, "CM", "ode_error")).to_numpy()).low > 0
+        line = dict(zip(CELL, cell), rate=f"{end.lr.iloc[0]:g}", **{"the CM is stable": "yes" if stable[cell] else "no"})
+        for pair, (a, b) in SWITCH.items():
+            for claim, column in (("C1", "ode_error"), ("C2", "swd_teacher")):
+                logs = of(end, a, column) - of(end, b, column)
+                line[f"{claim}, {pair}"] = shown(logs)
+                change.setdefault((pair, claim), {})[cell] = logs
+        lines.append(line)
+    said = []
+    for number, (says, steps, sign) in STEPS.items():
+        logs = change[PAIRS[0], "C2"]
+        there = [(a, b) for a, b in steps if a in logs and b in logs and stable[a] and stable[b]]
+        tests = [paired_t((logs[b] - logs[a]).to_numpy()) for a, b in there]
+        right, wrong = (sum(t.p < 0.05 and s * sign * t.value > 0 for t in tests) for s in (1, -1))
+        outcome = "failed" if wrong else "held" if right == len(steps) else "open"
+        said.append(f"{number}. {says}: **{outcome}** ({right} of {len(steps)} steps as predicted, {wrong} the other way, {len(steps) - len(there)} without a stable CM).")
+    return compact(lines) + "\n\nThe predictions, on C2 by D>D / D>CM:\n\n" + "\n".join(said)
+
+
 def dry_run() -> str:
     """The SDXL dry run's table, as ``benchmarks/sdxl_dry_run.py`` wrote it."""
     return (ROOT / "results/sdxl/dry_run.md").read_text().strip()
 
 
-BLOCKS = {"findings": findings, "switch": switch_table, "counts": counts_table, "rates": rates_table, "sdxl dry run": dry_run}
+BLOCKS = {"findings": findings, "switch": switch_table, "counts": counts_table, "rates": rates_table, "difficulty": difficulty_table, "sdxl dry run": dry_run}
 NUMBERS = {f.__name__: f for f in (effect, ratio, solver_error, minutes, between)}
 
 
