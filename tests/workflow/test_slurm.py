@@ -12,6 +12,7 @@ from test_smoke import ENVIRONMENT, ROOT, command, read
 from dcm.support.files import read_json
 
 PROFILE = ROOT / "workflow/profiles/slurm"
+LONGEST = 900  # seconds of a part of the test: of seconds on an idle machine, of minutes on a busy one
 
 
 def said(*words: str) -> str:
@@ -51,16 +52,17 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_numbers(tmp_path):
     mine = lambda: [job for job in jobs() if job[0] not in before]
 
     first, checkpoint = start(), tmp_path / "slurm/run/checkpoints/main.safetensors"
+    end = time.monotonic() + LONGEST
     while not checkpoint.exists():
-        assert first.poll() is None, first.communicate()[0]
+        assert first.poll() is None and time.monotonic() < end, f"{jobs()} {first.kill() or first.communicate()[0]}"
         time.sleep(0.2)
     [training] = [job for job in mine() if job[2] == "RUNNING"]
     assert training[1] == "gpu" and "distill" in training[3]
     said("scancel", training[0])
-    assert first.wait() != 0 and not (tmp_path / "slurm/results/metrics.csv").exists()
+    assert first.wait(LONGEST) != 0 and not (tmp_path / "slurm/results/metrics.csv").exists()
 
     second = start()
-    out, _ = second.communicate()
+    out, _ = second.communicate(timeout=LONGEST)
     assert second.returncode == 0, out
     assert "Going on after update" in (tmp_path / "slurm/run/notebooks/2_distill-main.ipynb").read_text()
     assert {(job[1], job[2]) for job in mine()} == {("gpu", "CANCELLED"), ("gpu", "COMPLETED"), ("cpu", "COMPLETED")}
