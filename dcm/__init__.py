@@ -32,12 +32,10 @@ What surrounds it:
 """
 
 # ruff: noqa: F401
-import ast
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # for editors and type checkers
+if TYPE_CHECKING:  # for editors and type checkers; tests/test_example.py holds it equal to the table below
     from dcm.consistency import ConsistencyFunction, sample
     from dcm.horizon import Batch, Group, Member, distance, horizon_target
     from dcm.metrics.metric import ode_error
@@ -52,13 +50,22 @@ if TYPE_CHECKING:  # for editors and type checkers
     from dcm.training.loop import State, distill
     from dcm.training.settings import Settings
 
-# The same, read from the imports above: the module of each name.
-_HOME = {
-    name.name: str(node.module)
-    for node in ast.walk(ast.parse(Path(__file__).read_text()))
-    if isinstance(node, ast.ImportFrom) and str(node.module).startswith("dcm.")
-    for name in node.names
+_NAMES = {
+    "consistency": ("ConsistencyFunction", "sample"),
+    "horizon": ("Batch", "Group", "Member", "distance", "horizon_target"),
+    "metrics.metric": ("ode_error",),
+    "pairs": ("Data", "Pairs"),
+    "schedule": ("Grid", "NoiseSchedule"),
+    "solvers": ("SOLVERS", "Solution", "Solver", "solve"),
+    "students.lockstep": ("MLPStudents", "ModuleStudents", "Students"),
+    "support.errors": ("InputError",),
+    "teacher": ("Teacher", "guided_noise"),
+    "teachers.mixture": ("GaussianMixtureTeacher",),
+    "teachers.unet": ("UNetTeacher",),
+    "training.loop": ("State", "distill"),
+    "training.settings": ("Settings",),
 }
+_HOME = {name: f"dcm.{module}" for module, names in _NAMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,6 @@
 """What README and docs show runs as it stands, and `from dcm import ..` finds what they use without slow imports."""
 
+import ast
 import re
 import runpy
 import subprocess
@@ -48,8 +49,13 @@ def test_the_objective_on_a_diffusers_unet(capsys):
         assert any(not torch.equal(own, start) for own, start in pairs)
 
 
-def test_every_public_name_is_there():
-    assert {"Grid", "Pairs", "distill"} <= set(dcm._HOME) <= set(dir(dcm))
+def test_every_public_name_is_there_and_typed():
+    """What type checkers are told is what is imported."""
+    typed = {}
+    for node in ast.walk(ast.parse(Path(dcm.__file__).read_text())):
+        if isinstance(node, ast.If):
+            typed |= {a.name: i.module for i in node.body if isinstance(i, ast.ImportFrom) for a in i.names}
+    assert typed == dcm._HOME and set(typed) <= set(dir(dcm))
     for name, module in dcm._HOME.items():
         assert getattr(dcm, name) is getattr(sys.modules[module], name)
     with pytest.raises(AttributeError, match="no attribute 'grid'; its names: .*Grid"):
