@@ -62,8 +62,9 @@ def measure(evaluation: EvaluationSet, distilled: DistilledGroup, fitted_on: int
                     samples = evaluation.of_group(distilled, update, 1)
                     for other, x in zip(about, fitting.of_group(distilled, update, 1)):
                         spectra[other["method"], other["guidance"], other["seed"]] = radial_power(x)
-                        spectra[TEACHER, w, other["seed"]] = radial_power(solution(fitting))
-                wanted, there = spectra[target, w, own["seed"]], spectra[own["method"], w, own["seed"]]
+                    teacher = radial_power(solution(fitting))
+                wanted = teacher if target == TEACHER else spectra[target, w, own["seed"]]
+                there = spectra[own["method"], w, own["seed"]]
                 x = with_gains(samples[i], (wanted / there).sqrt())
                 rows.add(key | study.quality.measure(x, evaluation.condition, solution(evaluation)))
             yield {name: value for name, value in rows[key].items() if name != "fingerprint"}
