@@ -75,6 +75,8 @@ PREDICTIONS: dict[int, tuple[str, Sequence[Ratio | Lower | Near]]] = {
     8: ("C2 is lower at N = 50 than at N = 10", [Lower(s, (10, 2), (50, 2)) for s in HARD]),
     9: ("anneal lies between", [Ratio(s, f"anneal / {m}", role, sign) for s in HARD for m, role, sign in BETWEEN]),
     10: ("CIFAR-10: linear blur does not explain C2", [Ratio("CIFAR-10", FILTERED, "teacher", 1), Near("CIFAR-10", FILTERED, FIRST)]),
+    14: ("CIFAR-10, N = 50: both claims (D>D / D>CM)", [Ratio("CIFAR-10", FIRST, r, s, 50) for r, s in (("error", -1), ("teacher", 1))]),
+    15: ("CIFAR-10, N = 50: C2 is lower at w = 9 than at w = 2", [Lower("CIFAR-10", (50, 2), (50, 9))]),
 }  # fmt: skip
 
 
