@@ -9,10 +9,12 @@ python workflow/difficulty.py results/difficulty/metrics.csv
 import argparse
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import pandas as pd
+import torch
 from learning_rates import SEEDS, choose
 from learning_rates import measure as rates_of
 
@@ -21,11 +23,13 @@ from dcm.evaluation.students import describe
 from dcm.metrics.metric import ode_error
 from dcm.parameters.check import validate
 from dcm.parameters.notebooks import DistillParameters, TeacherParameters
+from dcm.studies.base import Study
 from dcm.studies.registry import load_study, prepare_teacher
 from dcm.support.errors import InputError
 from dcm.support.files import project_path, write_text
 from dcm.support.processes import find_device, ready_device
 from dcm.training.run import train_group
+from dcm.training.saved import DistilledGroup
 
 RATES = (0.001, 0.003, 0.01)
 METHODS = ["cm", "direct", "direct>cm", "cm>direct"]
@@ -65,14 +69,18 @@ def measure(cell: Cell, device) -> Iterator[dict]:
     tried = [group(f"{lr:g}", lr=lr, horizons=["cm"], seeds=SEEDS) for lr in RATES]
     rows = pd.DataFrame([row | {"group": "rates"} for p in tried for row in rates_of(study, p, 1024, device)])
     p = group("main", lr=float(choose(rows).lr.item()), horizons=METHODS, seeds=list(range(8)))
-    trained = train_group(study, p, device)
+    for row in measured(study, home, train_group(study, p, device), p, device):
+        yield cell._asdict() | {"lr": p.lr} | row | {"group": "main"}
+
+
+def measured(study: Study, home: Path, trained: DistilledGroup, p: DistillParameters, device: torch.device) -> Iterator[dict]:
+    """Rows of a group's students, in one step: the ODE error at every snapshot, and all metrics at the end."""
     evaluation = EvaluationSet(study, home, p.samples, p.evaluation_seed, device)
     solution = evaluation.teacher_samples(p.solver, p.intervals, p.guidance[0])
     for update in trained.updates:
         for x, member in zip(evaluation.of_group(trained, update, 1), trained.group.members):
-            row = cell._asdict() | {"lr": p.lr} | describe("main", trained.group, member, update, 1)
             at_end = study.quality.measure(x, evaluation.condition, solution) if update == trained.updates[-1] else {}
-            yield row | {"ode_error": ode_error(x, solution)} | at_end
+            yield describe(trained.name, trained.group, member, update, 1) | {"ode_error": ode_error(x, solution)} | at_end
 
 
 def main(arguments: list[str] | None = None) -> None:

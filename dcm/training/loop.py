@@ -12,7 +12,7 @@ from dcm.pairs import Pairs
 from dcm.students.lockstep import Students
 from dcm.support.errors import InputError, TrainingError
 from dcm.training.settings import Settings, learning_rate, make_optimizer
-from dcm.training.update import Update
+from dcm.training.update import PAPERS, Objective, Update
 
 
 @dataclass
@@ -35,6 +35,7 @@ def distill(
     optimizer: torch.optim.Optimizer | None = None,
     start: int = 0,
     evaluations: int = 0,
+    objective: Objective = PAPERS,
 ) -> Iterator[State]:
     """Train a group of students, yielding a :class:`State` after every update.
 
@@ -47,6 +48,7 @@ def distill(
     optimizer, start, evaluations : from a checkpoint, to go on after update number `start`; the run then equals
         one that was never interrupted, bit for bit, and with solves in flight up to rounding: an ODE may be in another
         slot.
+    objective : what is minimised.
 
     Raises :class:`InputError` for another number of students than the group has.
     """
@@ -54,12 +56,12 @@ def distill(
     if students.size != len(group.members):
         raise InputError(f"{students.size} students were given for a group of {len(group.members)}.")
     optimizer = optimizer or make_optimizer(students, settings)
-    make = Update(students, optimizer, settings, f, pairs.processes)
+    make = Update(students, optimizer, settings, f, pairs.processes, objective)
     switches = group.switches(settings.updates)
     for update, batch in pairs.between(start, settings.updates):
         if restarted := settings.at_switch == "restart" and update - 1 in switches:
             optimizer = make_optimizer(students, settings)
-            make = Update(students, optimizer, settings, f, pairs.processes)
+            make = Update(students, optimizer, settings, f, pairs.processes, objective)
         elif update - 1 in switches:
             still = {str(who) for who, _ in batch.stage.followers}
             for who, whom in group.stage(update - 1, settings.updates).followers:

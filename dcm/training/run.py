@@ -20,6 +20,7 @@ from dcm.support.progress import tqdm
 from dcm.training.loop import State, check_finite, distill
 from dcm.training.saved import DistilledGroup, load_group, snapshot_updates, students_path
 from dcm.training.settings import Settings, make_optimizer
+from dcm.training.update import PAPERS, Objective
 
 LOG_POINTS = 200  # points kept of each loss curve
 # Parameters that older students lack, and what held then.
@@ -62,8 +63,10 @@ class GroupTraining:
     saved : the last update of which there is a checkpoint.
     """
 
-    def __init__(self, study: Study, p: DistillParameters, device: torch.device, processes: Processes):
-        self.study, self.p, self.processes = study, p, processes
+    def __init__(
+        self, study: Study, p: DistillParameters, device: torch.device, processes: Processes, objective: Objective
+    ):
+        self.study, self.p, self.processes, self.objective = study, p, processes, objective
         self.group, self.settings, self.identity = p.group(), Settings.of(p), identity_of(p, study)
         self.final = students_path(p.run_dir, p.group_name)
         self.checkpoint = project_path(p.run_dir) / "checkpoints" / self.final.name
@@ -165,8 +168,9 @@ class GroupTraining:
             disable=not self.processes.first,
         )  # fmt: skip
         states = distill(
-            self.pairs, self.students, self.settings, self.study.f, self.optimizer, self.update, self.evaluations
-        )
+            self.pairs, self.students, self.settings, self.study.f, self.optimizer, self.update, self.evaluations,
+            self.objective,
+        )  # fmt: skip
         for state in states:
             self.update, self.evaluations, self.optimizer = state.update, state.evaluations, state.optimizer
             self.average(state.restarted)
@@ -186,19 +190,23 @@ class GroupTraining:
 
 
 def train_group(
-    study: Study, parameters: DistillParameters, device: torch.device, processes: Processes = ALONE
+    study: Study,
+    parameters: DistillParameters,
+    device: torch.device,
+    processes: Processes = ALONE,
+    objective: Objective = PAPERS,
 ) -> DistilledGroup:
     """Distil a group to its end, going on from a checkpoint where one of the same settings lies.
 
     Students that were finished with the same settings are not distilled again. A checkpoint is written every
     ``checkpoint_seconds``; the last one stays until the students are sampled, since Snakemake deletes what a rule that
     failed had made. Averaged weights (``ema``) are what is kept. Of
-    several `processes`, each calls this. Raises what :func:`dcm.training.loop.distill` raises.
+    several `processes`, each calls this. Another `objective` than the paper's wants a ``group_name`` of its own. Raises what :func:`dcm.training.loop.distill` raises.
     """
     if done := finished(parameters, study):
         print("These students are distilled already.")
         return done
-    training = GroupTraining(study, parameters, device, processes)
+    training = GroupTraining(study, parameters, device, processes, objective)
     training.run()
     study.use_precision("auto")
     if processes.first:

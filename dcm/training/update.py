@@ -1,6 +1,8 @@
 """One update of a group of students."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +15,22 @@ from dcm.support.processes import ALONE, Processes
 from dcm.training.settings import Settings
 
 
+class Objective(NamedTuple):
+    """What an update minimises: the distance of the student's answer to the target. By default the paper's objective.
+
+    Attributes
+    ----------
+    target : called as :func:`dcm.horizon.horizon_target` is.
+    distance : called as :func:`dcm.horizon.distance` is.
+    """
+
+    target: Callable[..., Tensor] = horizon_target
+    distance: Callable[..., Tensor] = distance
+
+
+PAPERS = Objective()
+
+
 class Update:
     """One update of a group: target, losses, gradients clipped for each member, optimiser step.
 
@@ -21,6 +39,7 @@ class Update:
 
     Parameters
     ----------
+    objective : what is minimised.
     graph : whether to capture; by default where it is possible.
     """
 
@@ -31,9 +50,11 @@ class Update:
         settings: Settings,
         f: ConsistencyFunction,
         processes: Processes = ALONE,
+        objective: Objective = PAPERS,
         graph: bool | None = None,
     ):
         self.students, self.optimizer, self.settings, self.f, self.processes = students, optimizer, settings, f, processes
+        self.objective = objective
         possible = students.capturable and processes.size == 1 and bool(optimizer.defaults.get("capturable"))
         self.capture = possible if graph is None else graph
         self.static: Batch | None = None  # what a graph reads
@@ -58,12 +79,12 @@ class Update:
 
     def _compute(self, batch: Batch) -> Tensor:
         f, students = self.f, self.students
-        target = horizon_target(f, students, batch)
+        target = self.objective.target(f, students, batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss = target.new_zeros(students.size)
         for part in students.parts(batch.stage.trained):
             own = f(students, batch.x[part], batch.t[part], batch.condition[part], members=part)
-            each = distance(own, target[part], self.settings.loss)
+            each = self.objective.distance(own, target[part], self.settings.loss)
             students.backward(each, part)
             loss[part] = each.detach()
         self.processes.average([loss, *(p.grad for p in students.parameters() if p.grad is not None)])
