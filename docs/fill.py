@@ -11,6 +11,7 @@ import re
 from functools import cache
 from pathlib import Path
 
+import intervened
 import numpy as np
 import pandas as pd
 
@@ -209,7 +210,7 @@ def rates_table() -> str:
     return compact(found[["setting", "method", "seeds", *rates]].fillna("").to_dict("records"))
 
 
-CELL = ["dimension", "modes", "width"]
+CELL = ["dimension", "modes_per_class", "width"]
 # By prediction of docs/preregistration.md: what it says, the cells that differ by one step, and the sign of the change.
 STEPS = {
     11: ("C2 rises with the dimension", [((d, m, 64), (2 * d, m, 64)) for m in (4, 12) for d in (2, 4, 8)], 1),
@@ -248,12 +249,24 @@ def difficulty_table() -> str:
     return compact(lines) + "\n\nThe predictions, on C2 by D>D / D>CM:\n\n" + "\n".join(said)
 
 
+def interventions_table() -> str:
+    """The switch with one part of its second half changed, and what became of the predictions about it."""
+    lines = intervened.switch_table()
+    return lines if isinstance(lines, str) else compact(lines) + "\n\nThe predictions:\n\n" + intervened.outcomes()
+
+
+def guided_table() -> str:
+    """What makes a guided CM stable, and the two claims then."""
+    lines = intervened.guided_table()
+    return lines if isinstance(lines, str) else compact(lines)
+
+
 def dry_run() -> str:
     """The SDXL dry run's table, as ``benchmarks/sdxl_dry_run.py`` wrote it."""
     return (ROOT / "results/sdxl/dry_run.md").read_text().strip()
 
 
-BLOCKS = {"findings": findings, "switch": switch_table, "counts": counts_table, "rates": rates_table, "difficulty": difficulty_table, "sdxl dry run": dry_run}
+BLOCKS = {"findings": findings, "switch": switch_table, "counts": counts_table, "rates": rates_table, "difficulty": difficulty_table, "interventions": interventions_table, "guided": guided_table, "sdxl dry run": dry_run}
 NUMBERS = {f.__name__: f for f in (effect, ratio, solver_error, minutes, between)}
 
 

@@ -43,13 +43,13 @@ class Cell(NamedTuple):
     """A mixture and its students."""
 
     dimension: int
-    modes: int
+    modes_per_class: int  # "modes" is a metric
     width: int
 
     @property
     def run_dir(self) -> str:
         """Where its students lie."""
-        return f"runs/difficulty/d{self.dimension}-m{self.modes}"
+        return f"runs/difficulty/d{self.dimension}-m{self.modes_per_class}"
 
 
 CELLS = [Cell(d, m, 64) for m in (4, 12) for d in (2, 4, 8, 16)] + [Cell(16, 12, width) for width in (32, 128, 256)]
@@ -58,7 +58,7 @@ CELLS = [Cell(d, m, 64) for m in (4, 12) for d in (2, 4, 8, 16)] + [Cell(16, 12,
 def measure(cell: Cell, device) -> Iterator[dict]:
     """Rows of the cell's students, in one step: the ODE error at every snapshot, and all metrics at the end."""
     home = project_path(cell.run_dir)
-    teacher = dict(study="gmm", run_dir=cell.run_dir, dimension=cell.dimension, modes=cell.modes, guidance=[2.0], intervals=[10])
+    teacher = dict(study="gmm", run_dir=cell.run_dir, dimension=cell.dimension, modes=cell.modes_per_class, guidance=[2.0], intervals=[10])
     prepare_teacher(SimpleNamespace(p=validate(TeacherParameters, teacher), run_dir=home, device=device))
     study = load_study("gmm", home, device)
 

@@ -18,6 +18,7 @@ def test_a_cell_is_measured_once(tmp_path, monkeypatch, capsys):
     difficulty.main([str(tmp_path / "metrics.csv")])
     rows = pd.read_csv(tmp_path / "metrics.csv")
     assert set(rows.method) == {"CM", "Direct CM", "direct>cm", "cm>direct"} and sorted(rows["update"].unique()) == [4, 6, 8]
+    assert (rows[["dimension", "modes_per_class", "width"]] == [3, 4, 16]).all(axis=None)
     assert len(rows) == 3 * 4 * 8 and set(rows.lr) <= {0.001, 0.003}
     assert rows.swd_teacher.notna().equals(rows["update"] == 8) and rows.ode_error.notna().all()
     said = capsys.readouterr().out.splitlines()[-1]

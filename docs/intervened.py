@@ -1,0 +1,132 @@
+"""Tables of workflow/interventions.py for docs/interventions.md, and what became of its predictions."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from dcm.analysis.compare import Effect, paired_t
+from dcm.analysis.runs import measures
+from dcm.analysis.switch import SWITCH
+
+ROOT = Path(__file__).parents[1]
+NAMES = {"gmm16": "16-D mixture", "digits": "digits"}
+NOT_YET = "*workflow/interventions.py has not been run yet.*"
+PAIRS = list(SWITCH)
+FIRST = SWITCH[PAIRS[0]]
+COPY, REFERENCE = ("frozen", "Direct CM"), ("plain", "direct>cm")
+STUDENTS = {
+    ("plain", "Direct CM"): "D>D", COPY: "D>copy of the CM", ("ema", "direct>cm"): "D>CM, averaged targets",
+    ("frozen", "direct>cm"): "D>CM, frozen targets", ("features", "Direct CM"): "D>D, features in the loss",
+    ("features", "direct>cm"): "D>CM, features in the loss", ("features_alone", "Direct CM"): "D>D, features alone",
+    ("features_alone", "direct>cm"): "D>CM, features alone",
+}  # fmt: skip
+
+
+class Said(NamedTuple):
+    """A prediction: of which scales and part, the two students compared, of which columns (all distances: None), the sign."""
+
+    text: str
+    scales: list[str]
+    part: str
+    compared: list[tuple[tuple[str, str], tuple[str, str]]]
+    columns: list[str] | None
+    sign: int
+
+
+STEADIED = ("slow", "ema", "clipped", "guided_start", "steady")
+PREDICTIONS = {
+    16: Said("D>D / D>copy of the CM is above 1", ["gmm16", "digits"], "switch", [(("plain", FIRST[0]), COPY)], None, 1),
+    17: Said("D>D / D>CM with frozen targets is above 1", ["gmm16", "digits"], "switch", [(("plain", FIRST[0]), ("frozen", FIRST[1]))], None, 1),
+    18: Said("D>D / D>CM with averaged targets is above 1", ["gmm16", "digits"], "switch", [(("plain", FIRST[0]), ("ema", FIRST[1]))], None, 1),
+    19: Said("D>D is nearer with features in its loss", ["digits"], "switch", [(("features", FIRST[0]), ("plain", FIRST[0]))], ["fd_self"], -1),
+    20: Said("C2 is there with features in both losses", ["digits"], "switch", [(("features", FIRST[0]), ("features", FIRST[1]))], ["fd_self"], 1),
+    21: Said("w = 9: the CM's own error is lower after a guided start", ["gmm16"], "guided", [(("guided_start", "CM"), ("plain", "CM"))], ["ode_error"], -1),
+    22: Said("w = 9: D>D / D>CM stays below 1", ["gmm16"], "guided", [((n, FIRST[0]), (n, FIRST[1])) for n in STEADIED], None, -1),
+}  # fmt: skip
+
+
+def rows_of(scale: str) -> pd.DataFrame | None:
+    """What the script measured, where it has run."""
+    path = ROOT / f"results/interventions/{scale}.csv"
+    return pd.read_csv(path) if path.exists() else None
+
+
+def distances(scale: str, rows: pd.DataFrame) -> dict[str, str]:
+    """Columns of distances to the teacher's samples, and how they read."""
+    study = "gmm" if scale == "gmm16" else scale
+    return {c: metric.label for c, (role, metric) in measures(study).items() if role == "teacher" and c in rows}
+
+
+def compared(rows: pd.DataFrame, part: str, a: tuple[str, str], b: tuple[str, str], column: str, back: int = 0) -> Effect:
+    """The ratio of two students (intervention, method), paired by seed; `b` at the update before the last with ``back`` = 1."""
+    rows = rows[rows.part == part]
+
+    def of(student: tuple[str, str], back: int) -> pd.Series:
+        own = rows[(rows.intervention == student[0]) & (rows.method == student[1])]
+        at = sorted(own["update"].unique())[-1 - back]
+        return np.log(own[own["update"] == at].set_index("seed")[column])
+
+    return paired_t((of(a, 0) - of(b, back)).dropna().to_numpy())
+
+
+def shown(e: Effect) -> str:
+    """A ratio with its interval."""
+    return "{:.3g} [{:.3g},&nbsp;{:.3g}]".format(*np.exp([e.value, e.low, e.high]))
+
+
+def stable(rows: pd.DataFrame, name: str) -> bool:
+    """Whether the CM's own error did not rise in the last quarter."""
+    return not compared(rows, "guided", (name, "CM"), (name, "CM"), "ode_error", back=1).low > 0
+
+
+def outcomes() -> str:
+    """A line a prediction."""
+    lines = []
+    for number, said in PREDICTIONS.items():
+        tests, unstable = [], 0
+        for scale in said.scales:
+            rows = rows_of(scale)
+            if rows is None:
+                continue
+            for a, b in said.compared:
+                if said.part == "guided" and said.columns is None and not stable(rows, a[0]):
+                    unstable += 1
+                    continue
+                tests += [compared(rows, said.part, a, b, c) for c in said.columns or distances(scale, rows)]
+        right, wrong = (sum(t.p < 0.05 and s * said.sign * t.value > 0 for t in tests) for s in (1, -1))
+        whole = right == len(tests) and not unstable and all(rows_of(scale) is not None for scale in said.scales)
+        outcome = "failed" if wrong else "held" if whole else "open"
+        more = f", {unstable} without a stable CM" * (unstable > 0)
+        lines.append(f"{number}. {said.text}: **{outcome}** ({right} of {len(tests)} comparisons as predicted, {wrong} the other way{more}).")
+    return "\n".join(lines)
+
+
+def switch_table() -> list[dict] | str:
+    """Every student of the second half, in ratios to D>CM."""
+    lines = []
+    for scale, name in NAMES.items():
+        if (rows := rows_of(scale)) is None:
+            continue
+        for student, says in STUDENTS.items():
+            if student[0] in set(rows.intervention[rows.part == "switch"]):
+                ratio = {c: shown(compared(rows, "switch", student, REFERENCE, c)) for c in ("ode_error", *distances(scale, rows))}
+                far = "; ".join(f"{ratio[c]} {says.partition(', ')[2]}".strip() for c, says in distances(scale, rows).items())
+                lines.append({"": name, "second half": says, "ODE error": ratio["ode_error"], "distance to the teacher's samples": far})
+    return lines or NOT_YET
+
+
+def guided_table() -> list[dict] | str:
+    """What each intervention does to a guided CM, and to the two claims."""
+    if (rows := rows_of("gmm16")) is None or "guided" not in set(rows.part):
+        return NOT_YET
+    lines = []
+    for name in ("plain", *STEADIED):
+        line = {"": name, "the CM is stable": "yes" if stable(rows, name) else "no"}
+        line["the CM's error / plain"] = "1" if name == "plain" else shown(compared(rows, "guided", (name, "CM"), ("plain", "CM"), "ode_error"))
+        for pair, (a, b) in SWITCH.items():
+            for claim, column in (("C1", "ode_error"), ("C2", "swd_teacher")):
+                line[f"{claim}, {pair}"] = shown(compared(rows, "guided", (name, a), (name, b), column))
+        lines.append(line)
+    return lines
