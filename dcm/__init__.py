@@ -6,6 +6,7 @@ The map, from the bottom up: a module imports only what stands above it here, an
     support/                 files, seeds, errors, device, processes (skip it at first)
     schedule.py              alpha, sigma, and the grid of solver times
     teacher.py               what a teacher must offer; guidance
+    further_solvers.py       EDM's Heun and DPM-Solver++, which the paper does not use (skip it too)
     solvers.py               DDIM, Euler, Heun, and `solve` with any of them
     consistency.py           the consistency function f(x, t), and few-step sampling
     horizon.py               the objective: h = 1 is the consistency model, h = N the Direct CM

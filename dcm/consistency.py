@@ -13,8 +13,7 @@ from dcm.schedule import Grid, NoiseSchedule, expand_to
 class ConsistencyFunction:
     """f(x, t) = c_skip(t) x + c_out(t) x0_hat(x, t), which is the identity at t = 0.
 
-    With c_skip = s_d^2 / ((k t)^2 + s_d^2) and c_out = k t / sqrt((k t)^2 + s_d^2) (Song et al. 2023, appendix C,
-    with the timestep scaling k of latent consistency models).
+    c_skip = s_d^2 / ((k t)^2 + s_d^2), c_out = k t / sqrt((k t)^2 + s_d^2) (Song et al. 2023, appendix C; k as in LCM).
 
     Parameters
     ----------
@@ -37,12 +36,9 @@ class ConsistencyFunction:
 
     def denoise(self, output: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """x0_hat from the network's `output` at x_t = `x` (*batch, *shape)."""
-        alpha, sigma = self.schedule.alpha(t, x), self.schedule.sigma(t, x)
         if self.prediction == "v_prediction":  # v = alpha eps - sigma x_0 (Salimans & Ho 2022)
-            return alpha * x - sigma * output
-        if self.prediction == "epsilon":
-            return (x - sigma * output) / alpha
-        return output
+            return self.schedule.alpha(t, x) * x - self.schedule.sigma(t, x) * output
+        return self.schedule.denoised(x, t, output) if self.prediction == "epsilon" else output
 
     def __call__(self, network: Callable[..., Tensor], x: Tensor, t: Tensor, condition: Tensor, **which) -> Tensor:
         """f(x, t, c), of x's shape.

@@ -5,10 +5,9 @@ reached data, else f(x_hat, t_{n-h}) with gradients stopped:
 
     L(h) = E | f(x_{t_n}, t_n) - stop_gradient f(x_hat, t_max(n-h, 0)) |^2,    f(x, 0) = x
 
-h = 1 is the consistency model, h = N the Direct CM
-(Vouitsis et al. 2024, eqs. for L_CM and L_Direct); between them lies n-step bootstrapping.
-
-The horizon may change while training: students that go on from the same weights then differ in the objective alone.
+h = 1 is the consistency model, h = N the Direct CM (Vouitsis et al. 2024, eqs. for L_CM and L_Direct); between them lies
+n-step bootstrapping. The horizon may change while training: students that go on from the same weights then differ in the
+objective alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -51,11 +50,9 @@ def resolve_horizon(horizon: int | str | Sequence, intervals: int) -> Horizon:
         if type(h) is int and 1 <= h <= intervals and isinstance(share, int | float) and share > 0:
             resolved.append((share, h))
     if len(resolved) < len(parts) or abs(sum(share for share, _ in resolved) - 1) > 1e-6:
-        raise InputError(
-            f"horizon = {horizon!r} is not possible with intervals = {intervals}; allowed: 'cm', 'direct', a whole number "
-            f"from 1 to {intervals}, several one after the other ('direct>cm'; 'anneal' from 2 intervals on), or "
-            "[share of the updates, horizon] pairs with shares above 0 that sum to 1."
-        )
+        allowed = f"'cm', 'direct', a whole number from 1 to {intervals}, several one after the other ('direct>cm'; 'anneal' from "
+        allowed += "2 intervals on), or [share of the updates, horizon] pairs with shares above 0 that sum to 1"
+        raise InputError(f"horizon = {horizon!r} is not possible with intervals = {intervals}; allowed: {allowed}.")
     # Neighbours of one horizon are one part, so that a horizon has one spelling.
     merged = [(sum(share for share, _ in run), h) for h, run in groupby(resolved, lambda part: part[1])]
     return tuple(merged) if len(merged) > 1 else merged[0][1]
@@ -162,13 +159,9 @@ def stages(group: Group, updates: int) -> tuple[Stage, ...]:
 
 
 def distance(prediction: Tensor, target: Tensor, kind: str, c: float = 1e-3) -> Tensor:
-    """Loss of each member, (M,).
+    """Loss of each member (M,) for `prediction` and `target` (M, B, *shape).
 
-    Parameters
-    ----------
-    prediction, target : (M, B, *shape).
-    kind : ``l2``, mean squared error, or ``huber``, the mean of sqrt(d^2 + c^2) - c (Song & Dhariwal 2024).
-    c : of the pseudo-Huber loss.
+    `kind` : ``l2``, mean squared error, or ``huber``, the mean of sqrt(d^2 + c^2) - c (Song & Dhariwal 2024).
     """
     difference = (prediction - target).float()
     if kind == "l2":

@@ -32,15 +32,11 @@ class Data(Protocol):
 def check_reuse(pairs_per_trajectory: int, batch: int, intervals: int, solves_in_flight: int = 0) -> None:
     """Raise :class:`InputError` for a number of pairs that trajectories cannot give."""
     if not 1 <= pairs_per_trajectory <= intervals or batch % pairs_per_trajectory:
-        raise InputError(
-            f"pairs_per_trajectory = {pairs_per_trajectory} is not possible; allowed: divisors of batch = {batch} up to "
-            f"intervals = {intervals}."
-        )
+        allowed = f"divisors of batch = {batch} up to intervals = {intervals}"
+        raise InputError(f"pairs_per_trajectory = {pairs_per_trajectory} is not possible; allowed: {allowed}.")
     if pairs_per_trajectory > 1 and solves_in_flight:
-        raise InputError(
-            f"solves_in_flight = {solves_in_flight} is not possible; allowed: 0 with pairs_per_trajectory above 1, whose "
-            "solves all last equally long."
-        )
+        allowed = "0 with pairs_per_trajectory above 1, whose solves all last equally long"
+        raise InputError(f"solves_in_flight = {solves_in_flight} is not possible; allowed: {allowed}.")
 
 
 @dataclass(frozen=True)
@@ -168,12 +164,8 @@ class Pairs:
     def batch_of(self, update: int, starts: Starts, x_hat: dict[int, Tensor], evaluations: int) -> Batch:
         """The batch of all members.
 
-        Parameters
-        ----------
-        update : its number, which the horizons may hang on.
-        starts : for every guidance scale and seed, (W S B).
-        x_hat : (W S B, *shape) by horizon h: where the teacher brought them in min(h, n) steps.
-        evaluations : what that took.
+        `starts` are for every guidance scale and seed, (W S B); ``x_hat[h]`` (W S B, *shape) is where the teacher brought
+        them in min(h, n) steps, which took so many `evaluations`.
         """
         group, grid, n, device = self.group, self.grid, starts.n, starts.x.device
         stage, M = group.stage(update, self.updates), len(group.members)

@@ -23,16 +23,10 @@ def expand_to(value: Tensor, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """Tables of a discrete variance-preserving schedule.
+    """Tables of a discrete variance-preserving schedule."""
 
-    Parameters
-    ----------
-    alpha_bar : array (T,), float64, decreasing, in (0, 1).
-    rate : array (T,), float64. beta(t), the speed of the PF-ODE per unit of s = t / T.
-    """
-
-    alpha_bar: np.ndarray
-    rate: np.ndarray
+    alpha_bar: np.ndarray  # (T,), float64, decreasing, in (0, 1)
+    rate: np.ndarray  # (T,), float64: beta(t), the speed of the PF-ODE per unit of s = t / T
     _cache: dict = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -56,11 +50,28 @@ class NoiseSchedule:
             rate = np.concatenate([self.rate[:1], self.rate])
             table = {"alpha": np.sqrt(alpha_bar), "sigma": np.sqrt(1 - alpha_bar), "rate": rate}[name]
             self._cache[key] = torch.as_tensor(table, dtype=like.dtype, device=like.device)
+        if t.is_floating_point():
+            return expand_to(self._between(name, t.reshape(-1), like).reshape(t.shape), like)
         # index_select is several times faster than indexing with a tensor on CPUs
         return expand_to(self._cache[key].index_select(0, t.reshape(-1)).reshape(t.shape), like)
 
+    def _between(self, name: str, t: Tensor, like: Tensor) -> Tensor:
+        """A table's value at fractional `t` (B,) from 1 on: alpha and sigma by the logarithm of their ratio, beta itself."""
+        if not (t.is_cuda or (1 <= t.min() and t.max() <= self.T)):  # a CUDA graph cannot ask
+            raise InputError(f"t = {float(t.min()):g} lies outside the schedule; allowed: fractional timesteps from 1 to {self.T}.")
+        low = t.long().clamp(1, max(1, self.T - 1))
+        rate, alpha, sigma = (torch.stack([self._lookup(n, low + k, t) for k in (0, 1)]) for n in ("rate", "alpha", "sigma"))
+        part = t - low
+        if name == "rate":
+            return torch.lerp(*rate, part).to(like.dtype)
+        log_snr = 2 * torch.lerp(*(alpha / sigma).log(), part)
+        return torch.sigmoid(log_snr if name == "alpha" else -log_snr).sqrt().to(like.dtype)
+
     def alpha(self, t: Tensor, like: Tensor) -> Tensor:
-        """alpha_t for integer `t` (*batch), shaped to broadcast against `like` (*batch, *shape), in its dtype."""
+        """alpha_t for integer `t` (*batch), shaped to broadcast against `like` (*batch, *shape), in its dtype.
+
+        Fractional `t`, from 1 on, lie between two entries: in log-SNR for alpha and sigma, linearly for beta.
+        """
         return self._lookup("alpha", t, like)
 
     def sigma(self, t: Tensor, like: Tensor) -> Tensor:
@@ -74,6 +85,14 @@ class NoiseSchedule:
     def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t = alpha_t x_0 + sigma_t eps, for `x_0` and `noise` (*batch, *shape) and `t` (*batch)."""
         return self.alpha(t, x_0) * x_0 + self.sigma(t, x_0) * noise
+
+    def denoised(self, x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """x0_hat (*batch, *shape) at x_t = `x`, where the noise in it is `eps`."""
+        return (x - self.sigma(t, x) * eps) / self.alpha(t, x)
+
+    def moved(self, x: Tensor, t: Tensor, s: Tensor, eps: Tensor) -> Tensor:
+        """x_s with the x0_hat and the noise `eps` of x_t = `x`."""
+        return self.alpha(s, x) * self.denoised(x, t, eps) + self.sigma(s, x) * eps
 
 
 @dataclass(frozen=True)
@@ -89,10 +108,8 @@ class Grid:
     def __post_init__(self) -> None:
         allowed = [n for n in range(1, self.T + 1) if self.T % n == 0]
         if self.intervals not in allowed:
-            raise InputError(
-                f"intervals = {self.intervals} does not divide the teacher's {self.T} timesteps; "
-                f"allowed: {', '.join(map(str, allowed))}."
-            )
+            wrong = f"intervals = {self.intervals} does not divide the teacher's {self.T} timesteps"
+            raise InputError(f"{wrong}; allowed: {', '.join(map(str, allowed))}.")
 
     def time(self, n: Tensor) -> Tensor:
         """Integer timestep of grid index `n`."""

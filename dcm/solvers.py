@@ -1,32 +1,32 @@
-"""Solvers of the probability-flow ODE, in the paper's form.
+"""Solvers of the probability-flow ODE: the paper's three in its form; :mod:`dcm.further_solvers` has others.
 
 The PF-ODE in the time s = t / T, solved from noise to data (Song et al. 2021, eq. 13):
 
     dx/ds = -beta(t)/2 x + beta(t) / (2 sigma(t)) eps_w(x, t)
 
 A solver is one function that takes one step, ``step(noise, schedule, x, t, s)``: from `x` (B, *shape) at integer
-timesteps `t` (B,) to `s` (B,), below t and at least 0; ``noise(x, t)`` gives eps_w. It returns (B, *shape). To add one,
-write it and name it in :data:`SOLVERS`.
+timesteps `t` (B,) to `s` (B,), below t and at least 0. It returns (B, *shape). ``noise(x, t)`` gives eps_w, at fractional
+t from 1 on too. A multistep solver is also given ``before`` (B,), the timestep of the step before, 0 where there was
+none, and ``last`` (B, *shape), what that step handed on; it returns the point and what it hands on itself. To add a
+solver, write its step and name it in :data:`SOLVERS`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from dcm.further_solvers import Noise, dpmpp_2m_step, edm_heun_step
 from dcm.schedule import Grid, NoiseSchedule, expand_to
 from dcm.support.errors import InputError
 from dcm.teacher import Teacher, guided_noise
 
-Noise = Callable[[Tensor, Tensor], Tensor]  # (x, t) -> eps_w(x, t)
-
 
 def ddim_step(noise: Noise, schedule: NoiseSchedule, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
     """DDIM (Song, Meng & Ermon 2021, eq. 12, eta = 0): x_s = alpha_s x0_hat + sigma_s eps_w; first order."""
-    eps = noise(x, t)
-    x0_hat = (x - schedule.sigma(t, x) * eps) / schedule.alpha(t, x)
-    return schedule.alpha(s, x) * x0_hat + schedule.sigma(s, x) * eps
+    return schedule.moved(x, t, s, noise(x, t))
 
 
 def _slope(noise: Noise, schedule: NoiseSchedule, x: Tensor, t: Tensor) -> Tensor:
@@ -61,16 +61,24 @@ def heun_step(noise: Noise, schedule: NoiseSchedule, x: Tensor, t: Tensor, s: Te
 class Solver:
     """One step of a solver with its declared order and its teacher evaluations a step (guidance not counted)."""
 
-    step: Callable[[Noise, NoiseSchedule, Tensor, Tensor, Tensor], Tensor]
+    step: Callable[..., Any]
     order: int
     evaluations: int
+    multistep: bool = False  # whether a step is given the one before
+
+    def __call__(self, *step: Any) -> tuple[Tensor, Tensor]:
+        """Where the step (noise, schedule, x, t, s, before, last) leads, and what it hands on."""
+        return self.step(*step) if self.multistep else (self.step(*step[:5]), step[6])
 
 
 SOLVERS = {
     "ddim": Solver(ddim_step, order=1, evaluations=1),
     "euler": Solver(euler_step, order=1, evaluations=1),
     "heun": Solver(heun_step, order=2, evaluations=2),
+    "edm_heun": Solver(edm_heun_step, order=2, evaluations=2),
+    "dpmpp_2m": Solver(dpmpp_2m_step, order=2, evaluations=1, multistep=True),
 }
+SOLVER_NAMES = {"ddim": "DDIM", "euler": "Euler", "heun": "Heun", "edm_heun": "EDM Heun", "dpmpp_2m": "DPM-Solver++ (2M)"}
 
 
 def get_solver(name: str) -> Solver:
@@ -114,12 +122,11 @@ def solve(
     guidance : w, one number or (B,).
     solver : a name in :data:`SOLVERS`.
     grid : the N intervals.
-    steps : most steps a sample takes (the horizon h); all the way to data when left out.
+    steps : most steps a sample takes (the horizon h); when left out, all the way to data.
     save_at : horizons k: every sample is kept after min(k, steps) steps.
     trajectory : keep every point; all n must then be equal.
 
-    Only samples that still move are evaluated: no teacher call is spent on finished ones.
-    Raises :class:`InputError` for an unknown solver or n outside the grid.
+    Only samples that still move are evaluated. Raises :class:`InputError` for an unknown solver or n outside the grid.
     """
     method, schedule = get_solver(solver), teacher.schedule
     n = torch.as_tensor(n, device="cpu").expand(len(x)).clone()
@@ -139,13 +146,14 @@ def solve(
     w = guidance[index] if isinstance(guidance, Tensor) else guidance
 
     calls = method.evaluations * (1 if not isinstance(w, Tensor) and w == 1 else 2)
-    path, at = [x], {}
+    path, at, before, last = [x], {}, torch.zeros_like(start), x
     for k, m in enumerate(moving):
         if k in save_at:
             at[k] = x[back]
         c_m, w_m = condition[:m], w[:m] if isinstance(w, Tensor) else w
         now, then = grid.time(start[:m] - k), grid.time(start[:m] - k - 1)
-        stepped = method.step(lambda y, t: guided_noise(teacher, y, t, c_m, w_m), schedule, x[:m], now, then)
+        noise = lambda y, t: guided_noise(teacher, y, t, c_m, w_m)
+        (stepped, last), before = method(noise, schedule, x[:m], now, then, before[:m], last[:m]), now
         x = stepped if m == len(x) else torch.cat([stepped, x[m:]])
         if trajectory:
             path.append(x)
@@ -153,5 +161,3 @@ def solve(
     at |= {k: end for k in save_at if k not in at}
     return Solution(end, n - todo, sum(moving) * calls, at, torch.stack(path)[:, back] if trajectory else None)
 
-
-SOLVER_NAMES = {"ddim": "DDIM", "euler": "Euler", "heun": "Heun"}

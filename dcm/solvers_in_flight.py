@@ -54,6 +54,7 @@ class Stepper:
         self.evaluations = slots * self.method.evaluations * (1 if unguided else 2)
         if device.type == "cuda" and hasattr(teacher, "compile_for"):
             teacher.compile_for(slots if unguided else 2 * slots)
+        self.before, self.last = torch.zeros_like(self.n), torch.zeros_like(self.x)  # of the step before
         self.replay = Replay(capture=device.type == "cuda")
 
     def step(self) -> None:
@@ -64,8 +65,9 @@ class Stepper:
         n = self.n.clamp(min=1)  # an empty slot computes something that nobody reads
         now, then = self.grid.time(n), self.grid.time(n - 1)
         noise = lambda y, t: guided_noise(self.teacher, y, t, self.condition, self.guidance)
-        self.x.copy_(self.method.step(noise, self.teacher.schedule, self.x, now, then))
-        self.n.copy_(n - 1)
+        moved = self.method(noise, self.teacher.schedule, self.x, now, then, self.before, self.last)
+        for own, new in zip((self.x, self.last, self.n, self.before), (*moved, n - 1, now)):
+            own.copy_(new)
 
 
 class _Flight:
@@ -93,8 +95,7 @@ class _Flight:
         if starts is None:
             return False
         if len(starts.x) != self.size:
-            sizes = f"groups of {self.size} and of {len(starts.x)} starting points"
-            raise InputError(f"{sizes} were mixed; allowed: one size.")
+            raise InputError(f"groups of {self.size} and of {len(starts.x)} starting points were mixed; allowed: one size.")
         if not (1 <= int(starts.n.min()) and int(starts.n.max()) <= N):
             raise InputError(f"grid index n is out of range; allowed: 1 to intervals = {N}.")
         self.open.append([starts, self.size])
@@ -117,6 +118,7 @@ class _Flight:
         rows: np.ndarray = odes % self.size
         to, of, n = self._send(slots), self._send(rows), starts.n.numpy()[rows]
         stepper.x[to], stepper.condition[to], stepper.n[to] = starts.x[of], starts.condition[of], self._send(n)
+        stepper.before[to] = 0
         if isinstance(stepper.guidance, Tensor):
             w = starts.guidance
             stepper.guidance[to] = w[of].to(stepper.guidance.dtype) if isinstance(w, Tensor) else float(w)

@@ -1,7 +1,6 @@
 """The protocol that every teacher follows, and classifier-free guidance in terms of it.
 
-Solvers, distillation, metrics and figures know nothing else of a teacher. To add one, write a class with
-these members in a file of its own and name it in :func:`dcm.studies.load_teacher`.
+Solvers, distillation, metrics and figures know nothing else of a teacher. docs/extend.md says how one is added.
 """
 
 from typing import Protocol, runtime_checkable
@@ -14,16 +13,10 @@ from dcm.schedule import NoiseSchedule, expand_to
 
 @runtime_checkable
 class Teacher(Protocol):
-    """A diffusion model that predicts noise.
+    """A diffusion model that predicts noise."""
 
-    Attributes
-    ----------
-    schedule : the noise schedule it was trained on.
-    shape : shape of one sample, without batch axes.
-    """
-
-    schedule: NoiseSchedule
-    shape: tuple[int, ...]
+    schedule: NoiseSchedule  # that it was trained on
+    shape: tuple[int, ...]  # of one sample, without batch axes
 
     def predict_noise(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """eps(x, t, c), the noise in x_t.
@@ -31,7 +24,7 @@ class Teacher(Protocol):
         Parameters
         ----------
         x : (*batch, *shape).
-        t : (*batch), integer timesteps 1..T.
+        t : (*batch), timesteps 1..T; fractional ones only where a solver has stages between them.
         condition : (*batch), what `null_condition` takes: class indices, say.
 
         Returns (*batch, *shape), in the dtype of `x`.

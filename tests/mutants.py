@@ -49,7 +49,7 @@ MUTANTS = [
     Mutant("dcm/schedule.py", "[self.rate[:1], self.rate]", "[self.rate, self.rate[-1:]]", SOLVERS),
     Mutant("dcm/schedule.py", "self.intervals, steps, endpoint=False", "self.intervals, steps, endpoint=True", SOLVERS),
     Mutant("dcm/teacher.py", "return eps_null + w *", "return eps_cond + w *", ("tests/test_teacher.py",)),
-    Mutant("dcm/solvers.py", "+ schedule.sigma(s, x) * eps", "+ schedule.sigma(t, x) * eps", SOLVERS),
+    Mutant("dcm/schedule.py", "+ self.sigma(s, x) * eps", "+ self.sigma(t, x) * eps", SOLVERS),
     Mutant("dcm/solvers.py", "t = t.clamp(min=1)", "t = t.clamp(min=2)", SOLVERS),
     Mutant("dcm/solvers.py", "x + h * slope, s)", "x + h / 2 * slope, s)", SOLVERS),
     Mutant("dcm/solvers.py", "n.clamp(max=steps)", "n.clamp(max=steps + 1)", SOLVERS),

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from scipy.integrate import quad
 
 from dcm.schedule import Grid, NoiseSchedule
-from dcm.solvers import SOLVERS, solve
+from dcm.solvers import SOLVERS, Solver, solve
+from dcm.solvers_in_flight import Starts, solve_in_flight
 from dcm.support.errors import InputError
 from dcm.support.seeds import sample_noise
 from dcm.teacher import guided_noise
@@ -134,3 +135,80 @@ def test_bad_input(teacher, start):
         solve(teacher, x, 10, c, 2.0, "rk4", Grid(10))
     with pytest.raises(InputError, match="grid index"):
         solve(teacher, x, 11, c, 2.0, "ddim", Grid(10))
+
+
+def midpoint_step(noise, schedule, x, t, s):
+    """The midpoint rule on the PF-ODE: its second stage is at a time between two timesteps."""
+    slope = lambda y, u: -schedule.beta(u, y) / 2 * y + schedule.beta(u, y) / (2 * schedule.sigma(u, y)) * noise(y, u)
+    h, middle = (s - t).double().reshape(-1, 1) / schedule.T, (t + s).double() / 2
+    return x + h * slope(x + h / 2 * slope(x, t), middle)
+
+
+def test_a_solver_with_a_stage_at_a_fractional_time(teacher, start, monkeypatch):
+    """One function, named in SOLVERS: it has its order, and solves in flight as it does else."""
+    monkeypatch.setitem(SOLVERS, "midpoint", Solver(midpoint_step, order=2, evaluations=2))
+    test_observed_order(teacher, start, "midpoint")
+    x, c = start
+    starts = Starts(x, torch.arange(48) % 8 + 1, c, 2.0)  # N = 8: steps of 125 timesteps
+    [flown] = solve_in_flight(teacher, [starts], "midpoint", Grid(8), 7, (8,))
+    assert torch.allclose(flown.x, solve(teacher, x, starts.n, c, 2.0, "midpoint", Grid(8)).x, atol=1e-9)
+
+
+@pytest.mark.parametrize("t", [1, 37, 1000])
+def test_tables_between_their_entries(t):
+    """A whole number gives the entry itself; between two, alpha^2 + sigma^2 is 1 and both lie between."""
+    schedule = NoiseSchedule.from_betas(np.linspace(1e-4, 0.02, 1000))
+    x, at, between = torch.zeros(1, 2, dtype=torch.float64), torch.tensor([t]), torch.tensor([min(t + 0.4, 999.6)])
+    for name in ("alpha", "sigma", "beta"):
+        assert torch.allclose(getattr(schedule, name)(at.double(), x), getattr(schedule, name)(at, x), rtol=1e-12)
+        low, high = (getattr(schedule, name)(between.long() + k, x) for k in (0, 1))
+        assert low.min(high) < getattr(schedule, name)(between, x) < low.max(high)
+    assert torch.allclose(schedule.alpha(between, x) ** 2 + schedule.sigma(between, x) ** 2, torch.ones(1, 1, dtype=torch.float64))
+    with pytest.raises(InputError, match="t = 0.5 lies outside the schedule; allowed: fractional timesteps from 1 to 1000"):
+        schedule.alpha(torch.tensor([0.5]), x)
+
+
+def test_a_continuous_schedule_is_evaluated_and_not_interpolated(teacher):
+    t, x = torch.tensor([400.5]), torch.zeros(1, 2, dtype=torch.float64)
+    exact = teacher.schedule.alpha_bar_at(0.4005)
+    assert abs(float(teacher.schedule.alpha(t, x)) ** 2 - exact) < 1e-12
+    assert 1e-12 < abs(float(NoiseSchedule(teacher.schedule.alpha_bar, teacher.schedule.rate).alpha(t, x)) ** 2 - exact) < 1e-6
+
+
+@pytest.mark.parametrize("N", [10, 50])
+def test_dpm_solver_equals_diffusers(teacher, start, N):
+    """Its times are ours less one, as in the test of DDIM; its sigmas are kept in float32."""
+    x, c = start
+    a = np.concatenate([[1.0], teacher.schedule.alpha_bar])
+    scheduler = DPMSolverMultistepScheduler(
+        trained_betas=1 - a[1:] / a[:-1], algorithm_type="dpmsolver++", solver_order=2, final_sigmas_type="zero",
+        timestep_spacing="trailing", lower_order_final=False,
+    )  # fmt: skip
+    scheduler.set_timesteps(N)
+    y = x
+    for t in scheduler.timesteps:
+        eps = guided_noise(teacher, y, torch.full((len(y),), int(t) + 1), c, 2.0)
+        y = scheduler.step(eps, t, y).prev_sample
+    ours = solve(teacher, x, N, c, 2.0, "dpmpp_2m", Grid(N)).x
+    assert (ours - y).abs().max() < 1e-4 * y.abs().max()
+    assert (ours - solve(teacher, x, N, c, 2.0, "ddim", Grid(N)).x).abs().max() > 1e-3
+
+
+def test_one_step_of_dpm_solver_is_ddims(teacher, start):
+    x, c = start
+    step = lambda name: solve(teacher, x, torch.arange(48) % 10 + 1, c, 2.0, name, Grid(10), steps=1).x
+    assert torch.allclose(step("dpmpp_2m"), step("ddim"), atol=1e-12)
+
+
+def test_edms_heun_is_heuns_method_in_the_time_sigma_over_alpha(teacher):
+    schedule, x = teacher.schedule, torch.tensor([[0.4, -0.7]], dtype=torch.float64)
+    eps = lambda y, t: torch.tensor([[0.3, 0.9]], dtype=torch.float64) + 0.1 * y
+    at = lambda t: (float(schedule.alpha(torch.tensor([t]), x)), float(schedule.sigma(torch.tensor([t]), x)))
+    (a, b), (c, d) = at(500), at(300)
+    step, y = d / c - b / a, x / a
+    predicted = y + step * eps(x, None)
+    expected = c * (y + step / 2 * (eps(x, None) + eps(c * predicted, None)))
+    found = SOLVERS["edm_heun"].step(eps, schedule, x, torch.tensor([500]), torch.tensor([300]))
+    assert torch.allclose(found, expected, atol=1e-12)
+    to_data = SOLVERS["edm_heun"].step(eps, schedule, x, torch.tensor([500]), torch.tensor([0]))
+    assert torch.allclose(to_data, (x - b * eps(x, None)) / a, atol=1e-12)

@@ -63,7 +63,7 @@ def measure(cell: Cell, device) -> Iterator[dict]:
     study = load_study("gmm", home, device)
 
     def group(name: str, **more) -> DistillParameters:
-        values = dict(TRAINING, study="gmm", run_dir=cell.run_dir, width=cell.width, group_name=f"w{cell.width}-{name}", **more)
+        values = dict(TRAINING, study="gmm", run_dir=str(home), width=cell.width, group_name=f"w{cell.width}-{name}", **more)
         return validate(DistillParameters, values)
 
     tried = [group(f"{lr:g}", lr=lr, horizons=["cm"], seeds=SEEDS) for lr in RATES]

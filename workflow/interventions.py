@@ -193,7 +193,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(part, name, flush=True)
 
         def group(of: str, name: str, **more) -> DistillParameters:
-            values = config.notebook("2_distill", of) | {"group_name": f"intervention-{name}", "snapshots": 1} | more
+            values = config.notebook("2_distill", of) | {"group_name": f"intervention-{name}", "snapshots": 1, "run_dir": str(home)} | more
             return validate(DistillParameters, values)
 
         p = group(config.main_group, "plain", horizons=SWITCH)

@@ -37,6 +37,12 @@ class ContinuousSchedule(NoiseSchedule):
         """alpha_bar(s) = exp(-integral of beta from 0 to s)."""
         return np.exp(-self.T * ((self.A + s * self.D) ** 3 - self.A**3) / (3 * self.D))
 
+    def _between(self, name: str, t: Tensor, like: Tensor) -> Tensor:
+        s = t.double().cpu().numpy() / self.T
+        a = self.alpha_bar_at(s)
+        value = {"alpha": a**0.5, "sigma": (1 - a) ** 0.5, "rate": self.rate_at(s)}[name]
+        return torch.as_tensor(value, dtype=like.dtype, device=like.device)
+
 
 @dataclass(frozen=True)
 class GaussianMixtureTeacher:
