@@ -12,6 +12,7 @@ from dcm.pairs import check_reuse
 from dcm.parameters import kinds as k
 from dcm.parameters.check import Parameters, refusal, shown
 from dcm.schedule import Grid
+from dcm.solvers import SOLVERS
 from dcm.support.errors import InputError
 from dcm.support.files import project_path
 
@@ -59,6 +60,7 @@ class TeacherParameters(Common):
     samples: Annotated[int, k.between(1, 100_000)] = 1024
     guidance: k.Guidance
     intervals: Annotated[list[k.Count], Field(min_length=1, description="a list of whole numbers that divide 1000")]
+    solvers: Annotated[list[k.SolverName], Field(min_length=1, description=f"a list of {', '.join(SOLVERS)}")] = ["ddim", "euler", "heun"]
     dimension: Annotated[int, k.between(2, 256)] = 2
     modes: Annotated[int, k.between(1, 256)] = 3
     updates: k.Whole = 0
