@@ -15,15 +15,16 @@ import intervened
 import numpy as np
 import pandas as pd
 
-from dcm.analysis.compare import paired_t
-from dcm.analysis.switch import SWITCH
+from dcm.analysis.compare import STABLE, VERDICTS, interval, paired_t, stability
+from dcm.analysis.measured import final_one_step, with_final
+from dcm.analysis.predictions import outcome
+from dcm.analysis.switch import SWITCH, log_ratios
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-VERDICTS = ("supported", "contradicted", "inconclusive")
 ALL = "regimes_all"
 SCALES = {"gmm": "2-D mixture", "gmm16": "16-D mixture", "cifar10": "CIFAR-10"}
-PAIRS = ("D>D / D>CM", "CM>D / CM>CM")
+PAIRS = tuple(SWITCH)
 
 
 @cache
@@ -50,8 +51,7 @@ def row(folder: str, run: str, regime: str, metric: str) -> pd.Series:
 
 def effect(folder: str, run: str, regime: str, metric: str) -> str:
     """An effect and its interval."""
-    at = row(folder, run, regime, metric)
-    return f"{at.value:.3g} [{at.low:.3g}, {at.high:.3g}]"
+    return interval(row(folder, run, regime, metric))
 
 
 def ratio(folder: str, run: str, regime: str, metric: str) -> str:
@@ -196,13 +196,10 @@ def rates_table() -> str:
     """Own ODE errors at the end of training by learning rate; the lowest of a setting and method is bold."""
     lines = []
     for path in sorted((ROOT / "results/learning_rates").glob("*.csv")):
-        rows = pd.read_csv(path)
-        ends = rows[rows["update"] == rows.groupby(["group", "lr"])["update"].transform("max")]
-        by = ["group", "intervals", "guidance", "method"]
-        for (group, n, w, method), part in ends.groupby(by):
+        ends = final_one_step(with_final(pd.read_csv(path), ["group", "lr"]))
+        for (group, n, w, method), part in ends.groupby(["group", "intervals", "guidance", "method"]):
             means = part.groupby("lr")["ode_error"].mean()
-            bold = {lr: "**" if lr == means.idxmin() else "" for lr in means.index}
-            cells = {f"{lr:g}": f"{bold[lr]}{e:.3g}{bold[lr]}" for lr, e in means.items()}
+            cells = {f"{lr:g}": f"**{e:.3g}**" if lr == means.idxmin() else f"{e:.3g}" for lr, e in means.items()}
             setting = f"{path.stem}: {group}, N = {n}, w = {w:g}"
             lines.append({"setting": setting, "method": method, "seeds": part.seed.nunique()} | cells)
     found = pd.DataFrame(lines)
@@ -224,28 +221,22 @@ def difficulty_table() -> str:
     path = ROOT / "results/difficulty/metrics.csv"
     if not path.exists():
         return "*workflow/difficulty.py has not been run yet.*"
-    rows, lines, change, stable = pd.read_csv(path), [], {}, {}
-    of = lambda part, method, column: np.log(part[part.method == method].set_index("seed")[column])
-    shown = lambda logs: "{:.3g} [{:.3g},&nbsp;{:.3g}]".format(*np.exp([(t := paired_t(logs.to_numpy())).value, t.low, t.high]))
-    for cell, part in rows.groupby(CELL, sort=False):
-        updates = sorted(part["update"].unique())
-        end, before = part[part["update"] == updates[-1]], part[part["update"] == updates[-2]]
-        stable[cell] = not paired_t((of(end, "CM", "ode_error") - of(before, "CM", "ode_error")).to_numpy()).low > 0
-        line = dict(zip(CELL, cell), rate=f"{end.lr.iloc[0]:g}", **{"the CM is stable": "yes" if stable[cell] else "no"})
-        for pair, (a, b) in SWITCH.items():
+    rows, lines, logs = with_final(pd.read_csv(path), CELL), [], {}
+    stable = stability(rows, CELL) == STABLE
+    shown = lambda e: "{:.3g} [{:.3g},&nbsp;{:.3g}]".format(*np.exp([e.value, e.low, e.high]))
+    for cell, part in final_one_step(rows).groupby(CELL, sort=False):
+        line = dict(zip(CELL, cell), rate=f"{part.lr.iloc[0]:g}", **{"the CM is stable": "yes" if stable[cell] else "no"})
+        for pair, methods in SWITCH.items():
             for claim, column in (("C1", "ode_error"), ("C2", "swd_teacher")):
-                logs = of(end, a, column) - of(end, b, column)
-                line[f"{claim}, {pair}"] = shown(logs)
-                change.setdefault((pair, claim), {})[cell] = logs
+                logs[pair, claim, cell] = log_ratios(part, methods, column)
+                line[f"{claim}, {pair}"] = shown(paired_t(logs[pair, claim, cell].to_numpy()))
         lines.append(line)
-    said = []
+    said, c2 = [], {cell: logs[PAIRS[0], "C2", cell] for cell in stable.index}
     for number, (says, steps, sign) in STEPS.items():
-        logs = change[PAIRS[0], "C2"]
-        there = [(a, b) for a, b in steps if a in logs and b in logs and stable[a] and stable[b]]
-        tests = [paired_t((logs[b] - logs[a]).to_numpy()) for a, b in there]
-        right, wrong = (sum(t.p < 0.05 and s * sign * t.value > 0 for t in tests) for s in (1, -1))
-        outcome = "failed" if wrong else "held" if right == len(steps) else "open"
-        said.append(f"{number}. {says}: **{outcome}** ({right} of {len(steps)} steps as predicted, {wrong} the other way, {len(steps) - len(there)} without a stable CM).")
+        change = {(a, b): paired_t((c2[b] - c2[a]).to_numpy()) for a, b in steps if a in c2 and b in c2}
+        tests = [[(sign, e.value, e.p, stable[a] and stable[b])] for (a, b), e in change.items()]
+        state, why = outcome(tests + [[]] * (len(steps) - len(tests)))
+        said.append(f"{number}. {says}: **{state}** ({why}).")
     return compact(lines) + "\n\nThe predictions, on C2 by D>D / D>CM:\n\n" + "\n".join(said)
 
 

@@ -115,11 +115,12 @@ def write_all(folder: Path) -> dict:
     """The whole of it; returns notebook 1's parameters for it."""
     from safetensors.torch import save_file
 
-    from dcm.metrics.encoders import AestheticHead
-
+    sizes = [12, 1024, 128, 64, 16, 1]
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        save_file(AestheticHead(12).state_dict(), folder / "aesthetic.safetensors")
+        layers = {k: torch.nn.Linear(*s).state_dict() for k, s in zip((0, 2, 4, 6, 7), zip(sizes, sizes[1:]))}
+    aesthetic = {f"layers.{k}.{name}": value for k, state in layers.items() for name, value in state.items()}
+    save_file(aesthetic, folder / "aesthetic.safetensors")
     return dict(
         study="sdxl", data="folder", data_dir=str(write_images(folder / "images")), resolution=64, precision="fp32",
         model=str(write_pipeline(folder / "pipeline")), clip=str(write_clip(folder / "clip")),

@@ -19,24 +19,19 @@ STABLE, UNSTABLE, UNKNOWN = "stable", "unstable CM", "one snapshot"  # what a CM
 MIN_SEEDS, CONFIDENCE = 3, 0.95
 INTERVALS = "95 % paired t intervals over seeds; verdicts with Holm's correction over encoders"  # for captions
 ROUNDING = 1e-6  # metrics are sums in single precision: differences that are this near to each other are equal
-ERRORS = {"ode_error", *(error for encoders in ENCODERS.values() for _, error in encoders.values())}  # in any space
+TO_TEACHER, TO_DATA, ERRORS = map(set, zip(*(columns for of in ENCODERS.values() for columns in of.values())))
+ERRORS.add("ode_error")  # the error in any space
 # One question put to several encoders: within a setting, the tests of a line are one family for Holm's correction. Every
 # other measure, and the ODE error, is one test.
 FAMILIES = {
-    "distance to the teacher's samples": "fd_teacher fd_classifier fd_pixels fd_self fid_teacher fd_dino".split(),
-    "distance to held-out images": "fd_real fd_classifier_real fd_pixels_real fd_self_real fid_real".split(),
-    "kernel distance to the teacher's samples": "kid_teacher kid_classifier kid_pixels kid_self".split(),
-}
+    "distance to the teacher's samples": TO_TEACHER, "distance to held-out images": TO_DATA,
+    "kernel distance to the teacher's samples": {"kid_teacher", "kid_classifier", "kid_pixels", "kid_self"},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Effect:
-    """A comparison with its interval.
-
-    Attributes
-    ----------
-    value, low, high : the effect and its 95 % interval. n : pairs behind it. p : of no effect, two-sided.
-    """
+    """A comparison: its `value` and 95 % interval (`low`, `high`), the `n` pairs behind it, and `p` of no effect, two-sided."""
 
     value: float
     low: float
@@ -149,9 +144,11 @@ def with_stability(table: pd.DataFrame, rows: pd.DataFrame, by: Sequence[str] = 
     return table.join(stability(rows, by), on=list(by)).fillna({"cm": UNKNOWN})
 
 
-def where_stable(table: pd.DataFrame, rows: pd.DataFrame, by: Sequence[str] = tuple(SETTING)) -> pd.DataFrame:
-    """:func:`verdicts` where the CM is stable (column ``cm``); elsewhere the verdict is that it is not."""
+def where_stable(
+    table: pd.DataFrame, rows: pd.DataFrame, by: Sequence[str] = tuple(SETTING), without: Sequence[str] = (UNSTABLE, UNKNOWN)
+) -> pd.DataFrame:
+    """:func:`verdicts` with the CM's :func:`stability` (column ``cm``), which takes their place where it is one of `without`."""
     table = with_stability(table, rows, by)
-    unclear = table.cm != STABLE
+    unclear = table.cm.isin(without)
     together = table.encoders.mask(unclear & (table.encoders != ""), table.cm)
     return table.assign(verdict=table.verdict.mask(unclear, table.cm), encoders=together)

@@ -26,6 +26,9 @@ FIRST, FILTERED = (next(iter(pairs)) for pairs in (SWITCH, UNBLURRED))
 NEAR = np.log(1.1)
 
 
+Test = tuple[int, float, float, bool]  # a comparison: the stated sign, its value and p, and whether the CM is stable
+
+
 class Ratio(NamedTuple):
     """That a ratio is above 1 (`sign` 1) or below; of the measures of a role. `intervals` N, `guidance` w."""
 
@@ -36,6 +39,12 @@ class Ratio(NamedTuple):
     intervals: int = 10
     guidance: float = 2
 
+    def tests(self, found: list[Results], table: pd.DataFrame) -> Iterator[Test]:
+        """A comparison a measure; none where there is no such setting among the results `found`, of :func:`outcomes`."""
+        if place := _place(found, self.scale, self.intervals, self.guidance):
+            for e in switch.at(table[(table.pair == self.pair) & (table.role == self.role)], place[1]).itertuples():
+                yield self.sign, e.value - 1, e.p, e.cm == STABLE
+
 
 class Lower(NamedTuple):
     """That the distance's ratio D>D / D>CM is lower at (N, w) = `there` than at `here`."""
@@ -44,6 +53,15 @@ class Lower(NamedTuple):
     here: tuple[int, float]
     there: tuple[int, float]
 
+    def tests(self, found: list[Results], table: pd.DataFrame) -> Iterator[Test]:
+        """As of :class:`Ratio`, by differences between log ratios of one seed."""
+        here, there = (_place(found, self.scale, *at) for at in (self.here, self.there))
+        if here and there:
+            before, after = (_log_ratios(place, FIRST) for place in (here, there))
+            for column in (c for c in before if c in after):
+                if len(change := (after[column] - before[column]).dropna()):
+                    yield -1, (e := paired_t(change.to_numpy())).value, e.p, _stable(here, there)
+
 
 class Near(NamedTuple):
     """That the distance's ratio by a pair is within 10 % of that by `other`, at N = 10 and w = 2."""
@@ -51,6 +69,14 @@ class Near(NamedTuple):
     scale: str
     pair: str
     other: str
+
+    def tests(self, found: list[Results], table: pd.DataFrame) -> Iterator[Test]:
+        """Two one-sided tests: that the logarithm of the quotient is above -:data:`NEAR`, and below that."""
+        if place := _place(found, self.scale, 10, 2):
+            one, other = (_log_ratios(place, pair) for pair in (self.pair, self.other))
+            for quotient in ((one[column] - other[column]).dropna().to_numpy() for column in one):
+                for sign, e in ((sign, paired_t(quotient + sign * NEAR)) for sign in (1, -1) if len(quotient)):
+                    yield sign, e.value, e.p / 2, _stable(place)
 
 
 def both(scale: str, *roles: str) -> list[Ratio]:
@@ -83,9 +109,8 @@ PREDICTIONS: dict[int, tuple[str, Sequence[Ratio | Lower | Near]]] = {
 def _place(found: list[Results], scale: str, intervals: int, guidance: float) -> tuple[Results, pd.Series] | None:
     """The setting of a scale with DDIM at N and w: of the main group, or of one that trains as that does."""
     for results in found:
-        known = {"study": results.study} | {k: results.teacher.get(k) for k in ("dimension", "modes")}
         settings = switch.settings(results)
-        if not SCALES[scale].items() <= known.items() or not len(settings):
+        if not SCALES[scale].items() <= results.teacher.items() or not len(settings):
             continue
         how = {name: p.model_dump(exclude=FREE) for name, p in results.groups.items()}
         main = how[results.main]
@@ -93,12 +118,6 @@ def _place(found: list[Results], scale: str, intervals: int, guidance: float) ->
         for _, setting in settings[at & settings.group.map(lambda group: how[group] == main)].iterrows():
             return results, setting
     return None
-
-
-def _ratio(of: Ratio, found: list[Results], table: pd.DataFrame) -> Iterator[tuple[int, float, float, bool]]:
-    if place := _place(found, of.scale, of.intervals, of.guidance):
-        for e in switch.at(table[(table.pair == of.pair) & (table.role == of.role)], place[1]).itertuples():
-            yield of.sign, e.value - 1, e.p, e.cm == STABLE
 
 
 def _log_ratios(place: tuple[Results, pd.Series], pair: str) -> dict[str, pd.Series]:
@@ -113,43 +132,29 @@ def _stable(*places: tuple[Results, pd.Series]) -> bool:
     return all(stability(r.rows, SETTING_OF_RUN)[tuple(s)] == STABLE for r, s in places)
 
 
-def _lower(of: Lower, found: list[Results]) -> Iterator[tuple[int, float, float, bool]]:
-    here, there = (_place(found, of.scale, *at) for at in (of.here, of.there))
-    if here and there:
-        before, after = (_log_ratios(place, FIRST) for place in (here, there))
-        for column in (c for c in before if c in after):
-            if len(change := (after[column] - before[column]).dropna()):
-                yield -1, (e := paired_t(change.to_numpy())).value, e.p, _stable(here, there)
+def outcome(parts: Sequence[list[Test]]) -> tuple[str, str]:
+    """Whether a prediction of these parts held, failed or is open, and how many comparisons have the stated sign.
 
-
-def _near(of: Near, found: list[Results]) -> Iterator[tuple[int, float, float, bool]]:
-    """Two one-sided tests: that the logarithm of the quotient is above -:data:`NEAR`, and below that."""
-    if place := _place(found, of.scale, 10, 2):
-        one, other = (_log_ratios(place, pair) for pair in (of.pair, of.other))
-        for quotient in ((one[column] - other[column]).dropna().to_numpy() for column in one):
-            for sign, e in ((sign, paired_t(quotient + sign * NEAR)) for sign in (1, -1) if len(quotient)):
-                yield sign, e.value, e.p / 2, _stable(place)
+    It holds where every part was measured and every comparison has the stated sign at the 5 % level, and fails where one has
+    the other sign at that level. One whose CM is not stable says nothing.
+    """
+    tests = [test for part in parts for test in part]
+    clear = [sign * value > 0 for sign, value, p, stable in tests if stable and p < 1 - CONFIDENCE]
+    state = FAILED if not all(clear) else HELD if all(parts) and len(clear) == len(tests) else OPEN
+    if not tests:
+        return state, "not measured here"
+    counts = {
+        "the other way": clear.count(False), "without a stable CM": sum(not stable for *_, stable in tests),
+        f"of {len(parts)} parts not measured here": sum(not part for part in parts),
+    }  # fmt: skip
+    told = [f"{count} {words}" for words, count in counts.items() if count]
+    return state, "; ".join([f"{sum(clear)} of {len(tests)} comparisons as predicted", *told])
 
 
 def outcomes(found: list[Results], table: pd.DataFrame) -> pd.DataFrame:
-    """A row a prediction: whether it held, failed or is open, and how many of its comparisons have the stated sign.
-
-    `table` has the :func:`dcm.analysis.switch.effects` of all results. A prediction holds where every comparison that it
-    names was measured and has the stated sign at the 5 % level, and fails where one has the other sign at that level. One
-    whose CM is not stable says nothing.
-    """
+    """A row a prediction: its :func:`outcome`. `table` has the :func:`dcm.analysis.switch.effects` of all results."""
     out = []
     for number, (says, parts) in PREDICTIONS.items():
-        test = {Ratio: lambda p: _ratio(p, found, table), Lower: lambda p: _lower(p, found), Near: lambda p: _near(p, found)}
-        each = [list(test[type(p)](p)) for p in parts]
-        tests = [t for part in each for t in part]
-        clear = [(sign * value > 0) for sign, value, p, stable in tests if stable and p < 1 - CONFIDENCE]
-        complete = all(each) and len(clear) == len(tests)
-        state = FAILED if not all(clear) else HELD if complete else OPEN
-        why = [f"{sum(clear)} of {len(tests)} comparisons as predicted"] if tests else ["not measured here"]
-        why += [f"{clear.count(False)} the other way"] * (not all(clear))
-        unstable, missing = sum(not t[3] for t in tests), each.count([])
-        why += [f"{unstable} without a stable CM"] * (unstable > 0)
-        why += [f"{missing} of {len(each)} parts not measured here"] * (missing > 0 and bool(tests))
-        out.append({"prediction": number, "says": says, "outcome": state, "comparisons": "; ".join(why)})
+        state, comparisons = outcome([list(part.tests(found, table)) for part in parts])
+        out.append({"prediction": number, "says": says, "outcome": state, "comparisons": comparisons})
     return pd.DataFrame(out)

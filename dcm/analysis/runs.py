@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from pydantic import TypeAdapter
 
-from dcm.analysis.compare import ODE_ERROR, UNSTABLE, verdicts, with_stability
+from dcm.analysis.compare import UNSTABLE, verdicts, where_stable
 from dcm.analysis.measured import SETTING, measured, with_final
 from dcm.metrics.metric import ENCODERS, Metric
 from dcm.parameters.check import validate
@@ -19,10 +19,6 @@ from dcm.support.files import project_path, read_json
 
 SETTING_OF_RUN = ["run", *SETTING]
 REGIME = [*SETTING_OF_RUN, "update", "steps"]
-TO_DATA = {  # by distance to the teacher's samples: the same to data
-    "swd_teacher": "swd_data", "fd_teacher": "fd_real", "fid_teacher": "fid_real",
-    "fd_classifier": "fd_classifier_real", "fd_pixels": "fd_pixels_real", "fd_self": "fd_self_real",
-}  # fmt: skip
 STUDIES = TypeAdapter(dict[Name, StudyName])  # by run: the file studies.json
 NAMING = set("solver intervals loss lora_rank width lr lr_decay pairs_per_trajectory".split())  # what regimes differ in
 
@@ -107,17 +103,14 @@ def measures(study: str) -> dict[str, tuple[str, Metric]]:
 
     Roles: ``error``, ``features`` (the error after an encoder), ``teacher`` and ``data`` (distances to their samples).
     """
-    distances = {"sliced Wasserstein": "swd_teacher"} if study == "gmm" else {n: d for n, (d, _) in ENCODERS[study].items()}
-    out = {"ode_error": ("error", ODE_ERROR)}
-    if study == "gmm":
-        out["frechet"] = ("further", Metric("distance to teacher, Frechet", ratio=True))
-    else:  # of points the features are the points
-        out |= {e: ("features", Metric(f"ODE error, {n} features", ratio=True)) for n, (_, e) in ENCODERS[study].items()}
-    for name, column in distances.items():
-        out[column] = ("teacher", Metric(f"distance to teacher, {name}", ratio=True))
-        if data := TO_DATA.get(column):
-            out[data] = ("data", Metric(f"distance to data, {name}", ratio=True))
-    return out
+    found, distances = [("ode_error", "error", "ODE error")], ENCODERS[study]
+    if study == "gmm":  # of points the features are the points
+        found.append(("frechet", "further", "distance to teacher, Frechet"))
+        distances = {"sliced Wasserstein": ("swd_teacher", "swd_data", "")}
+    found += [(error, "features", f"ODE error, {name} features") for name, (_, _, error) in distances.items()]
+    for name, (teacher, data, _) in distances.items():
+        found += [(teacher, "teacher", f"distance to teacher, {name}"), (data, "data", f"distance to data, {name}")]
+    return {column: (role, Metric(label, ratio=True)) for column, role, label in found if column}
 
 
 def judged(study: str, rows: pd.DataFrame, by: list[str], pair: str, methods: tuple[str, str]) -> pd.DataFrame:
@@ -145,7 +138,9 @@ def regimes(results: Results) -> pd.DataFrame:
     table = judged(results.study, ends.assign(ode_error=ends.ode_error.where(ends.steps == 1)), REGIME, "Direct CM / CM", ("Direct CM", "CM"))
     if not len(table):
         return table
-    until = (with_stability(own, rows[rows["update"] <= update], SETTING_OF_RUN) for update, own in table.groupby("update"))
+    until = (
+        where_stable(own, rows[rows["update"] <= update], SETTING_OF_RUN, [UNSTABLE]) for update, own in table.groupby("update")
+    )
     table = pd.concat(until).sort_index().sort_values("group", key=lambda g: g != results.main, kind="stable", ignore_index=True)
     at = {name: p.model_dump(include=NAMING) for name, p in groups.items()}
     full = lambda group, w, update, steps: at[group] | {"guidance": f"{w:g}", "update": update, "steps": steps}
@@ -156,8 +151,4 @@ def regimes(results: Results) -> pd.DataFrame:
         own = full(r.group, r.guidance, r.update, r.steps)
         return ", ".join(f"{name} {value}" for name, value in own.items() if value != main[name]) or "main"
 
-    unstable = table.cm == UNSTABLE
-    return table.assign(
-        regime=[named(row) for row in table.itertuples()], verdict=table.verdict.mask(unstable, UNSTABLE),
-        encoders=table.encoders.mask(unstable & (table.encoders != ""), UNSTABLE),
-    )  # fmt: skip
+    return table.assign(regime=[named(row) for row in table.itertuples()])

@@ -7,6 +7,7 @@ doing; docs/preregistration.md has the rules.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -102,10 +103,9 @@ def accounting(results: Results) -> pd.DataFrame:
     last, out = final_one_step(results.rows), []
     for setting in settings(results).itertuples(index=False):
         rows = at(last, setting)
-        for (pair, methods), (encoder, columns) in (
-            (p, e) for p in SWITCH.items() for e in ENCODERS[results.study].items() if set(e[1]) <= set(rows)
-        ):
-            each = [log_ratios(rows, methods, column) for column in ("ode_error", *reversed(columns))]
+        measured = {name: (p, d) for name, (d, _, p) in ENCODERS[results.study].items() if {d, p} <= set(rows)}
+        for (pair, methods), (encoder, columns) in product(SWITCH.items(), measured.items()):
+            each = [log_ratios(rows, methods, column) for column in ("ode_error", *columns)]
             error, features, distance = pd.concat(each, axis=1, join="inner").to_numpy().T
             if len(error):
                 terms = dict(solving=error, space=features - error, share=distance - features, log_c2=distance)

@@ -38,7 +38,7 @@ class SDXLQuality:
             "sharpness": Metric("high-frequency power [teacher = 1]", judged=False),
         } | {
             column: Metric(f"ODE error, {name} features", ratio=True, judged=False)
-            for name, (_, column) in ENCODERS["sdxl"].items()
+            for name, (_, _, column) in ENCODERS["sdxl"].items()
         }  # fmt: skip
         self._kept: dict[str, dict] = {}
 
@@ -88,7 +88,7 @@ class SDXLQuality:
         teacher = self._kept[key]
         own = teacher if x is teacher_x else self._looked_at(x, condition)
         out = dict.fromkeys(self.metrics, NAN)
-        for distance, paired in ENCODERS["sdxl"].values():
+        for distance, _, paired in ENCODERS["sdxl"].values():
             if distance in self.encoders.features:
                 sets = FeatureSet(own[distance]), FeatureSet(teacher[distance])
                 out |= {distance: frechet(*sets), paired: paired_error(*sets)}

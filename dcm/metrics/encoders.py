@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,35 +42,22 @@ class DinoFeatures(Encoder):
         return self.network(normalize(pixels / 255, *IMAGENET)).last_hidden_state[:, 0]
 
 
-class AestheticHead(nn.Module):
+def aesthetic_head(path: Path, width: int = 768) -> nn.Sequential:
     """LAION's aesthetic predictor: linear layers 768-1024-128-64-16-1 on a normalised CLIP ViT-L/14 embedding.
 
     There is no nonlinearity between them (dropout in training only). `path` is a safetensors file of the published
     ``sac+logos+ava1-l14-linearMSE`` weights, under their own names (``layers.0.weight``, ..).
+    Raises :class:`InputError` for a missing or foreign file.
     """
-
-    def __init__(self, width: int = 768):
-        super().__init__()
-        sizes = [width, 1024, 128, 64, 16, 1]
-        # The published numbering counts the dropouts between: layers 0, 2, 4, 6, 7.
-        self.layers = nn.ModuleDict({str(k): nn.Linear(*s) for k, s in zip((0, 2, 4, 6, 7), zip(sizes, sizes[1:]))})
-
-    @classmethod
-    def load(cls, path: Path, width: int = 768) -> AestheticHead:
-        """Raises :class:`InputError` for a missing or foreign file."""
-        tensors, _ = read_tensors(path)
-        head = cls(width)
-        try:
-            head.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise InputError(f"{path} is no aesthetic predictor ({' '.join(str(error).split())[:120]}).") from None
-        return head.eval().requires_grad_(False)
-
-    def forward(self, embedding: Tensor) -> Tensor:
-        """Score (B,) of normalised embeddings (B, width)."""
-        for layer in self.layers.values():
-            embedding = layer(embedding)
-        return embedding[:, 0]
+    sizes = [width, 1024, 128, 64, 16, 1]
+    layers = (nn.Linear(*s) for s in zip(sizes, sizes[1:]))
+    head = nn.Sequential(OrderedDict(zip("02467", layers)))  # the published numbering counts the dropouts between
+    tensors, _ = read_tensors(path)
+    try:
+        head.load_state_dict({name.removeprefix("layers."): t for name, t in tensors.items()})
+    except RuntimeError as error:
+        raise InputError(f"{path} is no aesthetic predictor ({' '.join(str(error).split())[:120]}).") from None
+    return head.eval().requires_grad_(False)
 
 
 class ClipScores(Encoder):
@@ -78,7 +66,7 @@ class ClipScores(Encoder):
     `folder` holds a ``transformers`` CLIPModel with its tokenizer (the paper's is ViT-L/14).
     """
 
-    def __init__(self, folder: Path, device: torch.device | str = "cpu", head: AestheticHead | None = None):
+    def __init__(self, folder: Path, device: torch.device | str = "cpu", head: nn.Module | None = None):
         from transformers import CLIPModel, CLIPTokenizer
 
         network = CLIPModel.from_pretrained(folder, use_safetensors=True)
@@ -91,15 +79,13 @@ class ClipScores(Encoder):
         """``clip_score`` and, with a head, ``aesthetic``: float64 (B,) of images (B, 3, H, W) in [-1, 1]."""
         from torchvision.transforms.functional import normalize
 
-        network, unit = self.network, lambda v: nn.functional.normalize(v, dim=-1)
-        longest = network.config.text_config.max_position_embeddings
+        longest = self.network.config.text_config.max_position_embeddings
         tokens = self.tokenizer(captions, padding=True, truncation=True, max_length=longest, return_tensors="pt")
-        text = unit(network.text_projection(network.text_model(**tokens.to(self.device)).pooler_output))
         pixels = normalize(self.resized(x) / 255, *CLIP_NORM)
-        image = unit(network.visual_projection(network.vision_model(pixels).pooler_output))
-        out = {"clip_score": (image * text).sum(-1)}
+        found = self.network(pixel_values=pixels, **tokens.to(self.device))
+        out = {"clip_score": (found.image_embeds * found.text_embeds).sum(-1)}
         if self.head:
-            out["aesthetic"] = self.head(image)
+            out["aesthetic"] = self.head(found.image_embeds)[:, 0]
         return {name: v.double() for name, v in out.items()}
 
 
@@ -143,6 +129,6 @@ def find_encoders(about: dict, device: torch.device) -> Encoders:
     clip = attempt(("clip_score", "aesthetic"), lambda: local("clip", ClipScores))
     if clip:
         width = clip.network.config.projection_dim
-        head = attempt(("aesthetic",), lambda: AestheticHead.load(project_path(about["aesthetic"]), width))
+        head = attempt(("aesthetic",), lambda: aesthetic_head(project_path(about["aesthetic"]), width))
         clip.head = head and head.to(device)
     return Encoders({name: e for name, e in extractors.items() if e}, clip, missing)

@@ -15,25 +15,25 @@ class Metric:
     judged: bool = True  # whether a verdict can rest on it; false where neither direction is better
 
 
-# By study, by encoder: the columns of the Frechet distance to the teacher's samples and of the paired error, the ODE
-# error in the encoder's space. The first is the primary one; Inception's, and SDXL's, hang on the weights at hand.
-ENCODERS: dict[str, dict[str, tuple[str, str]]] = {
-    "gmm": {"x": ("frechet", "paired")},
+# By study, by encoder: the columns of the Frechet distances to the teacher's samples and to held-out images, and of the
+# paired error, the ODE error in the encoder's space. The first is primary; Inception's and SDXL's need weights.
+ENCODERS: dict[str, dict[str, tuple[str, str, str]]] = {
+    "gmm": {"x": ("frechet", "", "paired")},
     "digits": {
-        "classifier": ("fd_teacher", "paired"),
-        "pixel": ("fd_pixels", "paired_pixels"),
-        "self-supervised": ("fd_self", "paired_self"),
+        "classifier": ("fd_teacher", "fd_real", "paired"),
+        "pixel": ("fd_pixels", "fd_pixels_real", "paired_pixels"),
+        "self-supervised": ("fd_self", "fd_self_real", "paired_self"),
     },
     "cifar10": {
-        "EfficientNet-Lite0": ("fd_teacher", "paired"),
-        "classifier": ("fd_classifier", "paired_classifier"),
-        "self-supervised": ("fd_self", "paired_self"),
-        "Inception": ("fid_teacher", "paired_inception"),
+        "EfficientNet-Lite0": ("fd_teacher", "fd_real", "paired"),
+        "classifier": ("fd_classifier", "fd_classifier_real", "paired_classifier"),
+        "self-supervised": ("fd_self", "fd_self_real", "paired_self"),
+        "Inception": ("fid_teacher", "fid_real", "paired_inception"),
     },
     "sdxl": {
-        "EfficientNet-Lite0": ("fd_teacher", "paired"),
-        "Inception": ("fid_teacher", "paired_inception"),
-        "DINOv2": ("fd_dino", "paired_dino"),
+        "EfficientNet-Lite0": ("fd_teacher", "", "paired"),
+        "Inception": ("fid_teacher", "", "paired_inception"),
+        "DINOv2": ("fd_dino", "", "paired_dino"),
     },
 }
 

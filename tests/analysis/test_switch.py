@@ -105,7 +105,7 @@ def test_the_plane_has_a_point_a_setting_pair_and_encoder():
 
 
 WORSE, LOWER = {"Direct CM": 0.3, "cm>direct": 0.3}, {"Direct CM": -0.3, "cm>direct": -0.3}
-COLUMNS = [column for column, _ in ENCODERS["cifar10"].values()]
+COLUMNS = [column for column, *_ in ENCODERS["cifar10"].values()]
 
 
 @pytest.mark.parametrize(
@@ -132,10 +132,10 @@ def test_a_change_between_settings_is_paired_by_seed():
     there = of_images(1, ode_error=LOWER, **dict.fromkeys(COLUMNS, {"Direct CM": 0.1}))
     rows = pd.concat([here.rows, there.rows.assign(guidance=9.0, group="w9")])
     found = replace(here, rows=rows, groups=here.groups | {"w9": here.groups["main"].model_copy(update={"lr": 1e-5})})
-    tests = list(predictions._lower(predictions.Lower("CIFAR-10", (10, 2), (10, 9)), [found]))
+    tests = list(predictions.Lower("CIFAR-10", (10, 2), (10, 9)).tests([found], found.rows))
     assert len(tests) == 4 and all(sign * value > 0 and p < 0.05 and stable for sign, value, p, stable in tests)
     wider = replace(found, groups=found.groups | {"w9": here.groups["main"].model_copy(update={"ema": 0.5})})
-    assert not list(predictions._lower(predictions.Lower("CIFAR-10", (10, 2), (10, 9)), [wider])), "it trains otherwise"
+    assert not list(predictions.Lower("CIFAR-10", (10, 2), (10, 9)).tests([wider], wider.rows)), "it trains otherwise"
 
 
 @pytest.mark.parametrize(

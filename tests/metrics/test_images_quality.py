@@ -140,7 +140,7 @@ def test_image_quality_ranks_real_images_above_noise(data, tmp_path):
     model = train_classifier(data, updates=80, batch=64, width=16)
     held_out, _ = data.images("held_out")
     quality = ImageQuality(model, model, held_out, load_encoder("digits"))
-    assert {e.name: ([*read][0], [*read][-1]) for e, read in quality.views} == ENCODERS["digits"]
+    assert {e.name: ([*read][0], [*read][1], [*read][-1]) for e, read in quality.views} == ENCODERS["digits"]
     x, c = data.images("train", 300)
     teacher_x = data.images("train")[0][300:600]
     good = quality.measure(x, c, teacher_x)

@@ -254,6 +254,6 @@ def test_cifar_path_on_an_image_folder(tmp_path, monkeypatch):
     features = lambda v: FeatureSet(study.quality.classifier.features(v))  # noqa: E731
     real = study.data.images("held_out")[0]
     assert measured["fd_classifier_real"] == pytest.approx(frechet(features(x.clamp(-1, 1)), features(real)))
-    columns = {e.name: ([*read][0], [*read][-1]) for e, read in study.quality.views}
+    columns = {e.name: ([*read][0], [*read][1], [*read][-1]) for e, read in study.quality.views}
     assert columns == {name: ENCODERS["cifar10"][name] for name in columns} and len(columns) == 3  # without Inception
     assert "Not measured: FID and KID on Inception" in study.quality.note

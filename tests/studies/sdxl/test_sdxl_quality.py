@@ -11,7 +11,7 @@ import torch
 from sdxl_helpers import CPU
 
 from dcm.evaluation.samples import EvaluationSet
-from dcm.metrics.encoders import AestheticHead, ClipScores, DinoFeatures
+from dcm.metrics.encoders import ClipScores, DinoFeatures, aesthetic_head
 from dcm.studies.registry import load_study
 from dcm.support.errors import InputError
 
@@ -63,7 +63,7 @@ def test_missing_encoders_are_named_with_the_place_they_were_looked_for(made, pr
 def test_clip_and_aesthetic_scores_by_hand(made):
     from transformers import CLIPModel
 
-    head = AestheticHead.load(made["aesthetic"], 12)
+    head = aesthetic_head(made["aesthetic"], 12)
     clip = ClipScores(made["clip"], CPU, head)
     x = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1  # the encoder's own size
     captions = tiny_sdxl.CAPTIONS[:3]
@@ -78,15 +78,15 @@ def test_clip_and_aesthetic_scores_by_hand(made):
         tokens = clip.tokenizer(captions, padding=True, truncation=True, max_length=12, return_tensors="pt")
         out = model(pixel_values=(levels - mean[:, None, None]) / deviation[:, None, None], **tokens)
         assert np.allclose(scores["clip_score"], (out.image_embeds * out.text_embeds).sum(-1), atol=1e-5)
-        w = [head.state_dict()[f"layers.{k}.weight"].double() for k in (0, 2, 4, 6, 7)]
-        b = [head.state_dict()[f"layers.{k}.bias"].double() for k in (0, 2, 4, 6, 7)]
+        w = [head.state_dict()[f"{k}.weight"].double() for k in (0, 2, 4, 6, 7)]
+        b = [head.state_dict()[f"{k}.bias"].double() for k in (0, 2, 4, 6, 7)]
         score = out.image_embeds.double()
         for matrix, bias in zip(w, b):
             score = score @ matrix.T + bias
     assert np.allclose(scores["aesthetic"], score[:, 0], atol=1e-5)
     assert [tuple(m.shape) for m in w] == [(1024, 12), (128, 1024), (64, 128), (16, 64), (1, 16)]
     with pytest.raises(InputError, match="is no aesthetic predictor"):
-        AestheticHead.load(made["aesthetic"])  # made for embeddings of 12, not 768
+        aesthetic_head(made["aesthetic"])  # made for embeddings of 12, not 768
 
 
 def test_dino_features_are_the_normed_class_token(made):
