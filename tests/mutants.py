@@ -84,7 +84,7 @@ MUTANTS = [
     Mutant("dcm/metrics/mixture.py", "< self.near", "< 2 * self.near", MIXTURE),
     Mutant("dcm/metrics/images.py", "self.classifier.classify(x)", "self.classifier.classify(teacher_x)", MEASURED),
     Mutant("dcm/metrics/images.py", "precision_recall(own, teacher)", "precision_recall(teacher, own)", MEASURED),
-    Mutant("dcm/metrics/images.py", "frechet(own, self._real[i])", "frechet(own, teacher)", MEASURED),
+    Mutant("dcm/metrics/images.py", "frechet(own, self._kept(self.real)[i])", "frechet(own, teacher)", MEASURED),
     Mutant("dcm/metrics/images.py", "paired_error(own, teacher)", "frechet(own, teacher)", MEASURED),
     Mutant("dcm/metrics/distances.py", "kthvalue(NEIGHBOURS + 1)", "kthvalue(NEIGHBOURS)", MEASURED),
     Mutant("dcm/metrics/distances.py", "square().sum(1).mean()", "square().mean()", MEASURED),

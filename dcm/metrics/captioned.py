@@ -1,13 +1,12 @@
 """Quality of SDXL samples: FID and FD-DINOv2 against the teacher's samples, CLIP score, LAION aesthetic score."""
 
-import hashlib
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
 
-from dcm.metrics.distances import NAN, FeatureSet, frechet, paired_error, radial_power
+from dcm.metrics.distances import NAN, FeatureSet, frechet, paired_error, radial_power, sharpness
 from dcm.metrics.encoders import Encoders
 from dcm.metrics.metric import ENCODERS, Metric
 from dcm.support.progress import tqdm
@@ -40,7 +39,6 @@ class SDXLQuality:
             column: Metric(f"ODE error, {name} features", ratio=True, judged=False)
             for name, (_, _, column) in ENCODERS["sdxl"].items()
         }  # fmt: skip
-        self._kept: dict[str, dict] = {}
 
     @cached_property
     def encoders(self) -> Encoders:
@@ -78,21 +76,22 @@ class SDXLQuality:
                 made.setdefault(name, []).append(value)
         return {name: torch.cat(values) for name, values in made.items()}
 
+    @cache  # noqa: B019 - a quality lasts as long as its notebook
+    def _teachers(self, x: Tensor, condition: Tensor) -> dict[str, Tensor]:
+        """What every student is compared with, looked at once."""
+        return self._looked_at(x, condition)
+
     def measure(self, x: Tensor, condition: Tensor, teacher_x: Tensor) -> dict[str, float]:
         """All metrics of latents `x` (B, C, h, w) of prompts `condition` (B,), against `teacher_x`; NaN: not measured."""
-        if not x.isfinite().all():
-            return dict.fromkeys(self.metrics, NAN)
-        key = hashlib.sha256(teacher_x.float().cpu().contiguous().numpy()).hexdigest()
-        if key not in self._kept:
-            self._kept[key] = self._looked_at(teacher_x, condition)
-        teacher = self._kept[key]
-        own = teacher if x is teacher_x else self._looked_at(x, condition)
         out = dict.fromkeys(self.metrics, NAN)
+        if not x.isfinite().all():
+            return out
+        teacher = self._teachers(teacher_x, condition)
+        own = teacher if x is teacher_x else self._looked_at(x, condition)
         for distance, _, paired in ENCODERS["sdxl"].values():
             if distance in self.encoders.features:
                 sets = FeatureSet(own[distance]), FeatureSet(teacher[distance])
                 out |= {distance: frechet(*sets), paired: paired_error(*sets)}
         out |= {name: float(own[name].mean()) for name in ("clip_score", "aesthetic") if name in own}
-        top = own["power"].shape[1] // 2
-        out["sharpness"] = float((own["power"].mean(0)[top:] / teacher["power"].mean(0)[top:]).mean())
+        out["sharpness"] = sharpness(own["power"].mean(0), teacher["power"].mean(0))
         return out

@@ -123,7 +123,6 @@ def radial_power(x: Tensor) -> Tensor:
     return torch.stack([power[radius == r].mean() for r in range(1, x.shape[-2] // 2 + 1)])
 
 
-def sharpness(x: Tensor, teacher_x: Tensor) -> float:
-    """Power in the upper half of the frequencies, as a ratio to the teacher's: below 1 is blurred, above 1 is noisy."""
-    top = x.shape[-2] // 4
-    return float((radial_power(x)[top:] / radial_power(teacher_x)[top:]).mean())
+def sharpness(power: Tensor, teacher: Tensor) -> float:
+    """A :func:`radial_power` (R,) in its upper half, as a ratio to the teacher's: below 1 is blurred, above 1 is noisy."""
+    return float((power / teacher)[len(power) // 2 :].mean())

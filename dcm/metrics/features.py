@@ -76,12 +76,10 @@ class Classifier(nn.Module):
         """Read what :meth:`save` wrote, frozen. Raises :class:`InputError` for a missing, damaged or foreign file."""
         tensors, about = read_tensors(path)
         try:
-            model = cls(about["shape"], about["num_classes"], about["width"], about["accuracy"])
+            model = cls(**about)
             model.load_state_dict(tensors)
-        except (KeyError, RuntimeError) as error:
-            raise InputError(
-                f"{path} holds no classifier of this version; delete it and run notebook 1 again."
-            ) from error
+        except (TypeError, RuntimeError) as error:
+            raise InputError(f"{path} holds no classifier of this version; delete it and run notebook 1 again.") from error
         return model.eval().requires_grad_(False)
 
 
@@ -128,10 +126,7 @@ class PixelFeatures:
 
 
 class Encoder:
-    """A network of others as feature extractor, on images resized as clean-fid does it, ``batch`` at once.
-
-    `network`, `device`: what encodes, and where.
-    """
+    """A `network` of others as feature extractor on its `device`, of images resized as clean-fid does it, ``batch`` at once."""
 
     name, size, batch = "", 224, 250
 
@@ -148,8 +143,7 @@ class Encoder:
         Bicubic, on the device, to 0.005 what clean-fid has of PIL, in its mode "clean" (Parmar et al. 2022).
         """
         levels = ((x.to(self.device).clamp(-1, 1) + 1) * 127.5).round().expand(-1, 3, -1, -1)
-        size = (self.size, self.size)
-        return nn.functional.interpolate(levels, size=size, mode="bicubic", antialias=True).clamp(0, 255)
+        return nn.functional.interpolate(levels, (self.size, self.size), mode="bicubic", antialias=True).clamp(0, 255)
 
     @torch.no_grad()
     def features(self, x: Tensor) -> Tensor:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-from functools import cached_property
+from functools import cache
 
 from torch import Tensor
 
-from dcm.metrics.distances import NAN, FeatureSet, frechet, kernel_distance, paired_error, precision_recall, sharpness
+from dcm.metrics import distances
+from dcm.metrics.distances import NAN, FeatureSet, frechet, kernel_distance, paired_error, precision_recall
 from dcm.metrics.features import Classifier, PixelFeatures
 from dcm.metrics.metric import Metric
 
@@ -50,14 +50,12 @@ class ImageQuality:
     ``paired``: the ODE error in feature space, a sample's mean squared distance to the teacher's from the same noise.
     The same six on a further encoder's features have ``classifier``, ``pixels``, ``self`` or ``inception`` in their names;
     see :func:`columns`. ``agreement``: share of samples that the classifier assigns to their own class.
-    ``sharpness``: see :func:`sharpness`.
+    ``sharpness``: see :func:`dcm.metrics.distances.sharpness`.
     """
 
     primary, secondary_metrics = "fd_teacher", ("fd_real", "sharpness")
 
-    def __init__(
-        self, extractor, classifier: Classifier, real: Tensor | None = None, self_supervised=None, inception=None
-    ):
+    def __init__(self, extractor, classifier: Classifier, real: Tensor | None = None, self_supervised=None, inception=None):
         self.extractor, self.classifier = extractor, classifier
         self.self_supervised, self.inception = self_supervised, inception
         self.real = real if real is not None and len(real) else None
@@ -66,13 +64,13 @@ class ImageQuality:
         further |= {"self": self_supervised, "inception": inception}
         views = {"": extractor} | {name: e for name, e in further.items() if e is not None}
         self.views = [(encoder, columns(encoder, name)) for name, encoder in views.items()]
-        self.metrics = self.views[0][1] | {
+        first, *others = [read for _, read in self.views]
+        self.metrics = first | {
             "agreement": Metric("share classified as their class", lower_is_better=False),
             "sharpness": Metric("high-frequency power [teacher = 1]", judged=False),
         }
-        for _, read in self.views[1:]:
+        for read in others:
             self.metrics |= read
-        self._kept: dict[str, list[FeatureSet]] = {}
 
     @property
     def note(self) -> str:
@@ -89,30 +87,24 @@ class ImageQuality:
 
     def _seen(self, x: Tensor) -> list[FeatureSet]:
         """Images in the eyes of every view."""
-        return [FeatureSet(encoder.features(x)) for encoder, _ in self.views]
+        return [FeatureSet(encoder.features(x.float().clamp(-1, 1))) for encoder, _ in self.views]
 
-    @cached_property
-    def _real(self) -> list[FeatureSet]:
-        return self._seen(self.real)
-
-    def _teachers(self, x: Tensor) -> list[FeatureSet]:
-        """The teacher's samples in the eyes of every view; kept by content, since every student is compared with them."""
-        key = hashlib.sha256(x.cpu().contiguous().numpy()).hexdigest()
-        if key not in self._kept:
-            self._kept[key] = self._seen(x)
-        return self._kept[key]
+    @cache  # noqa: B019 - a quality lasts as long as its notebook
+    def _kept(self, x: Tensor) -> list[FeatureSet]:
+        """What every student is compared with: the teacher's samples, and real images, each seen once."""
+        return self._seen(x)
 
     def measure(self, x: Tensor, condition: Tensor, teacher_x: Tensor) -> dict[str, float]:
         """All metrics of samples `x` (B, C, H, W) of classes `condition` (B,), against `teacher_x` (B, C, H, W).
 
         Row i of both is from the same noise. What cannot be measured is NaN. Values outside [-1, 1] are clamped.
         """
-        x, teacher_x = x.float().clamp(-1, 1), teacher_x.float().clamp(-1, 1)
         out: dict[str, float] = {}
-        for i, ((_, read), own, teacher) in enumerate(zip(self.views, self._seen(x), self._teachers(teacher_x))):
-            to_real = NAN if self.real is None else frechet(own, self._real[i])
+        for i, ((_, read), own, teacher) in enumerate(zip(self.views, self._seen(x), self._kept(teacher_x))):
+            to_real = NAN if self.real is None else frechet(own, self._kept(self.real)[i])
             near = *precision_recall(own, teacher), paired_error(own, teacher)
             out |= zip(read, (frechet(own, teacher), to_real, kernel_distance(own, teacher), *near))
+        x, teacher_x = x.float().clamp(-1, 1), teacher_x.float().clamp(-1, 1)
         out["agreement"] = float((self.classifier.classify(x) == condition.cpu()).double().mean())
-        out["sharpness"] = sharpness(x, teacher_x)
+        out["sharpness"] = distances.sharpness(*map(distances.radial_power, (x, teacher_x)))
         return {name: out[name] for name in self.metrics}

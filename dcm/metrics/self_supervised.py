@@ -20,11 +20,7 @@ def resnet(channels: int, widths: Sequence[int], blocks: int = 2) -> nn.Sequenti
     from torchvision.models.resnet import BasicBlock
 
     width = widths[0]
-    layers: list[nn.Module] = [
-        nn.Conv2d(channels, width, 3, padding=1, bias=False),
-        nn.BatchNorm2d(width),
-        nn.ReLU(True),
-    ]
+    layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(True)]
     for stage, wanted in enumerate(widths):
         for block in range(blocks):
             stride, shorten = (2 if stage and not block else 1), None
@@ -69,7 +65,6 @@ class SelfSupervised(nn.Module):
             encoder.network.load_state_dict(tensors)
             encoder.accuracy = about["accuracy"]
         except (KeyError, TypeError, RuntimeError):
-            raise InputError(
-                f"{folder} holds no self-supervised encoder of this version; restore it from the repository."
-            ) from None
+            what = "no self-supervised encoder of this version; restore it from the repository"
+            raise InputError(f"{folder} holds {what}.") from None
         return encoder.eval().requires_grad_(False)

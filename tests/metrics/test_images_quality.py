@@ -10,7 +10,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from dcm.metrics.distances import FeatureSet, frechet, kernel_distance, paired_error, precision_recall, sharpness
+from dcm.metrics.distances import FeatureSet, frechet, kernel_distance, paired_error, precision_recall, radial_power, sharpness
 from dcm.metrics.features import (
     Classifier,
     EfficientNetFeatures,
@@ -119,8 +119,9 @@ def test_precision_and_recall_on_constructed_sets():
 def test_sharpness_sees_blur_and_noise():
     x = torch.randn(50, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     blurred = torch.nn.functional.avg_pool2d(x, 3, 1, 1)
-    assert sharpness(x, x) == pytest.approx(1)
-    assert sharpness(blurred, x) < 0.5 and sharpness(2 * x, x) == pytest.approx(4)
+    power = radial_power(x)
+    assert power.shape == (4,) and sharpness(power, power) == pytest.approx(1)
+    assert sharpness(radial_power(blurred), power) < 0.5 and sharpness(radial_power(2 * x), power) == pytest.approx(4)
 
 
 def test_classifier_learns_the_digits_and_keeps_its_accuracy_on_disk(data, tmp_path):
@@ -150,7 +151,7 @@ def test_image_quality_ranks_real_images_above_noise(data, tmp_path):
     for name, metric in quality.metrics.items():
         if name != "sharpness" and not name.startswith("paired"):  # these images are no pairs
             assert (good[name] < bad[name]) == metric.lower_is_better, name
-    assert good == quality.measure(x, c, teacher_x)  # features kept by content change nothing
+    assert good == quality.measure(x, c, teacher_x)  # features that were kept change nothing
     assert bad != quality.measure(x, c, teacher_x.flip(0) * 0.5)
     without = ImageQuality(model, model)
     assert math.isnan(without.measure(x, c, teacher_x)["fd_real"]) and "fd_real" in without.note
