@@ -1,7 +1,5 @@
 """Paired comparisons and verdicts on the paper's two claims, by the rules of docs/preregistration.md."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace

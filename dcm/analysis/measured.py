@@ -1,7 +1,5 @@
 """The one table of measured students."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -26,9 +24,7 @@ def read(run_dir: Path, name: str) -> pd.DataFrame:
         NAMES.validate_python(list(table.get("group", [])))
         return table
     except FileNotFoundError:
-        raise InputError(
-            f"{run_dir / name}.csv does not exist; run notebooks 1 to 4 with this run_dir first."
-        ) from None
+        raise InputError(f"{run_dir / name}.csv does not exist; run notebooks 1 to 4 with this run_dir first.") from None
     except ValueError as error:
         raise InputError(f"{run_dir / name}.csv is damaged ({why(error)}); run notebooks 3 and 4 again.") from None
 
@@ -41,9 +37,8 @@ def measured(run_dir: Path, metrics: Iterable[str]) -> pd.DataFrame:
     ode, quality = read(run_dir, "ode_error"), read(run_dir, "quality")
     rows = ode.merge(quality, on=ROW_KEY, how="inner", validate="one_to_one")
     if len(rows) < len(ode):
-        raise InputError(
-            f"notebooks 3 and 4 measured different students in {run_dir}; run both again with the same parameters."
-        )
+        again = "run both again with the same parameters"
+        raise InputError(f"notebooks 3 and 4 measured different students in {run_dir}; {again}.")
     return with_final(with_columns(rows, metrics)).sort_values(ROW_KEY, kind="stable").reset_index(drop=True)
 
 

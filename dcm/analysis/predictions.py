@@ -1,7 +1,5 @@
 """The predictions of docs/preregistration.md, held against measured rows."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Measured runs, read back from the folders that notebooks left, and what their students are compared by."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,11 +25,9 @@ NAMING = set("solver intervals loss lora_rank width lr lr_decay pairs_per_trajec
 class Results:
     """What a folder holds of one run.
 
-    Attributes
-    ----------
-    teacher : notebook 1's parameters. groups : notebook 2's. main : the main group's name. rows : as in metrics.csv, with
-        the columns ``run`` and ``final``. records : what the notebooks noted of themselves. gains : what workflow/gains.py
-        measured, where it did.
+    `teacher`: notebook 1's parameters. `groups`: notebook 2's. `main`: the main group's name. `rows`: as in metrics.csv,
+    with the columns ``run`` and ``final``. `records`: what the notebooks noted of themselves. `gains`: what
+    workflow/gains.py measured, where it did.
     """
 
     name: str
@@ -61,8 +57,8 @@ def load(folder: str) -> list[Results]:
 def _of_run(folder: str, path: Path) -> Results:
     noted = {p.stem: read_json(p) for p in sorted((path / "provenance").glob("*.json"))}
     if "1_teacher" not in noted:
-        missing = f"{folder}/provenance/1_teacher.json does not exist"
-        raise InputError(f"{missing}; run notebooks 1 to 4 with run_dir = {folder!r} first.")
+        first = f"run notebooks 1 to 4 with run_dir = {folder!r} first"
+        raise InputError(f"{folder}/provenance/1_teacher.json does not exist; {first}.")
     rows = measured(path, ())
     # Not notebook 5's, nor a group's that is no longer among them.
     there = {f"2_distill-{name}" for name in rows.group.unique()}
@@ -73,10 +69,10 @@ def _of_results(path: Path) -> list[Results]:
     rows = pd.read_csv(path / "metrics.csv", dtype={"group": str})
     records = read_json(path / "provenance.json")["notebooks"]
     if not (path / "studies.json").exists():
-        gains = None
-        if (path / "gains.csv").exists():
-            gains = pd.read_csv(path / "gains.csv", dtype={"group": str}).astype({"method": str, "spectrum": str})
-        return [_joined(path.name, records, rows, gains)]
+        gains = path / "gains.csv"
+        text = {"method": str, "spectrum": str}
+        filtered = pd.read_csv(gains, dtype={"group": str}).astype(text) if gains.exists() else None
+        return [_joined(path.name, records, rows, filtered)]
     studies, found = STUDIES.validate_json((path / "studies.json").read_text()), []
     for run in studies:
         own = {k.removeprefix(f"{run}/"): r for k, r in records.items() if k.startswith(f"{run}/")}

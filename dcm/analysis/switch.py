@@ -4,8 +4,6 @@ Two objectives in two halves are a 2 x 2 table. Read along a row of it, from equ
 doing; docs/preregistration.md has the rules.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import product
 

@@ -1,7 +1,5 @@
 """Tables to be read."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

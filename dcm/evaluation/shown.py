@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dcm.evaluation.by_time import noised_data
 from dcm.evaluation.samples import EvaluationSet
-from dcm.horizon import method_name
+from dcm.horizon import Group, method_name
 from dcm.schedule import Grid
 from dcm.solvers import solve
 from dcm.students.lockstep import Students
@@ -15,20 +15,22 @@ from dcm.studies.base import Study
 from dcm.training.saved import DistilledGroup
 
 
+def of_first_seed(group: Group) -> dict[str, int]:
+    """By method, the number of the first seed's student at the main guidance scale."""
+    where = group.guidance[0], group.seeds[0]
+    return {method_name(m.horizon, group.intervals): i for i, m in enumerate(group.members) if (m.guidance, m.seed) == where}
+
+
 def samples_to_show(
     evaluation: EvaluationSet, distilled: DistilledGroup, steps: Sequence[int], count: int = 1200
 ) -> dict[str, Tensor]:
     """Samples of the teacher and, of the first seed, of CM, Direct CM and direct>cm in each number of steps; same noise (fig2)."""
-    group = distilled.group
+    group, end = distilled.group, distilled.updates[-1]
     count = 64 if evaluation.study.is_image else count  # more than a figure shows
     out = {"teacher": evaluation.teacher_samples(group.solver, group.intervals, group.guidance[0])[:count]}
-    end = distilled.updates[-1]
     by_steps = {k: evaluation.of_group(distilled, end, k, count) for k in steps if k <= group.intervals}
-    for i, m in enumerate(group.members):
-        name = method_name(m.horizon, group.intervals)
-        if name in ("CM", "Direct CM", "direct>cm") and (m.guidance, m.seed) == (group.guidance[0], group.seeds[0]):
-            out |= {f"{name}, {k} step{'s' * (k > 1)}": x[i] for k, x in by_steps.items()}
-    return out
+    shown = {name: i for name, i in of_first_seed(group).items() if name in ("CM", "Direct CM", "direct>cm")}
+    return out | {f"{name}, {k} step{'s' * (k > 1)}": x[i] for name, i in shown.items() for k, x in by_steps.items()}
 
 
 @torch.no_grad()
@@ -56,8 +58,8 @@ def targets_to_show(
     paths = solve(study.teacher, x, n, c, group.guidance[0], group.solver, grid, trajectory=True).trajectory
     students = distilled.students(study, distilled.updates[-1], device)
     targets = {
-        method_name(m.horizon, group.intervals): target_on(study, students, i, paths, n, m.horizon, c, grid)
-        for i, m in enumerate(group.members)
-        if m.horizon in (1, group.intervals) and (m.guidance, m.seed) == (group.guidance[0], group.seeds[0])
+        name: target_on(study, students, i, paths, n, group.members[i].horizon, c, grid)
+        for name, i in of_first_seed(group).items()
+        if name in ("CM", "Direct CM")
     }  # fmt: skip
     return paths, n, targets

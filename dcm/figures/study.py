@@ -13,11 +13,6 @@ from dcm.solvers import SOLVER_NAMES
 Metrics = dict[str, Metric]  # by column
 
 
-def _wanted(metrics: Metrics, shown: list[str]) -> Metrics:
-    """The ODE error and the quality metrics to show, by column: a panel each."""
-    return {"ode_error": style.ODE_ERROR} | {name: metrics[name] for name in shown}
-
-
 def sweep(
     rows: pd.DataFrame, x: str, x_label: str, metrics: Metrics, shown: list[str], log_x: bool = False, teacher=None
 ) -> Figure:
@@ -26,13 +21,15 @@ def sweep(
     fig3 (guidance), fig4 (intervals), fig6 (sampling steps), fig7 (updates), and fig8 (horizon), from the CM (h = 1) to
     the Direct CM (h = N), with what lies between.
     """
-    between, wanted = x == "horizon", _wanted(metrics, shown)
+    between, wanted = x == "horizon", {"ode_error": style.ODE_ERROR} | {name: metrics[name] for name in shown}
     rows = constant(rows) if between else rows[rows.method.isin(METHODS)]
     figure, axes = style.panels(len(wanted))
     for ax, (column, metric) in zip(axes, wanted.items()):
         if between:
             style.line(ax, rows, x, column, style.BETWEEN)
-        style.lines(ax, rows, x, column, metric)
+        for method in METHODS:
+            style.line(ax, rows[rows.method == method], x, column, method)
+        style.measured(ax, metric, rows[column])
         own = teacher is not None and column in teacher and not column.endswith("teacher")  # to itself: noise alone
         if own and (teacher[column] > 0).any():
             means = teacher.groupby(x)[column].mean()
@@ -47,7 +44,7 @@ def solvers(rows: pd.DataFrame, metrics: Metrics, shown: list[str]) -> Figure:
     rows = rows[rows.method.isin(METHODS)].assign(solver=lambda r: r.solver.map(SOLVER_NAMES))
     order = [n for n in SOLVER_NAMES.values() if n in set(rows.solver)]
     figure, axes = style.panels(1 + len(shown))
-    for ax, (column, metric) in zip(axes, _wanted(metrics, shown).items()):
+    for ax, (column, metric) in zip(axes, [("ode_error", style.ODE_ERROR), *((name, metrics[name]) for name in shown)]):
         for method, shift in zip(METHODS, (-0.15, 0.15)):
             own, colour = rows[rows.method == method], style.COLOURS[method]
             at = own.solver.map(order.index) + shift

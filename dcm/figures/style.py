@@ -11,7 +11,6 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dcm.analysis.measured import METHODS
 from dcm.metrics.metric import Metric
 
 BETWEEN, CHANGED = "horizons between", "changing horizon"
@@ -73,20 +72,15 @@ def scale(ax: Axes, which: str, values, log: bool = True, at_values: bool = Fals
         axis.set_minor_locator(mpl.ticker.NullLocator())
 
 
-def wrapped(text: str, width: int = 42) -> str:
-    """Text in lines that fit a panel."""
-    return "\n".join(textwrap.wrap(text, width, break_on_hyphens=False))
-
-
 def measured(ax: Axes, metric: Metric, values: pd.Series) -> None:
     """A y axis of a metric's `values`: its first words and unit; above it what it is, and which direction is better."""
     scale(ax, "y", values, metric.ratio)
     unit = "".join(re.findall(r" \[.*?\]", metric.label))
     name = metric.label.replace(unit, "")
     better = f" ({'lower' if metric.lower_is_better else 'higher'}\xa0is\xa0better)" if metric.judged else ""
-    ax.set_title(wrapped(name + better))
+    ax.set_title(textwrap.fill(name + better, 42, break_on_hyphens=False))
     first = re.split(r" (?:to|against|of|as) | \(", name)[0].split()[:3]
-    ax.set_ylabel(wrapped(" ".join(first) + unit, 28))
+    ax.set_ylabel(textwrap.fill(" ".join(first) + unit, 28, break_on_hyphens=False))
 
 
 def panels(count: int, height: float = 2.7, **options) -> tuple[Figure, list[Axes]]:
@@ -114,12 +108,6 @@ def key(figure: Figure, ncols: int = 4) -> Figure:
     return figure
 
 
-def hollow(ax: Axes, any_single: bool) -> None:
-    """Say in the legend what a hollow point is, where there is one."""
-    if any_single:
-        ax.plot([], [], "o", mfc="white", mec=GREY, label=HOLLOW)
-
-
 def line(ax: Axes, rows: pd.DataFrame, x: str, y: str, of: str, style: str = "-", text: str = "") -> None:
     """Mean over seeds of `y` against `x` in the colour `of` a method, and its standard deviation.
 
@@ -132,11 +120,5 @@ def line(ax: Axes, rows: pd.DataFrame, x: str, y: str, of: str, style: str = "-"
     faces = np.where(points.seeds > 1, colour, "white")
     ax.scatter(points.index, points["mean"], s=26, marker=marker, c=faces, edgecolors=colour, zorder=3)
     ax.plot([], [], marker + style, color=colour, label=text or of)
-    hollow(ax, (points.seeds == 1).any())
-
-
-def lines(ax: Axes, rows: pd.DataFrame, x: str, y: str, metric: Metric) -> None:
-    """:func:`line` of CM and of Direct CM, with the axis of `metric`."""
-    for method in METHODS:
-        line(ax, rows[rows.method == method], x, y, method)
-    measured(ax, metric, rows[y])
+    if (points.seeds == 1).any():
+        ax.plot([], [], "o", mfc="white", mec=GREY, label=HOLLOW)

@@ -1,7 +1,5 @@
 """Figures of the switch: where each objective leads from equal weights, both claims in one plane, the accounting."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

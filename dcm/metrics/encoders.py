@@ -1,7 +1,5 @@
 """Encoders of transformers: DINOv2, CLIP, and the aesthetic head; which of them are on this machine."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass

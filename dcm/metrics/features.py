@@ -3,8 +3,6 @@
 A feature extractor has ``name`` and ``features(x (B, C, H, W) in [-1, 1]) -> float64 (B, F)``, on its own device.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,7 +70,7 @@ class Classifier(nn.Module):
         write_tensors(path, self.state_dict(), about)
 
     @classmethod
-    def load(cls, path: str | Path) -> Classifier:
+    def load(cls, path: str | Path) -> "Classifier":
         """Read what :meth:`save` wrote, frozen. Raises :class:`InputError` for a missing, damaged or foreign file."""
         tensors, about = read_tensors(path)
         try:

@@ -1,7 +1,5 @@
 """Quality of image samples, against the teacher's samples and against real images."""
 
-from __future__ import annotations
-
 from functools import cache
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """An image encoder that was trained without labels, as Stein et al. 2023 recommend; ``weights/`` has its training."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,7 +55,7 @@ class SelfSupervised(nn.Module):
         write_weights(folder, tensors, {"network": network, "accuracy": self.accuracy, **about})
 
     @classmethod
-    def load(cls, folder: Path) -> SelfSupervised:
+    def load(cls, folder: Path) -> "SelfSupervised":
         """Read what :meth:`save` wrote, frozen. Raises :class:`InputError` for missing, altered or foreign files."""
         tensors, about = read_weights(folder)
         try:

@@ -1,7 +1,5 @@
 """The page writer: figures with their provenance, tables and sentences in one folder, with README.md and provenance.json."""
 
-from __future__ import annotations
-
 import html
 import json
 from dataclasses import dataclass, field
@@ -40,11 +38,9 @@ def show(*texts: str) -> None:
 class Page:
     """A folder of figures and tables, and the page that shows them.
 
-    Attributes
-    ----------
-    records : what the notebooks behind it noted of themselves (:class:`dcm.notebook.Session`); the last draws the page.
-    parameters_file : what has the parameters in full; the folder's provenance.json where nothing is said.
-    sentences, sections : of README.md so far. tables : by name, with the files that each was joined from.
+    `records`: what the notebooks behind it noted of themselves (:class:`dcm.notebook.Session`); the last draws the page.
+    `parameters_file`: what has the parameters in full; the folder's provenance.json where nothing is said.
+    `sentences`, `sections`: of README.md so far. `tables`: by name, with the files that each was joined from.
     """
 
     folder: Path
@@ -56,7 +52,7 @@ class Page:
     tables: dict[str, tuple[Path, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.own = list(self.records.values())[-1]
+        *_, self.own = self.records.values()
         self.parameters = {notebook: record["parameters"] for notebook, record in self.records.items()}
 
     def csv(self, name: str, table: pd.DataFrame, *joined_from: Path) -> None:

@@ -5,8 +5,6 @@ The record is JSON in the png's text chunk ``dcm``: study, figure, caption, comm
 relative to it, others of the repository relative to that, so that the folder can be copied (``make publish``).
 """
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path
@@ -100,13 +98,6 @@ def report(path: str | Path) -> tuple[str, list[str]]:
     try:
         lines, changed = _told(Path(path), read(Path(path)))
         return "\n".join(map(printable, lines)), changed
-    except InputError as error:
-        wrong = str(error)
     except Exception as error:  # a damaged file makes the library raise almost anything
-        wrong = f"{path} cannot be read as a figure ({why(error)})."
-    raise InputError(printable(wrong))
-
-
-def stale(path: str | Path) -> list[str]:
-    """Files among a figure's inputs that have changed since it was drawn; empty for a figure that is up to date."""
-    return report(path)[1]
+        wrong = str(error) if isinstance(error, InputError) else f"{path} cannot be read as a figure ({why(error)})."
+        raise InputError(printable(wrong)) from None

@@ -1,7 +1,5 @@
 """What notebook 7 reports: the runs that it compares, joined and judged by regime."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,7 +22,7 @@ class Regimes:
     claims: pd.DataFrame
 
     @classmethod
-    def load(cls, folders: Sequence[str]) -> Regimes:
+    def load(cls, folders: Sequence[str]) -> "Regimes":
         """Those of all `folders`; raises :class:`InputError` where two have one name or there is nothing to compare."""
         found = [run for folder in folders for run in runs.load(folder)]
         if len({r.name for r in found}) < len(found):

@@ -1,7 +1,5 @@
 """What notebook 5 reports: the measured tables of one study, joined, and the parts of them that figures show."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +34,7 @@ class StudyResults:
     by_time: pd.DataFrame
 
     @classmethod
-    def load(cls, run_dir: Path, main: DistilledGroup, metrics: dict[str, Metric]) -> StudyResults:
+    def load(cls, run_dir: Path, main: DistilledGroup, metrics: dict[str, Metric]) -> "StudyResults":
         """What notebooks 3 and 4 measured; raises :class:`InputError` where they lack the main group, or its ends."""
         check_ends(main.name, asdict(main.group))
         rows = measured(run_dir, metrics)

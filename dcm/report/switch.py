@@ -1,7 +1,5 @@
 """What notebook 6 reports: the switch at every scale that was measured."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,11 +29,8 @@ def named(at, main: str) -> str:
 class Switch:
     """Results that have a pair of the switch, and others whose settings stand in the plane beside them.
 
-    Attributes
-    ----------
-    effects, accounting, costs : of :mod:`dcm.analysis.switch`, of all results, with ``name``: the setting in words, and ``main``: whether it is the
-        first of its run (:attr:`main`).
-    missing : folders that are not there.
+    `effects`, `accounting` and `costs` are of :mod:`dcm.analysis.switch`, of all results, with ``name``: the setting in
+    words, and ``main``: whether it is the first of its run (:attr:`main`). `missing`: folders that are not there.
     """
 
     results: list[Results]
@@ -46,15 +41,15 @@ class Switch:
     missing: list[str]
 
     @classmethod
-    def load(cls, folders: Sequence[str]) -> Switch:
+    def load(cls, folders: Sequence[str]) -> "Switch":
         """Those of `folders` that are there. Raises :class:`InputError` where none has a switch, or two have one name."""
         there = [f for f in folders if (project_path(f) / "metrics.csv").exists()]
         found = [results for folder in there for results in runs.load(folder)]
         main = [named(s.iloc[0], r.main) for r in found if len(s := analysis.settings(r))]
+        mains = {r.name: r.main for r in found}
         if not main:
             four = "horizons: [cm, direct, direct>cm, cm>direct]"
             raise InputError(f"results = {list(folders)} has no group with a pair of the switch; its four students are {four}.")
-        mains = {r.name: r.main for r in found}
         if len(mains) < len(found):
             raise InputError("two of the results have folders of one name; give each its own.")
 

@@ -10,7 +10,15 @@ import pytest
 import scipy.linalg
 import torch
 
-from dcm.metrics.distances import FeatureSet, frechet, kernel_distance, paired_error, precision_recall, radial_power, sharpness
+from dcm.metrics.distances import (
+    FeatureSet,
+    frechet,
+    kernel_distance,
+    paired_error,
+    precision_recall,
+    radial_power,
+    sharpness,
+)
 from dcm.metrics.features import (
     Classifier,
     EfficientNetFeatures,

@@ -71,7 +71,7 @@ def test_committed_figures_are_not_stale():
     """Every figure says where it came from, and the tables beside it are still those."""
     for study in STUDIES:
         figures = list((RESULTS / study).glob("fig*.png"))
-        assert figures and [path for path in figures if provenance.stale(path)] == []
+        assert figures and [path for path in figures if provenance.report(path)[1]] == []
 
 
 def test_committed_results_come_from_the_committed_configuration():
@@ -120,7 +120,7 @@ def test_the_regimes_come_from_the_committed_configuration(regimes):
 
 def test_all_regimes_have_their_figure_and_it_is_not_stale():
     assert [path.name for path in (RESULTS / "regimes_all").glob("*.png")] == ["plane.png"]
-    assert not provenance.stale(RESULTS / "regimes_all/plane.png")
+    assert not provenance.report(RESULTS / "regimes_all/plane.png")[1]
 
 
 def test_all_regimes_are_those_of_both_sources():

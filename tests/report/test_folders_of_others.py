@@ -177,4 +177,4 @@ def test_a_number_of_figures_in_a_folder_is_read_in_turn(tmp_path, capsys):
         png(tmp_path / f"{name}.png", json.dumps(RECORD).encode())
     assert main(["provenance", str(tmp_path)]) == 0
     assert capsys.readouterr().out.count("up to date") == 2
-    assert provenance.stale(tmp_path / "a.png") == []
+    assert provenance.report(tmp_path / "a.png")[1] == []

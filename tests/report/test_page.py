@@ -61,9 +61,9 @@ def test_a_page_has_its_figures_tables_and_sentences(tmp_path, capsys):
     parts = {name: provenance.read(tmp_path / f"{name}.png")["drawn_from"] for name in ("fig1", "fig2")}
     assert [(p["file"], p.get("count")) for p in parts["fig1"]] == [("metrics.csv", 4), ("ode_error.csv", None)]
     assert [(p["file"], p.get("count")) for p in parts["fig2"]] == [("metrics.csv", None)]
-    assert provenance.stale(tmp_path / "fig1.png") == []
+    assert provenance.report(tmp_path / "fig1.png")[1] == []
     (tmp_path / "ode_error.csv").write_text("y\n")
-    assert provenance.stale(tmp_path / "fig1.png") == ["ode_error.csv"], "metrics.csv was joined from it"
+    assert provenance.report(tmp_path / "fig1.png")[1] == ["ode_error.csv"], "metrics.csv was joined from it"
 
 
 def test_tables_are_joined_once_and_final_is_a_groups_own_end(tmp_path):

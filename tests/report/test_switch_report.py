@@ -98,7 +98,7 @@ def test_the_readme_is_filled_from_the_page(found, tmp_path, monkeypatch):
     page.table("predictions", found.predictions(), "predictions", found.predictions())
     page.figure(figures.switch(found.courses()), "switch", "caption")
     page.write("switch")
-    assert provenance.stale(page.folder / "switch.png") == []
+    assert provenance.report(page.folder / "switch.png")[1] == []
     monkeypatch.setattr(fill, "ROOT", tmp_path)
     fill.table.cache_clear()
     said, table = fill.findings(), fill.switch_table()
