@@ -58,9 +58,8 @@ def effects(results: Results) -> pd.DataFrame:
     With the column ``cm`` (:func:`dcm.analysis.compare.stability`). Where the CM is not stable the verdict is that it is not.
     """
     last = final_one_step(results.rows)
-    whole = pd.MultiIndex.from_frame(last[SETTING_OF_RUN]).isin(pd.MultiIndex.from_frame(settings(results)))
     columns = [c for c in measures(results.study) if c in last]
-    every = pd.concat([last[whole], at_equal_evaluations(results, columns), filtered(results)])
+    every = pd.concat([last.merge(settings(results)), at_equal_evaluations(results, columns), filtered(results)])
     each = [
         judged(results.study, rows, SETTING_OF_RUN, pair, methods)
         for rows, pairs in ((every, SWITCH | GAINS | EQUAL | BETWEEN | UNBLURRED | BLURRED), (last, PLAIN))
@@ -96,7 +95,8 @@ TERMS = {
 def accounting(results: Results) -> pd.DataFrame:
     """The three terms of log C2 by setting, pair and encoder, means over seeds.
 
-    Exact, since a Frechet distance is a share of the paired error in the same features: ``solving`` = log C1; ``space`` = log C1(phi) - log C1; ``share`` = log(share Direct / share CM); ``log_c2`` their sum.
+    Exact, since a Frechet distance is a share of the paired error in the same features: ``solving`` = log C1; ``space`` =
+    log C1(phi) - log C1; ``share`` = log(share Direct / share CM); ``log_c2`` their sum.
     """
     last, out = final_one_step(results.rows), []
     for setting in settings(results).itertuples(index=False):

@@ -11,24 +11,15 @@ ROWS = 1000  # of a matrix of all pairs that are held at once
 
 
 class FeatureSet:
-    """Features `x` (n, F) of one set of samples; what distances need of them is computed once, in float64."""
+    """Features `x` (n, F) of one set of samples; what distances need of them is computed once, in float64.
+
+    ``mean`` (F,); ``spread``: A (n, F) with A^T A the covariance.
+    """
 
     def __init__(self, x: Tensor):
         self.x = x.double()
-        self.finite = bool(self.x.isfinite().all())
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    @cached_property
-    def mean(self) -> Tensor:
-        """(F,)."""
-        return self.x.mean(0)
-
-    @cached_property
-    def spread(self) -> Tensor:
-        """A (n, F) with A^T A the covariance."""
-        return (self.x - self.mean) / (len(self) - 1) ** 0.5
+        self.finite, self.mean = bool(self.x.isfinite().all()), self.x.mean(0)
+        self.spread = (self.x - self.mean) / max(1, len(x) - 1) ** 0.5
 
     @cached_property
     def covariance(self) -> Tensor:
@@ -60,9 +51,10 @@ def frechet(a: FeatureSet, b: FeatureSet) -> float:
     fewer samples than features by the singular values of a matrix as small as they are few, which is the same.
     Its bias falls with n and m: compare values of equal sample sizes only. The root of `b` is kept for the next call.
     """
-    if not (a.finite and b.finite) or min(len(a), len(b)) < 2:
+    sizes = len(a.x), len(b.x)
+    if not (a.finite and b.finite) or min(sizes) < 2:
         return NAN
-    if max(len(a), len(b)) <= a.x.shape[1]:
+    if max(sizes) <= a.x.shape[1]:
         cross = torch.linalg.svdvals(a.spread @ b.spread.T).sum()
     else:
         cross = torch.linalg.eigvalsh(b.root @ a.covariance @ b.root).clamp(min=0).sqrt().sum()

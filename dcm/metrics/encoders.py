@@ -2,9 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,46 +85,41 @@ class ClipScores(Encoder):
         return {name: v.double() for name, v in out.items()}
 
 
-@dataclass
 class Encoders:
-    """What images are compared by."""
-
-    features: dict[str, Any]  # by metric (fd_teacher, fid_teacher, fd_dino), what gives its features
-    clip: ClipScores | None
-    missing: dict[str, str]  # by metric, one sentence that says why it is not measured
-
-
-def find_encoders(about: dict, device: torch.device) -> Encoders:
     """The encoders that are on this machine, and for the others where they were looked for.
 
-    `about` is notebook 1's record: where to look, and whether the hub may be asked.
+    `about` is notebook 1's record: where to look, and whether the hub may be asked. ``features``: by metric (fd_teacher,
+    fid_teacher, fd_dino), what gives its features. ``clip``: where it is, CLIP with the aesthetic head. ``missing``: by
+    metric, one sentence that says why it is not measured.
     """
-    missing: dict[str, str] = {}
 
-    def attempt(metrics: tuple[str, ...], make: Callable):
-        try:
-            return make()
-        except InputError as why:
-            missing.update(dict.fromkeys(metrics, str(why)))
+    def __init__(self, about: dict, device: torch.device):
+        self.missing: dict[str, str] = {}
 
-    def local(name: str, kind):
-        folder = locate(about[name], name, about["download"])
-        with readable_model(folder):
-            return kind(folder, device)
+        def attempt(make: Callable, *metrics: str):
+            try:
+                return make()
+            except InputError as why:
+                self.missing.update(dict.fromkeys(metrics, str(why)))
 
-    def inception() -> InceptionFeatures:
-        if about["inception"] == "off":
-            raise InputError(f"inception is off; it needs {INCEPTION_FILE} and inception = 'local', or 'download'.")
-        return InceptionFeatures(device, download=about["inception"] == "download")
+        def local(name: str, kind):
+            folder = locate(about[name], name, about["download"])
+            with readable_model(folder):
+                return kind(folder, device)
 
-    extractors = {
-        "fd_teacher": EfficientNetFeatures(device),
-        "fid_teacher": attempt(("fid_teacher",), inception),
-        "fd_dino": attempt(("fd_dino",), lambda: local("dino", DinoFeatures)),
-    }
-    clip = attempt(("clip_score", "aesthetic"), lambda: local("clip", ClipScores))
-    if clip:
-        width = clip.network.config.projection_dim
-        head = attempt(("aesthetic",), lambda: aesthetic_head(project_path(about["aesthetic"]), width))
-        clip.head = head and head.to(device)
-    return Encoders({name: e for name, e in extractors.items() if e}, clip, missing)
+        def inception() -> InceptionFeatures:
+            if about["inception"] == "off":
+                raise InputError(f"inception is off; it needs {INCEPTION_FILE} and inception = 'local', or 'download'.")
+            return InceptionFeatures(device, download=about["inception"] == "download")
+
+        found = {
+            "fd_teacher": EfficientNetFeatures(device),
+            "fid_teacher": attempt(inception, "fid_teacher"),
+            "fd_dino": attempt(lambda: local("dino", DinoFeatures), "fd_dino"),
+        }
+        self.features: dict[str, Encoder] = {name: encoder for name, encoder in found.items() if encoder}
+        self.clip: ClipScores | None = attempt(lambda: local("clip", ClipScores), "clip_score", "aesthetic")
+        if self.clip:
+            width = self.clip.network.config.projection_dim
+            head = attempt(lambda: aesthetic_head(project_path(about["aesthetic"]), width), "aesthetic")
+            self.clip.head = head and head.to(device)

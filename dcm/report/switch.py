@@ -180,16 +180,12 @@ class Switch:
         return text + f". Of the predictions {', '.join(f'{counts.get(s, 0)} {s}' for s in (HELD, FAILED, OPEN))}."
 
 
-def label(e) -> str:
-    """The encoder of a distance, nothing for the ODE error."""
-    return e.label.partition(", ")[2]
-
-
 def by_role(rows: pd.DataFrame) -> dict[str, str]:
     """Both claims in one setting and pair, by every encoder: ratio, interval and verdict."""
     columns = {"error": "C1: ODE error", "teacher": "C2: distance to teacher", "data": "C2: distance to data"}
-    of = lambda role: (f"{label(e)} {interval(e)} {e.verdict}".strip() for e in rows[rows.role == role].itertuples())
-    return {column: "; ".join(of(role)) for role, column in columns.items()}
+    # The encoder of a distance stands behind a comma; the ODE error has none.
+    of = lambda e: f"{e.label.partition(', ')[2]} {interval(e)} {e.verdict}".strip()
+    return {column: "; ".join(map(of, rows[rows.role == role].itertuples())) for role, column in columns.items()}
 
 
 def better(e) -> str:

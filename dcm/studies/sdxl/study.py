@@ -12,7 +12,7 @@ from dcm.consistency import ConsistencyFunction
 from dcm.data.captions import CachedLatents
 from dcm.horizon import method_name
 from dcm.metrics.captioned import SDXLQuality
-from dcm.metrics.encoders import find_encoders
+from dcm.metrics.encoders import Encoders
 from dcm.schedule import NoiseSchedule
 from dcm.students.lockstep import Students
 from dcm.students.lora import LoRAStudents
@@ -53,7 +53,7 @@ class SDXLStudy(Study):
         self.network = PromptedUNet(unet, data.prompts, about["batch"])
         teacher = SDXLTeacher(self.network, schedule, tuple(data.latents.shape[1:]))
         f = ConsistencyFunction(schedule, prediction="epsilon")
-        quality = SDXLQuality(self.pictures, about["captions"], lambda: find_encoders(about, device))
+        quality = SDXLQuality(self.pictures, about["captions"], lambda: Encoders(about, device))
         mark = fingerprint(about["identity"])
         super().__init__(name, teacher, data, quality, f, chunk=about["batch"], exact=False, teacher_id=mark)
 
