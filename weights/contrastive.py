@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dcm.metrics.self_supervised import SelfSupervised
+from dcm.metrics.features import SelfSupervised
 from dcm.support.errors import TrainingError
 from dcm.support.seeds import generator
 

@@ -18,7 +18,7 @@ import torch
 from contrastive import Recipe, State, Views, knn_accuracy, linear_accuracy, train_encoder
 
 from dcm.data.images import ImageSet, digits, image_folder
-from dcm.metrics.self_supervised import SelfSupervised
+from dcm.metrics.features import SelfSupervised
 from dcm.studies.images.study import HELD_OUT
 from dcm.support.processes import find_device, ready_device
 

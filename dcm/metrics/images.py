@@ -41,7 +41,7 @@ class ImageQuality:
         is, the pixels are.
     real : held-out real images (n, C, H, W) in [-1, 1]; where there are none, ``fd_real`` is NaN.
     self_supervised : a further encoder, which no labels taught. inception : another,
-        :class:`~dcm.metrics.features.InceptionFeatures`; with None the usual FID and KID are not measured.
+        :class:`~dcm.metrics.encoders.InceptionFeatures`; with None the usual FID and KID are not measured.
 
     ``fd_teacher``, ``fd_real``: Frechet distance to the teacher's samples from the same noise, and to real images.
     ``kid_teacher``: kernel distance to the teacher's samples. ``precision``, ``recall``: against the teacher's samples.

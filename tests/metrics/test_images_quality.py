@@ -19,14 +19,8 @@ from dcm.metrics.distances import (
     radial_power,
     sharpness,
 )
-from dcm.metrics.features import (
-    Classifier,
-    EfficientNetFeatures,
-    Encoder,
-    InceptionFeatures,
-    PixelFeatures,
-    train_classifier,
-)
+from dcm.metrics.encoders import EfficientNetFeatures, Encoder, InceptionFeatures
+from dcm.metrics.features import Classifier, PixelFeatures, train_classifier
 from dcm.metrics.images import ImageQuality
 from dcm.metrics.metric import ENCODERS
 from dcm.studies.images.study import SHIPPED, load_encoder
@@ -184,7 +178,7 @@ def test_efficientnet_features_come_without_a_download_and_inception_is_not_fetc
     x = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     features = EfficientNetFeatures().features(x)
     assert features.shape == (3, 1280) and features.isfinite().all() and features.std(0).max() > 0.01
-    monkeypatch.setattr("dcm.metrics.features.INCEPTION_FILE", tmp_path / "absent.pt")
+    monkeypatch.setattr("dcm.metrics.encoders.INCEPTION_FILE", tmp_path / "absent.pt")
     with pytest.raises(InputError, match="Inception's weights are not at"):
         InceptionFeatures()
 

@@ -12,7 +12,7 @@ import torch
 from contrastive import Contrast, Recipe, Views, knn_accuracy, linear_accuracy, train_encoder
 from PIL import Image
 
-from dcm.metrics.self_supervised import SelfSupervised
+from dcm.metrics.features import SelfSupervised
 from dcm.support.errors import InputError, TrainingError
 
 SCRIPT = Path(__file__).parents[2] / "weights/train_self_supervised.py"

@@ -11,9 +11,8 @@ from PIL import Image
 from dcm.data import images as image_data
 from dcm.horizon import Group, horizon_target
 from dcm.metrics.distances import FeatureSet, frechet
-from dcm.metrics.features import Classifier
+from dcm.metrics.features import Classifier, SelfSupervised
 from dcm.metrics.metric import ENCODERS
-from dcm.metrics.self_supervised import SelfSupervised
 from dcm.pairs import Pairs
 from dcm.parameters.check import validate
 from dcm.parameters.notebooks import DistillParameters, TeacherParameters

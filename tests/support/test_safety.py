@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from dcm.data import images as image_data
-from dcm.metrics import features
+from dcm.metrics import encoders
 from dcm.support.errors import InputError
 from dcm.support.files import read_tensors
 
@@ -75,15 +75,15 @@ def test_a_pickle_in_place_of_weights_is_refused_unopened(tmp_path):
 def test_foreign_weights_are_known_by_their_sha256(tmp_path, monkeypatch):
     fake = tmp_path / "inception-2015-12-05.pt"
     fake.write_bytes(b"not what it seems")
-    monkeypatch.setattr(features, "INCEPTION_FILE", fake)
+    monkeypatch.setattr(encoders, "INCEPTION_FILE", fake)
     with pytest.raises(InputError, match="inception-2015-12-05.pt is not the file it should be: its SHA-256 begins"):
-        features.InceptionFeatures()
+        encoders.InceptionFeatures()
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"neither")
     with pytest.raises(InputError, match="cifar-10-python.tar.gz is not the file it should be"):
         image_data.cifar10(tmp_path)
-    monkeypatch.setattr(features, "EFFICIENTNET_SHA256", "0" * 64)
+    monkeypatch.setattr(encoders, "EFFICIENTNET_SHA256", "0" * 64)
     with pytest.raises(InputError, match="efficientnet-lite0-57934424.pth is not the file it should be"):
-        features.EfficientNetFeatures()
+        encoders.EfficientNetFeatures()
 
 
 def test_the_guard_of_the_smoke_tests_sees_connections(tmp_path):

@@ -8,9 +8,9 @@ import torch
 
 from dcm.consistency import ConsistencyFunction
 from dcm.data import images as image_data
-from dcm.metrics.features import Classifier, EfficientNetFeatures, InceptionFeatures
+from dcm.metrics.encoders import EfficientNetFeatures, InceptionFeatures
+from dcm.metrics.features import Classifier, SelfSupervised
 from dcm.metrics.images import ImageQuality
-from dcm.metrics.self_supervised import SelfSupervised
 from dcm.students.lockstep import ModuleStudents, Students
 from dcm.students.networks import VelocityNetwork
 from dcm.studies.base import Study, teacher_record
