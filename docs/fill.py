@@ -104,15 +104,10 @@ def counts_table() -> str:
 
 
 def switch_rows(name: str = "verdicts") -> pd.DataFrame:
-    """The main settings' rows of the switch, or of its accounting; empty while it is not published."""
-    if not (ROOT / f"results/switch/{name}.csv").exists():
-        return pd.DataFrame()
+    """The main settings' rows of the switch, or of its accounting."""
     rows = table("switch", name)
     named = rows.name.str.replace(r"^\w+", lambda m: SCALES.get(m[0], m[0]), regex=True)
     return rows.assign(name=named)[rows.main]
-
-
-NOT_YET = "*Nothing is published in results/switch yet.*"
 
 
 def span(values: pd.Series) -> str:
@@ -125,7 +120,7 @@ def between(scale: str, pair: str, role: str) -> str:
     rows = switch_rows()
     pairs = PAIRS if pair == "switch" else [pair.replace(" to ", ">")]  # a comment can have no >
     found = rows[rows.name.str.startswith(scale) & rows.pair.isin(pairs) & (rows.role == role)]
-    return span(found.value) if len(found) else "(not published)"
+    return span(found.value)
 
 
 def by_all(rows: pd.DataFrame, pairs: tuple[str, ...], wanted: dict[str, str]) -> list[str]:
@@ -138,14 +133,10 @@ def by_all(rows: pd.DataFrame, pairs: tuple[str, ...], wanted: dict[str, str]) -
 def findings() -> str:
     """The README's findings, from the main settings of the switch."""
     rows = switch_rows()
-    if not len(rows):
-        return NOT_YET
-    clear = rows[rows.cm == "stable"]
-    if not len(clear):
-        return "*In no main setting of results/switch is the CM stable, so there are no verdicts.*"
+    clear = rows[rows.cm == STABLE]
     equal, names = clear[clear.pair.isin(PAIRS)], list(clear.name.unique())
     held = by_all(clear, PAIRS, {"error": "supported", "teacher": "supported"})
-    others, unstable = [n for n in names if n not in held], rows.name[rows.cm != "stable"].unique()
+    others, unstable = [n for n in names if n not in held], rows.name[rows.cm != STABLE].unique()
     at = equal[equal.name.isin(held)]
     scale = lambda name: name.partition(",")[0]
     first = "; ".join(
@@ -179,10 +170,7 @@ def findings() -> str:
 
 def switch_table() -> str:
     """The README's figure and table: both claims from equal weights in the main settings."""
-    rows = switch_rows()
-    if not len(rows):
-        return NOT_YET
-    lines = []
+    rows, lines = switch_rows(), []
     for (name, pair), part in rows[rows.pair.isin(PAIRS)].groupby(["name", "pair"], sort=False):
         line = {"setting": f"{name}, {part.seeds.max()} seeds", "pair": pair}
         for role, column in (("error", "C1: ODE error"), ("teacher", "C2: distance of samples")):

@@ -27,11 +27,6 @@ UNBLURRED = {f"{pair}, teacher's spectrum": (f"{a} as teacher", f"{b} as teacher
 BLURRED = {f"{pair}, CM blurred": (a, f"{b} as {a}") for pair, (a, b) in SWITCH.items()}
 
 
-def primary(study: str) -> str:
-    """The column of the distance that a study's figures show."""
-    return next(column for column, (role, _) in measures(study).items() if role == "teacher")
-
-
 def at(rows: pd.DataFrame, setting: Sequence) -> pd.DataFrame:
     """Those of one of the :func:`settings`."""
     return rows[(rows[SETTING_OF_RUN] == list(setting)).all(axis=1)]

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dcm.evaluation.by_time import noised_data
 from dcm.evaluation.samples import EvaluationSet
+from dcm.evaluation.students import noised_data
 from dcm.horizon import Group, method_name
 from dcm.schedule import Grid
 from dcm.solvers import solve

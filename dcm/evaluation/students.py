@@ -1,12 +1,20 @@
-"""One row for every student, snapshot and number of sampling steps."""
+"""Rows of measured students: one for every snapshot and number of sampling steps, and one for every starting time."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from dcm.evaluation.samples import EvaluationSet
 from dcm.horizon import Group, Member, last_horizon, method_name
+from dcm.metrics.metric import ode_error
+from dcm.schedule import Grid
+from dcm.solvers import solve
+from dcm.studies.base import Study
 from dcm.support.files import RowStore
 from dcm.support.progress import tqdm
+from dcm.support.seeds import generator, sample_noise
 from dcm.training.saved import DistilledGroup
 
 
@@ -46,3 +54,39 @@ def measure_students(
                     rows.add(key | measure(x, g.group, member))
         for key in keys:
             yield {name: value for name, value in rows[key].items() if name != "fingerprint"}
+
+
+def noised_data(study: Study, seed: int, count: int, n: int, grid: Grid, device) -> tuple[Tensor, Tensor]:
+    """Data noised to grid index n: x_{t_n} (B, *shape) and classes (B,); the same data and noise for every n."""
+    x_0, condition = study.data.draw(generator(device, seed, "reference", 1), count)
+    noise = sample_noise(seed, "reference", range(count), study.teacher.shape).to(device)
+    return study.teacher.schedule.add_noise(x_0, noise, torch.full((count,), grid.time(n), device=device)), condition
+
+
+@torch.no_grad()
+def error_by_starting_time(
+    evaluation: EvaluationSet, distilled: DistilledGroup, start_times: int, start_samples: int
+) -> Iterator[dict]:
+    """One-step errors of CM and Direct CM from x_{t_n}, and the solver's own, for `start_times` evenly spaced n (fig9).
+
+    Yields rows with t and mean squared errors: student_error (student against the teacher's solution), solver_error
+    (the teacher's solution against the reference) and total_error (student against the reference).
+    """
+    group, study, device = distilled.group, evaluation.study, evaluation.device
+    grid, w = Grid(group.intervals, study.teacher.schedule.T), group.guidance[0]
+    ends = [i for i, m in enumerate(group.members) if m.guidance == w and m.horizon in (1, group.intervals)]
+    students = distilled.students(study, distilled.updates[-1], device)
+    indices = sorted({max(1, round(group.intervals * k / start_times)) for k in range(1, start_times + 1)})
+    for n in tqdm(indices, desc="starting times", unit="time"):
+        x, c = noised_data(study, evaluation.seed, start_samples, n, grid, device)
+        solution = solve(study.teacher, x, n, c, w, group.solver, grid).x
+        reference = study.reference(x, n, c, w, grid)
+        t = torch.full(c.shape, grid.time(n), device=device)
+        answers = study.f(students, *(v.expand(students.size, *v.shape) for v in (x, t, c)))
+        for i in ends:
+            yield describe(distilled.name, group, group.members[i], distilled.updates[-1], 1) | {
+                "t": grid.time(n),
+                "student_error": ode_error(answers[i], solution),
+                "solver_error": ode_error(solution, reference),
+                "total_error": ode_error(answers[i], reference),
+            }

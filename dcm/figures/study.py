@@ -10,11 +10,9 @@ from dcm.figures import style
 from dcm.metrics.metric import Metric
 from dcm.solvers import SOLVER_NAMES
 
-Metrics = dict[str, Metric]  # by column
-
 
 def sweep(
-    rows: pd.DataFrame, x: str, x_label: str, metrics: Metrics, shown: list[str], log_x: bool = False, teacher=None
+    rows: pd.DataFrame, x: str, x_label: str, metrics: dict[str, Metric], shown: list[str], log_x: bool = False, teacher=None
 ) -> Figure:
     """ODE error and quality of CM and Direct CM along one setting `x`; those of the `teacher`'s own rows dashed.
 
@@ -39,7 +37,7 @@ def sweep(
     return style.key(figure)
 
 
-def solvers(rows: pd.DataFrame, metrics: Metrics, shown: list[str]) -> Figure:
+def solvers(rows: pd.DataFrame, metrics: dict[str, Metric], shown: list[str]) -> Figure:
     """fig5: one point a student, by solver and method, with the mean."""
     rows = rows[rows.method.isin(METHODS)].assign(solver=lambda r: r.solver.map(SOLVER_NAMES))
     order = [n for n in SOLVER_NAMES.values() if n in set(rows.solver)]
@@ -60,7 +58,7 @@ def solvers(rows: pd.DataFrame, metrics: Metrics, shown: list[str]) -> Figure:
 def error_by_time(rows: pd.DataFrame, exact: bool) -> Figure:
     """fig9: mean squared errors of the solution from x_t, by starting time, split into their parts.
 
-    `rows` are those of :func:`dcm.evaluation.by_time.error_by_starting_time`.
+    `rows` are those of :func:`dcm.evaluation.students.error_by_starting_time`.
     """
     figure, axes = style.panels(len(METHODS), 3.2, sharey=True)
     truth = "true ODE solution" if exact else "fine-grid solution"
@@ -74,7 +72,7 @@ def error_by_time(rows: pd.DataFrame, exact: bool) -> Figure:
     return style.key(figure, ncols=2)
 
 
-def error_against_quality(rows: pd.DataFrame, metrics: Metrics, primary: str) -> Figure:
+def error_against_quality(rows: pd.DataFrame, metrics: dict[str, Metric], primary: str) -> Figure:
     """fig10: ODE error against the primary metric over every student, a thin line a setting."""
     last = final_one_step(rows)
     figure, [ax] = style.panels(1, 4.2)

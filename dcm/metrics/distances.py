@@ -79,12 +79,7 @@ def kernel_distance(a: FeatureSet, b: FeatureSet) -> float:
     if not (a.finite and b.finite):
         return NAN
     n, features = a.x.shape
-
-    def kernel(x: Tensor, y: Tensor) -> Tensor:
-        k = x @ y.T / features + 1
-        return k * k * k
-
-    total = 0.0
+    kernel, total = lambda x, y: (x @ y.T / features + 1) ** 3, 0.0
     for i in range(0, n, ROWS):
         x, y = a.x[i : i + ROWS], b.x[i : i + ROWS]
         k = kernel(x, a.x) + kernel(y, b.x) - kernel(x, b.x) - kernel(y, a.x)

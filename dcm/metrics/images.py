@@ -18,9 +18,8 @@ def columns(encoder, name: str = "") -> dict[str, Metric]:
     on = {"pixel": "(pixels)", "Inception": "(Inception, mode clean)"}.get(encoder.name, f"({encoder.name} features)")
     fd, kid = ("FID", "KID") if encoder.name == "Inception" else ("Frechet distance", "kernel distance")
     near, end = (f"against teacher {on}", f"_{name}") if name else ("against teacher", "")
-    to_teacher, to_real = (f"fd_{name}", f"fd_{name}_real") if name else ("fd_teacher", "fd_real")
-    if name == "inception":
-        to_teacher, to_real = "fid_teacher", "fid_real"
+    named = {"": ("fd_teacher", "fd_real"), "inception": ("fid_teacher", "fid_real")}
+    to_teacher, to_real = named.get(name, (f"fd_{name}", f"fd_{name}_real"))
     return {
         to_teacher: Metric(f"{fd} to teacher {on}", ratio=True),
         to_real: Metric(f"{fd} to held-out images {on}", ratio=True),

@@ -1,4 +1,4 @@
-"""What notebook 6 reports: the switch at every scale that was measured."""
+"""What notebooks 6 and 7 report: the switch at every scale that was measured, and the regimes of many trainings."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,12 +11,13 @@ from dcm.analysis import switch as analysis
 from dcm.analysis.compare import STABLE, interval
 from dcm.analysis.measured import final_one_step
 from dcm.analysis.predictions import FAILED, HELD, OPEN
-from dcm.analysis.runs import Results
+from dcm.analysis.runs import REGIME, Results
 from dcm.analysis.switch import BLURRED, EQUAL, GAINS, SWITCH, TERMS, UNBLURRED
 from dcm.report.page import Page
+from dcm.report.sentences import counted
 from dcm.solvers import SOLVER_NAMES
 from dcm.support.errors import InputError
-from dcm.support.files import project_path
+from dcm.support.files import project_path, write_json
 
 
 def named(at, main: str) -> str:
@@ -72,9 +73,9 @@ class Switch:
         out, cm = [], self.effects.drop_duplicates("name").set_index("name").cm
         for r, setting in self.main:
             name = named(setting, r.main)
-            column = analysis.primary(r.study)
-            encoder = analysis.measures(r.study)[column][1].label.split(", ")[1]
-            out.append((name + f" ({cm[name]})" * (cm[name] != STABLE), f"distance, {encoder}", column, analysis.course(r, setting)))
+            column, metric = next((c, metric) for c, (role, metric) in runs.measures(r.study).items() if role == "teacher")
+            label = metric.label.replace(" to teacher", "")
+            out.append((name + f" ({cm[name]})" * (cm[name] != STABLE), label, column, analysis.course(r, setting)))
         return out
 
     def page(self, folder: str, own: dict) -> Page:
@@ -90,8 +91,7 @@ class Switch:
         """The switch: a line a setting and pair, both claims by every encoder, and over all encoders."""
         out = []
         for (name, pair), rows in self._by_pair(self.effects):
-            line = {"setting": name, "pair": pair, "seeds": rows.seeds.max()} | by_role(rows)
-            out.append(line | {"C2 over encoders": said(rows)})
+            out.append({"setting": name, "pair": pair, "seeds": rows.seeds.max()} | by_role(rows))
         return pd.DataFrame(out)
 
     def features(self) -> pd.DataFrame:
@@ -181,11 +181,12 @@ class Switch:
 
 
 def by_role(rows: pd.DataFrame) -> dict[str, str]:
-    """Both claims in one setting and pair, by every encoder: ratio, interval and verdict."""
+    """Both claims in one setting and pair, by every encoder: ratio, interval and verdict; and :func:`said`."""
     columns = {"error": "C1: ODE error", "teacher": "C2: distance to teacher", "data": "C2: distance to data"}
     # The encoder of a distance stands behind a comma; the ODE error has none.
     of = lambda e: f"{e.label.partition(', ')[2]} {interval(e)} {e.verdict}".strip()
-    return {column: "; ".join(map(of, rows[rows.role == role].itertuples())) for role, column in columns.items()}
+    each = {column: "; ".join(map(of, rows[rows.role == role].itertuples())) for role, column in columns.items()}
+    return each | {"C2 over encoders": said(rows)}
 
 
 def better(e) -> str:
@@ -202,3 +203,49 @@ def said(rows: pd.DataFrame) -> str:
     """The verdict on C2 by the distances to the teacher's samples in one setting and pair, over encoders where there are several."""
     first = rows[rows.role == "teacher"].iloc[0]
     return first.encoders or first.verdict
+
+
+@dataclass
+class Regimes:
+    """Runs, and :func:`dcm.analysis.runs.regimes` of all of them: ``claims``."""
+
+    runs: list[Results]
+    claims: pd.DataFrame
+
+    @classmethod
+    def load(cls, folders: Sequence[str]) -> "Regimes":
+        """Those of all `folders`; raises :class:`InputError` where two have one name or there is nothing to compare."""
+        found = [run for folder in folders for run in runs.load(folder)]
+        if len({r.name for r in found}) < len(found):
+            raise InputError("two of the runs have folders of one name; give each its own.")
+        claims = pd.concat([runs.regimes(r) for r in found], ignore_index=True)
+        if not len(claims):
+            raise InputError("no group of the runs has both a CM and a Direct CM; there is nothing to compare.")
+        return cls(found, claims)
+
+    def page(self, folder: str, own: dict) -> Page:
+        """A page in `folder` with the rows and the verdicts, which figures are drawn from; `own` is this notebook's record."""
+        records = {f"{run.name}/{name}": record for run in self.runs for name, record in run.records.items()}
+        page = Page(project_path(folder), "regimes", records | {own["notebook"]: own})
+        page.csv("metrics", pd.concat([r.rows for r in self.runs], ignore_index=True))
+        page.csv("verdicts", self.claims)
+        write_json(page.folder / "studies.json", {run.name: run.study for run in self.runs})
+        return page
+
+    def table(self) -> pd.DataFrame:
+        """A line a regime: both claims by every distance, over encoders, and whether the CM is stable."""
+        lines = []
+        for (run, regime), rows in self.claims.groupby(["run", "regime"], sort=False):
+            lines.append({"run": run, "regime": regime, "seeds": rows.seeds.max(), "CM": rows.cm.iloc[0]} | by_role(rows))
+        return pd.DataFrame(lines)
+
+    def counts(self) -> list[str]:
+        """By study, how often each verdict fell by the ODE error and every distance, and how often both claims hold."""
+        lines, judged = [], self.claims[self.claims.role.isin(["error", "teacher", "data"])]
+        for study, table in judged.groupby("study", sort=False):
+            regimes = [rows for _, rows in table.groupby(REGIME)]
+            both = sum(c1(rows) == "supported" and "supported" in said(rows) for rows in regimes)
+            each = "; ".join(f"{label}: {counted(part)}" for label, part in table.groupby("label", sort=False))
+            over = "by the distance to the teacher's samples, over encoders where there are several"
+            lines.append(f"**{study}**, {len(regimes)} regimes. {each}. C1 and C2 at once, {over}: {both}.")
+        return lines

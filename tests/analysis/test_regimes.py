@@ -10,7 +10,7 @@ from analysis_rows import rows_of, run_of
 
 from dcm.analysis import runs
 from dcm.analysis.switch import plane
-from dcm.report.regimes import Regimes
+from dcm.report.switch import Regimes
 from dcm.support.errors import InputError
 from dcm.support.files import csv_text
 
