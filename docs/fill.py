@@ -158,8 +158,7 @@ def findings() -> str:
         f"{scale(name)}: error after the encoder {span(own.value)} times the CM's, better in {(own.verdict == 'supported').sum()} and worse in {(own.verdict == 'contradicted').sum()} of {len(own)} comparisons"
         for name, own in seen.groupby("name", sort=False)
     )
-    best = {m: by_all(clear, (f"{m} / CM",), {"teacher": "contradicted"}) for m in ("direct>cm", "anneal")}
-    best = {m: [n for n in by_all(clear, (f"{m} / Direct CM",), {"teacher": "contradicted"}) if n in best[m]] for m in best}
+    best = {m: by_all(clear, (f"{m} / CM", f"{m} / Direct CM"), {"teacher": "contradicted"}) for m in ("direct>cm", "anneal")}
     cost = switch_rows("costs").groupby("method").relative
     told = table("switch", "predictions").outcome.value_counts()
     return f"""\

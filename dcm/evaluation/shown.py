@@ -15,21 +15,20 @@ from dcm.studies.base import Study
 from dcm.training.saved import DistilledGroup
 
 
-def of_first_seed(group: Group) -> dict[str, int]:
-    """By method, the number of the first seed's student at the main guidance scale."""
-    where = group.guidance[0], group.seeds[0]
-    return {method_name(m.horizon, group.intervals): i for i, m in enumerate(group.members) if (m.guidance, m.seed) == where}
+def of_first_seed(group: Group, *methods: str) -> dict[str, int]:
+    """By those `methods` that a group has, the number of the first seed's student at the main guidance scale."""
+    where, N = (group.guidance[0], group.seeds[0]), group.intervals
+    first = {method_name(m.horizon, N): i for i, m in enumerate(group.members) if (m.guidance, m.seed) == where}
+    return {name: i for name, i in first.items() if name in methods}
 
 
-def samples_to_show(
-    evaluation: EvaluationSet, distilled: DistilledGroup, steps: Sequence[int], count: int = 1200
-) -> dict[str, Tensor]:
+def samples_to_show(evaluation: EvaluationSet, distilled: DistilledGroup, steps: Sequence[int]) -> dict[str, Tensor]:
     """Samples of the teacher and, of the first seed, of CM, Direct CM and direct>cm in each number of steps; same noise (fig2)."""
     group, end = distilled.group, distilled.updates[-1]
-    count = 64 if evaluation.study.is_image else count  # more than a figure shows
+    count = 64 if evaluation.study.is_image else 1200  # more than a figure shows
     out = {"teacher": evaluation.teacher_samples(group.solver, group.intervals, group.guidance[0])[:count]}
     by_steps = {k: evaluation.of_group(distilled, end, k, count) for k in steps if k <= group.intervals}
-    shown = {name: i for name, i in of_first_seed(group).items() if name in ("CM", "Direct CM", "direct>cm")}
+    shown = of_first_seed(group, "CM", "Direct CM", "direct>cm")
     return out | {f"{name}, {k} step{'s' * (k > 1)}": x[i] for name, i in shown.items() for k, x in by_steps.items()}
 
 
@@ -46,7 +45,7 @@ def target_on(
 
 
 def targets_to_show(
-    study: Study, device: torch.device, distilled: DistilledGroup, count: int = 7
+    study: Study, device: torch.device, distilled: DistilledGroup
 ) -> tuple[Tensor, int, dict[str, tuple[Tensor, Tensor]]]:
     """Teacher trajectories from x_{t_n} and what CM and Direct CM regress on there (fig1).
 
@@ -54,12 +53,8 @@ def targets_to_show(
     """
     group = distilled.group
     grid, n = Grid(group.intervals, study.teacher.schedule.T), max(1, round(0.8 * group.intervals))
-    x, c = noised_data(study, 0, 12 if study.is_image else count, n, grid, device)
+    x, c = noised_data(study, 0, 12 if study.is_image else 7, n, grid, device)
     paths = solve(study.teacher, x, n, c, group.guidance[0], group.solver, grid, trajectory=True).trajectory
-    students = distilled.students(study, distilled.updates[-1], device)
-    targets = {
-        name: target_on(study, students, i, paths, n, group.members[i].horizon, c, grid)
-        for name, i in of_first_seed(group).items()
-        if name in ("CM", "Direct CM")
-    }  # fmt: skip
-    return paths, n, targets
+    students, shown = distilled.students(study, distilled.updates[-1], device), of_first_seed(group, "CM", "Direct CM")
+    horizon = lambda i: group.members[i].horizon
+    return paths, n, {name: target_on(study, students, i, paths, n, horizon(i), c, grid) for name, i in shown.items()}

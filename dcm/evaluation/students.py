@@ -30,13 +30,9 @@ KEY = ("fingerprint", "group", "guidance", "horizon", "method", "seed", "update"
 
 
 def measure_students(
-    evaluation: EvaluationSet,
-    groups: Iterable[DistilledGroup],
-    steps_of: Callable[[str], Sequence[int]],
-    store: Path,
-    measures: Sequence[str],
-    measure: Callable,
-) -> Iterator[dict]:
+    evaluation: EvaluationSet, groups: Iterable[DistilledGroup], steps_of: Callable[[str], Sequence[int]], store: Path,
+    measures: Sequence[str], measure: Callable,
+) -> Iterator[dict]:  # fmt: skip
     """One row for every student, snapshot and number of sampling steps, in a fixed order.
 
     ``steps_of(name)`` has the numbers of sampling steps at the end of a group; snapshots are measured in one step.

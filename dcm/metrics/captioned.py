@@ -63,18 +63,15 @@ class SDXLQuality:
 
     def _looked_at(self, x: Tensor, condition: Tensor) -> dict[str, Tensor]:
         """Features, scores and power spectra of latents `x`; images are decoded a few at a time, once."""
-        made: dict[str, list[Tensor]] = {}
-        starts = range(0, len(x), DECODED)
+        parts, starts = [], range(0, len(x), DECODED)
         for i in tqdm(starts, desc="decode and encode", unit="batch", disable=len(starts) < 4, leave=False):
             images = self.pictures(x[i : i + DECODED])
             part = {name: e.features(images) for name, e in self.encoders.features.items()}
             if self.encoders.clip:
                 asked = [self.captions[c] for c in condition[i : i + DECODED].tolist()]
                 part |= self.encoders.clip.scores(images, asked)
-            part["power"] = radial_power(images).expand(len(images), -1)
-            for name, value in part.items():
-                made.setdefault(name, []).append(value)
-        return {name: torch.cat(values) for name, values in made.items()}
+            parts.append(part | {"power": radial_power(images).expand(len(images), -1)})
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     @cache  # noqa: B019 - a quality lasts as long as its notebook
     def _teachers(self, x: Tensor, condition: Tensor) -> dict[str, Tensor]:

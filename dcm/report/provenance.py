@@ -73,21 +73,6 @@ def state(entry: dict, folder: Path) -> str:
         return "changed"
 
 
-def _told(path: Path, record: dict) -> tuple[list[str], list[str]]:
-    """The lines of :func:`report`, and which files have changed."""
-    lines = [str(path), f"  figure      {record['figure']} of the study {record['study']}"]
-    lines += [f"  caption     {record['caption']}", f"  commit      {record['commit']}"]
-    sources, changed = [("parameters", record["parameters"]), *(("drawn from", s) for s in record["drawn_from"])], []
-    if len(sources) > MOST:
-        raise ValueError(f"it names {len(sources)} files; allowed: at most {MOST}")
-    for what, entry in sources:
-        now = state(entry, path.parent)
-        changed += [entry["file"]] * (now == "changed")
-        count = f", {entry['count']} rows" if "count" in entry else ""
-        lines.append(f"  {what}  {entry['file']}{count}, {entry['fingerprint']}: {now}")
-    return [*lines, f"  STALE: {', '.join(changed)} changed after it was drawn." if changed else "  up to date"], changed
-
-
 def report(path: str | Path) -> tuple[str, list[str]]:
     """A figure's provenance in words, and which files among its inputs have changed since it was drawn.
 
@@ -96,7 +81,18 @@ def report(path: str | Path) -> tuple[str, list[str]]:
     # On one line each, without what would steer a terminal, and not too long.
     printable = lambda text: "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:2000])
     try:
-        lines, changed = _told(Path(path), read(Path(path)))
+        record, folder, changed = read(Path(path)), Path(path).parent, []
+        lines = [str(path), f"  figure      {record['figure']} of the study {record['study']}"]
+        lines += [f"  caption     {record['caption']}", f"  commit      {record['commit']}"]
+        sources = [("parameters", record["parameters"]), *(("drawn from", s) for s in record["drawn_from"])]
+        if len(sources) > MOST:
+            raise ValueError(f"it names {len(sources)} files; allowed: at most {MOST}")
+        for what, entry in sources:
+            now = state(entry, folder)
+            changed += [entry["file"]] * (now == "changed")
+            count = f", {entry['count']} rows" if "count" in entry else ""
+            lines.append(f"  {what}  {entry['file']}{count}, {entry['fingerprint']}: {now}")
+        lines.append(f"  STALE: {', '.join(changed)} changed after it was drawn." if changed else "  up to date")
         return "\n".join(map(printable, lines)), changed
     except Exception as error:  # a damaged file makes the library raise almost anything
         wrong = str(error) if isinstance(error, InputError) else f"{path} cannot be read as a figure ({why(error)})."
