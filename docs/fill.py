@@ -158,13 +158,13 @@ def findings() -> str:
         f"{scale(name)}: error after the encoder {span(own.value)} times the CM's, better in {(own.verdict == 'supported').sum()} and worse in {(own.verdict == 'contradicted').sum()} of {len(own)} comparisons"
         for name, own in seen.groupby("name", sort=False)
     )
-    best = {m: by_all(clear, (f"{m} / CM", f"{m} / Direct CM"), {"teacher": "contradicted"}) for m in ("direct>cm", "anneal")}
+    nearer = lambda m: " and ".join(map(scale, by_all(clear, (f"{m} / CM", f"{m} / Direct CM"), {"teacher": "contradicted"})))
     cost = switch_rows("costs").groupby("method").relative
     told = table("switch", "predictions").outcome.value_counts()
     return f"""\
 1. **From the same weights, the Direct objective solves the ODE better and its samples are worse**, by every measure, on {' and '.join(map(scale, held)) or 'none of them'}. Direct / CM, {first}.{rest}
 2. **What it gains in pixels it does not gain in features.** {features}.
-3. **Direct first, CM last is best**: halving *h* from N to 1 while training gives samples nearer to the teacher's than either objective alone, by every measure, on {' and '.join(map(scale, best['anneal'])) or 'none'}, with {span(cost.get_group('anneal'))} of the Direct CM's teacher evaluations; one switch from Direct to CM does on {' and '.join(map(scale, best['direct>cm'])) or 'none'}. Of {told.sum()} [predictions](docs/preregistration.md) {told.get('held', 0)} held, {told.get('failed', 0)} failed, {told.get('open', 0)} are open ([table](results/switch/README.md#predictions))."""
+3. **Direct first, CM last is best**: halving *h* from N to 1 while training gives samples nearer to the teacher's than either objective alone, by every measure, on {nearer('anneal') or 'none'}, with {span(cost.get_group('anneal'))} of the Direct CM's teacher evaluations; one switch from Direct to CM does on {nearer('direct>cm') or 'none'}. Of {told.sum()} [predictions](docs/preregistration.md) {told.get('held', 0)} held, {told.get('failed', 0)} failed, {told.get('open', 0)} are open ([table](results/switch/README.md#predictions))."""
 
 
 def switch_table() -> str:

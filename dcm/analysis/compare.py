@@ -29,7 +29,7 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Effect:
-    """A comparison: its `value` and 95 % interval (`low`, `high`), the `n` pairs behind it, and `p` of no effect, two-sided."""
+    """A comparison: its `value`, 95 % interval (`low` to `high`), `n` pairs behind it, and two-sided `p` of no effect."""
 
     value: float
     low: float
@@ -145,7 +145,7 @@ def with_stability(table: pd.DataFrame, rows: pd.DataFrame, by: Sequence[str] = 
 def where_stable(
     table: pd.DataFrame, rows: pd.DataFrame, by: Sequence[str] = tuple(SETTING), without: Sequence[str] = (UNSTABLE, UNKNOWN)
 ) -> pd.DataFrame:
-    """:func:`verdicts` with the CM's :func:`stability` (column ``cm``), which takes their place where it is one of `without`."""
+    """:func:`verdicts` with the CM's :func:`stability` (column ``cm``), which takes their place where it is in `without`."""
     table = with_stability(table, rows, by)
     unclear = table.cm.isin(without)
     together = table.encoders.mask(unclear & (table.encoders != ""), table.cm)

@@ -134,10 +134,9 @@ def regimes(results: Results) -> pd.DataFrame:
     table = judged(results.study, ends.assign(ode_error=ends.ode_error.where(ends.steps == 1)), REGIME, "Direct CM / CM", ("Direct CM", "CM"))
     if not len(table):
         return table
-    until = (
-        where_stable(own, rows[rows["update"] <= update], SETTING_OF_RUN, [UNSTABLE]) for update, own in table.groupby("update")
-    )
-    table = pd.concat(until).sort_index().sort_values("group", key=lambda g: g != results.main, kind="stable", ignore_index=True)
+    until = lambda update: rows[rows["update"] <= update]
+    each = [where_stable(own, until(u), SETTING_OF_RUN, [UNSTABLE]) for u, own in table.groupby("update")]
+    table = pd.concat(each).sort_index().sort_values("group", key=lambda g: g != results.main, kind="stable", ignore_index=True)
     at = {name: p.model_dump(include=NAMING) for name, p in groups.items()}
     full = lambda group, w, update, steps: at[group] | {"guidance": f"{w:g}", "update": update, "steps": steps}
     p = groups[results.main]

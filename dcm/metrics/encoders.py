@@ -24,7 +24,7 @@ CLIP_NORM = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.275
 
 
 class Encoder:
-    """A `network` of others as feature extractor on its `device`, of images resized as clean-fid does it, ``batch`` at once."""
+    """A `network` of others as feature extractor on `device`, of images resized as clean-fid does it, ``batch`` at once."""
 
     name, size, batch = "", 224, 250
 

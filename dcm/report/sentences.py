@@ -1,10 +1,10 @@
-"""From the tables of one study to sentences."""
+"""What is read of one study: tables with labels and rounded numbers, and sentences."""
 
+import numpy as np
 import pandas as pd
 
-from dcm.analysis.compare import MIN_SEEDS, UNKNOWN, UNSTABLE, VERDICTS, interval
-from dcm.analysis.measured import SETTING
-from dcm.analysis.tables import with_ode_error
+from dcm.analysis.compare import MIN_SEEDS, ODE_ERROR, UNKNOWN, UNSTABLE, VERDICTS, interval
+from dcm.analysis.measured import SETTING, constant, final_one_step
 from dcm.metrics.metric import Metric
 from dcm.solvers import SOLVER_NAMES
 
@@ -20,9 +20,52 @@ NO_VERDICT = {
 }
 
 
-def span(values) -> str:
-    """The range of whole numbers."""
-    return f"{min(values)}" if min(values) == max(values) else f"{min(values)} to {max(values)}"
+def main_table(rows: pd.DataFrame, teacher: pd.DataFrame, metrics: dict[str, Metric]) -> pd.DataFrame:
+    """tab1: method x solver in one step, at the main guidance and grid, mean and spread (0 for one seed) over seeds.
+
+    In the order of horizons; after them, students whose horizon changed.
+
+    `rows` : students of the settings to show. `teacher` : the teacher's own rows.
+    """
+    own, names = teacher.assign(method="teacher", horizon=0, seeds=0, updates=0, ode_error=0.0), ["ode_error", *metrics]
+    by_method = final_one_step(rows).groupby(["solver", "horizon", "method"])
+    measured = by_method[names]
+    spread = measured.std().add_suffix("_sd")
+    spread[by_method.size() == 1] = 0.0
+    counts = by_method.agg(seeds=("seed", "size"), updates=("update", "first"))
+    students = pd.concat([counts, measured.agg(lambda of_seeds: of_seeds.mean()), spread], axis=1).reset_index()
+    stood = students.method.isin(constant(rows).method)
+    students["horizon"] = students.horizon.where(stood, np.inf)  # those that changed come last
+    table = pd.concat([own, students]).sort_values(["solver", "horizon"], kind="stable", ignore_index=True)
+    return table[["method", "solver", "seeds", "updates", *(c for name in names for c in (name, f"{name}_sd"))]]
+
+
+def readable_main(table: pd.DataFrame, metrics: dict[str, Metric]) -> pd.DataFrame:
+    """tab1 with ``mean ± spread`` in one cell and metrics by their labels."""
+    out = table[["method", "solver"]].copy()
+    for column in ("seeds", "updates"):
+        out[column] = table[column].astype(object).where(table.method != "teacher", "")
+    for name, metric in ({"ode_error": ODE_ERROR} | metrics).items():
+        arrow = "" if not metric.judged or name == "ode_error" else " ↓" if metric.lower_is_better else " ↑"
+        out[metric.label + arrow] = [
+            "not measured" if pd.isna(m) else f"{m:.3g}" + ("" if pd.isna(s) else f" ± {s:.2g}")
+            for m, s in zip(table[name], table[f"{name}_sd"])
+        ]
+    return out
+
+
+def readable_claims(claims: pd.DataFrame, metrics: dict[str, Metric]) -> pd.DataFrame:
+    """The verdicts of a study with labels and rounded intervals."""
+    label = {"ode_error": ODE_ERROR.label} | {name: metric.label for name, metric in metrics.items()}
+    table = pd.DataFrame(
+        {
+            "claim": claims.claim, "solver": claims.solver.map(SOLVER_NAMES), "N": claims.intervals,
+            "w": claims.guidance.map("{:g}".format), "group": claims.group, "metric": claims.metric.map(label),
+            "Direct CM against CM": claims.effect + " " + claims.apply(interval, axis=1),
+            "seeds": claims.seeds, "verdict": claims.verdict, "over encoders": claims.encoders,
+        }
+    )  # fmt: skip
+    return table if claims.encoders.any() else table.drop(columns="over encoders")
 
 
 def counted(table: pd.DataFrame) -> str:
@@ -34,12 +77,13 @@ def counted(table: pd.DataFrame) -> str:
 
 def behind(rows: pd.DataFrame) -> str:
     """What stands behind a figure of `rows`, for its caption: setting, seeds, updates."""
-    first = rows.iloc[0]
-    texts = {"solver": SOLVER_NAMES[first.solver], "intervals": f"N = {first.intervals}", "guidance": f"w = {first.guidance:g}"}
+    at = rows.iloc[0]
+    texts = {"solver": SOLVER_NAMES[at.solver], "intervals": f"N = {at.intervals}", "guidance": f"w = {at.guidance:g}"}
     setting = ", ".join(text for column, text in texts.items() if rows[column].nunique() == 1)
     seeds = rows.groupby([*SETTING, "horizon"]).seed.nunique()
+    span = " to ".join(map(str, dict.fromkeys([seeds.min(), seeds.max()])))
     band = "; bands are one standard deviation" if seeds.max() > 1 else ""
-    return f"{setting}{'; ' * bool(setting)}{span(seeds)} seeds, {rows['update'].max()} updates{band}."
+    return f"{setting}{'; ' * bool(setting)}{span} seeds, {rows['update'].max()} updates{band}."
 
 
 def at_main(claims: pd.DataFrame, group: str, guidance: float, primary: str) -> pd.DataFrame:
@@ -50,7 +94,7 @@ def at_main(claims: pd.DataFrame, group: str, guidance: float, primary: str) -> 
 
 def verdict_lines(main: pd.DataFrame, metrics: dict[str, Metric], numbers: bool = True) -> list[str]:
     """A line a claim of :func:`at_main`: the verdict, what it says, what was measured; and one for all encoders together."""
-    of, lines = with_ode_error(metrics), []
+    of, lines = {"ode_error": ODE_ERROR} | metrics, []
     for r in main.itertuples():
         against = "{} times the CM's" if r.effect == "ratio" else "differs from the CM's by {}"
         measured = f": {of[r.metric].label} {against.format(interval(r))}, {r.seeds} seeds" if numbers else ""

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from dcm.analysis import compare, measured, tables
+from dcm.analysis import compare, measured
 from dcm.metrics.metric import Metric
 from dcm.report import sentences
 
@@ -145,7 +145,7 @@ def test_students_whose_horizon_changed_are_no_part_of_the_horizon_curve():
     every = pd.concat([changed, table, between, changed.assign(method="2>5", horizon=5)])
     assert set(measured.constant(every).method) == {"CM", "h = 5", "Direct CM"}
     metrics = {"q": Metric("q")}
-    main = tables.main_table(every, pd.DataFrame(columns=["solver", "q"]), metrics)
+    main = sentences.main_table(every, pd.DataFrame(columns=["solver", "q"]), metrics)
     assert list(main.method) == ["CM", "h = 5", "Direct CM", "direct>cm", "2>5"]
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from dcm.analysis import compare, measured, tables
+from dcm.analysis import compare, measured
 from dcm.horizon import Group
 from dcm.metrics.metric import Metric
 from dcm.report import provenance, sentences
@@ -93,8 +93,8 @@ def test_a_metric_that_is_newer_than_the_rows_is_not_measured(tmp_path):
     rows = measured.measured(tmp_path, METRICS)
     assert rows.new.isna().all()
     teacher = pd.DataFrame([dict(solver="ddim", intervals=10, guidance=2.0, swd_teacher=0.0)])
-    table = tables.main_table(rows, measured.with_columns(teacher, METRICS), METRICS)
-    readable = tables.readable_main(table, METRICS)
+    table = sentences.main_table(rows, measured.with_columns(teacher, METRICS), METRICS)
+    readable = sentences.readable_main(table, METRICS)
     assert list(table.method) == ["teacher", "CM", "Direct CM"] and set(readable["a new one ↑"]) == {"not measured"}
     last = measured.final_one_step(rows)
     assert set(compare.verdicts(last, METRICS).metric) == {"ode_error", "swd_teacher"}
