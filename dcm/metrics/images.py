@@ -61,13 +61,10 @@ class ImageQuality:
         further |= {"self": self_supervised, "inception": inception}
         views = {"": extractor} | {name: e for name, e in further.items() if e is not None}
         self.views = [(encoder, columns(encoder, name)) for name, encoder in views.items()]
-        first, *others = [read for _, read in self.views]
-        self.metrics = first | {
+        self.metrics = self.views[0][1] | {
             "agreement": Metric("share classified as their class", lower_is_better=False),
             "sharpness": Metric("high-frequency power [teacher = 1]", judged=False),
-        }
-        for read in others:
-            self.metrics |= read
+        } | {name: metric for _, read in self.views[1:] for name, metric in read.items()}
 
     @property
     def note(self) -> str:

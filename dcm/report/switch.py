@@ -89,10 +89,8 @@ class Switch:
 
     def table(self) -> pd.DataFrame:
         """The switch: a line a setting and pair, both claims by every encoder, and over all encoders."""
-        out = []
-        for (name, pair), rows in self._by_pair(self.effects):
-            out.append({"setting": name, "pair": pair, "seeds": rows.seeds.max()} | by_role(rows))
-        return pd.DataFrame(out)
+        about = lambda rows: {"seeds": rows.seeds.max()} | by_role(rows)
+        return pd.DataFrame([{"setting": name, "pair": pair} | about(rows) for (name, pair), rows in self._by_pair])
 
     def features(self) -> pd.DataFrame:
         """The paired error after every encoder: a line a setting, pair and encoder."""
@@ -126,9 +124,9 @@ class Switch:
         table = self.accounting[["name", "pair", "encoder", *TERMS, "log_c2", "seeds", "cm"]].round(3)
         return table.rename(columns=TERMS | {"name": "setting", "log_c2": "log C2", "cm": "CM"})
 
-    @staticmethod
-    def _by_pair(table: pd.DataFrame):
-        return table[table.pair.isin(SWITCH)].groupby(["name", "pair"], sort=False)
+    @property
+    def _by_pair(self):
+        return self.effects[self.effects.pair.isin(SWITCH)].groupby(["name", "pair"], sort=False)
 
     def predictions(self) -> pd.DataFrame:
         """:func:`dcm.analysis.predictions.outcomes` by these results."""
@@ -136,7 +134,7 @@ class Switch:
 
     def lines(self) -> list[str]:
         """What each setting says, checked by nbval: verdicts without numbers."""
-        return [f"{name}, {pair}: C1 {c1(rows)}, C2 {said(rows)}" for (name, pair), rows in self._by_pair(self.effects)]
+        return [f"{name}, {pair}: C1 {c1(rows)}, C2 {said(rows)}" for (name, pair), rows in self._by_pair]
 
     def what_was_read(self) -> str:
         """Runs, settings, seeds, and what is not there."""
@@ -234,10 +232,9 @@ class Regimes:
 
     def table(self) -> pd.DataFrame:
         """A line a regime: both claims by every distance, over encoders, and whether the CM is stable."""
-        lines = []
-        for (run, regime), rows in self.claims.groupby(["run", "regime"], sort=False):
-            lines.append({"run": run, "regime": regime, "seeds": rows.seeds.max(), "CM": rows.cm.iloc[0]} | by_role(rows))
-        return pd.DataFrame(lines)
+        about = lambda rows: {"seeds": rows.seeds.max(), "CM": rows.cm.iloc[0]} | by_role(rows)
+        regimes = self.claims.groupby(["run", "regime"], sort=False)
+        return pd.DataFrame([{"run": run, "regime": regime} | about(rows) for (run, regime), rows in regimes])
 
     def counts(self) -> list[str]:
         """By study, how often each verdict fell by the ODE error and every distance, and how often both claims hold."""
