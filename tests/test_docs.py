@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
 import fill  # noqa: E402
+import intervened  # noqa: E402
 
 PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in fill.PAGES}
 OTHERS = ["CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "weights/README.md"]
@@ -29,6 +30,12 @@ BY_HAND = {
     "docs/sdxl.md": {"0.3", "0.1", "1.2", "1.7", "6.5", "2.7", "6.3", "0.8"},  # sizes of files
     "docs/reproducibility.md": {"2e-5", "6.5"},  # tests/evaluation hold samples to it; du, as there
 }
+
+
+def guided(name: str, pair: int):
+    """C2 in the 16-D mixture at w = 9 under an intervention, by a pair of the switch."""
+    a, b = list(intervened.SWITCH.values())[pair]
+    return intervened.compared(intervened.rows_of("gmm16"), "guided", (name, a), (name, b), "swd_teacher")
 
 
 def prose(text: str) -> str:
@@ -135,6 +142,8 @@ STATEMENTS = [  # page, words, whether the results bear them out
     ("docs/cifar10.md", "that `anneal` lies between; it failed", lambda: fill.table("switch", "predictions").outcome[8] == "failed"),
     ("docs/cifar10.md", "1,600 updates of 32 samples", lambda: training("cifar10", "2_distill-main") == (1e-5, 10, 1600)),
     ("docs/regimes.md", "at the rate and grid of the study", lambda: training(ALL, "cifar10/2_distill-main") == (1e-5, 10, 400)),
+    ("docs/interventions.md", "copies a trained CM by plain regression has that CM's samples", lambda: abs(intervened.compared(intervened.rows_of("gmm16"), "switch", intervened.COPY, intervened.REFERENCE, "swd_teacher").value) < 0.01),
+    ("docs/interventions.md", "All of them together do, by the first pair", lambda: guided("steady", 0).low > 0 > guided("steady", 1).high and max(guided(n, 0).high for n in intervened.STEADIED[:4]) < 0),
     ("docs/method.md", "From N = 200 on Heun's error no longer falls", lambda: float(fill.solver_error("gmm", "heun", "1", "500")) > float(fill.solver_error("gmm", "heun", "1", "200"))),
     ("README.md", "Five to eight seeds a setting", lambda: {int(n) for n in fill.switch_rows().seeds} == {5, 8}),
 ]  # fmt: skip
