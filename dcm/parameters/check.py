@@ -32,18 +32,13 @@ class Parameters(BaseModel):
 
 
 P = TypeVar("P", bound=Parameters)
-# Names that parameters had in configurations and results of before.
+# Names that parameters had in what results/regimes* are of.
 RENAMED = {"together": "updates_per_solve", "slots": "solves_in_flight", "reuse": "pairs_per_trajectory"}
-
-
-def renamed(values: dict) -> dict:
-    """`values` under today's names."""
-    return {RENAMED.get(name, name): value for name, value in values.items()}
 
 
 def validate(model: type[P], values: dict) -> P:
     """`values` as `model`; raises :class:`InputError`, one sentence about the first thing that is wrong."""
-    values = renamed(values)
+    values = {RENAMED.get(name, name): value for name, value in values.items()}
     unknown = [name for name in values if name not in model.model_fields]
     if unknown:
         allowed = ", ".join(model.model_fields)

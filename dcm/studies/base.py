@@ -97,9 +97,6 @@ def teacher_record(run_dir: Path, needed_by: str = "") -> dict | None:
         what_to_do = "run notebook 1 with this run_dir first"
         raise InputError(f"{path.parent} holds no teacher of the study {needed_by}; {what_to_do}.")
     record = read_json(path)
-    try:
-        identity = record.get("identity", {})  # which older records name the study in
-        study = record.get("study") or identity.get("study") or identity["parameters"]["study"]
-        return record | {"study": study}
-    except (AttributeError, KeyError):
-        raise InputError(f"{path} is no teacher's record; delete it and run notebook 1 again.") from None
+    if not isinstance(record, dict) or "study" not in record:
+        raise InputError(f"{path} is no teacher's record; delete it and run notebook 1 again.")
+    return record

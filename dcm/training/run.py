@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dcm.pairs import Pairs
-from dcm.parameters.check import renamed
 from dcm.parameters.notebooks import DistillParameters
 from dcm.studies.base import Study
 from dcm.support.checkpoint import load_optimizer, optimizer_tensors, picked, prefixed, read_checkpoint
@@ -49,7 +48,7 @@ def finished(parameters: DistillParameters, study: Study) -> DistilledGroup | No
             raise
         print(f"{damaged} Distilling anew.")
         return None
-    return there if SINCE | renamed(there.about["identity"]) == identity_of(parameters, study) else None
+    return there if SINCE | there.about["identity"] == identity_of(parameters, study) else None
 
 
 class GroupTraining:

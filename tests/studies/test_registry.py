@@ -1,7 +1,5 @@
 """One run folder, one study: whatever is in it already decides what may go on in it."""
 
-import json
-
 import pytest
 import torch
 
@@ -83,14 +81,6 @@ def test_a_foreign_record_is_named(tmp_path):
         (tmp_path / "teacher").mkdir(exist_ok=True)
         (tmp_path / "teacher/teacher.json").write_text(text)
         with pytest.raises(InputError, match="teacher.json is (no teacher's record|damaged).*; delete it and run"):
-            start("1_teacher", tmp_path)
-
-
-def test_an_older_record_is_understood(tmp_path):
-    (tmp_path / "teacher").mkdir()
-    for identity in ({"study": "sdxl"}, {"parameters": {"study": "sdxl"}}):
-        (tmp_path / "teacher/teacher.json").write_text(json.dumps({"identity": identity}))
-        with pytest.raises(InputError, match="in use by the study sdxl, not gmm"):
             start("1_teacher", tmp_path)
 
 
