@@ -14,7 +14,7 @@ import torch
 
 from dcm.figures.style import use_style
 from dcm.parameters.cell import check
-from dcm.parameters.regimes import EVERY_NOTEBOOK
+from dcm.parameters.notebooks import EVERY_NOTEBOOK
 from dcm.report.page import Page
 from dcm.studies.base import Study
 from dcm.studies.registry import check_folder, check_students, load_study

@@ -9,7 +9,7 @@ sys.path.insert(0, str(ROOT))
 workdir: ROOT
 
 from dcm.support.errors import InputError
-from dcm.parameters.regimes import RegimesConfig
+from dcm.parameters.study import RegimesConfig
 from dcm.parameters.check import validate
 
 try:

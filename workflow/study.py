@@ -14,8 +14,7 @@ import pandas as pd
 import yaml
 
 from dcm.parameters.check import validate
-from dcm.parameters.regimes import RegimesConfig
-from dcm.parameters.study import StudyConfig
+from dcm.parameters.study import RegimesConfig, StudyConfig
 from dcm.support import lock
 from dcm.support.errors import InputError
 from dcm.support.files import ROOT, project_path, read_json, read_tensors, sha256, write_text

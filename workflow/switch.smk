@@ -8,7 +8,7 @@ ROOT = Path(workflow.basedir).parent
 sys.path.insert(0, str(ROOT))
 workdir: ROOT
 
-from dcm.parameters.regimes import SwitchParameters
+from dcm.parameters.notebooks import SwitchParameters
 from dcm.parameters.check import validate
 
 # One's own where they were measured here, else those of the repository.

@@ -52,10 +52,9 @@ def one_of(*names: str) -> Any:
 
 def _folder(path: str) -> str:
     """A path in its shortest spelling, when Snakemake and every file system can take it."""
-    parts = PurePosixPath(path).parts
-    if not all(c.isprintable() and c not in "{}*?" for c in path) or path.startswith("//"):
-        raise ValueError
-    if any(part != part.strip() or len(part.encode()) > 200 for part in parts) or len(path.encode()) > 1000:
+    parts, printable = PurePosixPath(path).parts, all(c.isprintable() and c not in "{}*?" for c in path)
+    short = len(path.encode()) <= 1000 and all(part == part.strip() and len(part.encode()) <= 200 for part in parts)
+    if not printable or not short or path.startswith("//"):
         raise ValueError
     return str(PurePosixPath(path))
 
@@ -63,9 +62,7 @@ def _folder(path: str) -> str:
 def _writable(path: str) -> bool:
     """Whether a folder can be made there, and nothing of the repository's own lies in its way."""
     folder = project_path(path).resolve()
-    if folder == ROOT or folder in ROOT.parents:
-        return False
-    if folder.is_relative_to(ROOT) and folder.relative_to(ROOT).parts[0] in OWN_FOLDERS:
+    if ROOT.is_relative_to(folder) or any(folder.is_relative_to(ROOT / own) for own in OWN_FOLDERS):
         return False
     there = next(f for f in (folder, *folder.parents) if f.exists())
     try:  # in /proc, say, what root may write cannot be written
@@ -90,27 +87,15 @@ Guidance = Annotated[
     list[Annotated[float, Field(ge=0, le=1000), Predicate(lambda w: float(f"{w:g}") == w)]],
     Field(min_length=1, description="a list of numbers, at least 0 and at most 1000, of at most six digits"),
 ]
-Name = Annotated[
-    str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$", description="a name of letters, digits, '.', '_' and '-'")
-]
-Folder = Annotated[
-    str,
-    AfterValidator(_folder),
-    Field(min_length=1, description="a folder's path of printable characters other than { } * ?, no part above 200"),
-]
-NewFolder = Annotated[
-    Folder,
-    Predicate(_writable),
-    Field(
-        description="the path of a folder that can be written, none of the repository's own code, in printable characters "
-        "other than { } * ?"
-    ),
-]
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$"
+Name = Annotated[str, Field(pattern=NAME, description="a name of letters, digits, '.', '_' and '-'")]
+FOLDER = "a folder's path of printable characters other than { } * ?, no part above 200"
+Folder = Annotated[str, AfterValidator(_folder), Field(min_length=1, description=FOLDER)]
+NEW = "the path of a folder that can be written, none of the repository's own, in printable characters other than { } * ?"
+NewFolder = Annotated[Folder, Predicate(_writable), Field(description=NEW)]
 SolverName = Annotated[str, one_of(*SOLVERS)]
 StudyName = Annotated[str, one_of(*STUDIES)]
 Source = Annotated[str, Field(min_length=1, description="a folder's or file's path, or a name on the hub")]
-HORIZON = (
-    "'cm', 'direct', a whole number up to intervals, 'direct>cm' and the like, 'anneal', or [share, horizon] pairs"
-)
+HORIZON = "'cm', 'direct', a whole number up to intervals, 'direct>cm' and the like, 'anneal', or [share, horizon] pairs"
 Horizon = Annotated[int | str | list[list[int | float | str]], Field(description=HORIZON)]
 Part = Annotated[dict, Field(description="a mapping of names to values")]

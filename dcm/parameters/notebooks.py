@@ -1,4 +1,4 @@
-"""The parameters of notebooks 1 to 5."""
+"""The parameters of each notebook."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 from annotated_types import Predicate
 from pydantic import Field, model_validator
 
-from dcm.horizon import Group, Horizon, resolve_horizon
+from dcm.horizon import Group, resolve_horizon
 from dcm.pairs import check_reuse
 from dcm.parameters import kinds as k
 from dcm.parameters.check import Parameters, refusal, shown
@@ -106,18 +106,14 @@ class GroupParameters(Parameters):
     @model_validator(mode="after")
     def _possible(self):
         Grid(self.intervals)
-        if len(set(self.resolved)) < len(self.horizons):
+        if len(set(self.group().horizons)) < len(self.horizons):
             raise InputError(f"horizons = {shown(self.horizons)} names one value twice; allowed: each value once.")
         return self
 
-    @property
-    def resolved(self) -> tuple[Horizon, ...]:
-        """The horizons in numbers."""
-        return tuple(resolve_horizon(h, self.intervals) for h in self.horizons)
-
     def group(self) -> Group:
         """The :class:`dcm.horizon.Group` it describes."""
-        return Group(self.solver, self.intervals, tuple(map(float, self.guidance)), self.resolved, tuple(self.seeds))
+        horizons = tuple(resolve_horizon(h, self.intervals) for h in self.horizons)
+        return Group(self.solver, self.intervals, tuple(map(float, self.guidance)), horizons, tuple(self.seeds))
 
 
 class TrainingParameters(Parameters):
@@ -172,8 +168,8 @@ class DistillParameters(Common, GroupParameters, TrainingParameters):
         return self
 
 
-class EvaluationParameters(Parameters):
-    """The evaluation set that notebooks 3 and 4 share."""
+class QualityParameters(Common):
+    """Notebook 4: the evaluation set, which it shares with notebook 3."""
 
     samples: k.Samples
     seed: k.Seed = 0
@@ -192,21 +188,32 @@ class EvaluationParameters(Parameters):
         return self.steps if group == self.main_group else [1]
 
 
-class ODEErrorParameters(Common, EvaluationParameters):
+class ODEErrorParameters(QualityParameters):
     """Notebook 3."""
 
     start_times: Annotated[int, k.between(1, 1000)] = 10
     start_samples: k.Samples = 512
 
 
-class QualityParameters(Common, EvaluationParameters):
-    """Notebook 4."""
-
-
 class FigureParameters(Common, WithResults):
     """Notebook 5."""
 
     main_group: k.Name = "main"
+
+
+class SwitchParameters(WithResults):
+    """Notebook 6, which reads what notebook 5 left of several studies."""
+
+    results: Annotated[list[k.Folder], Field(min_length=1, description="a list of results folders of notebook 5")]
+
+
+RUNS = "a list of run folders of notebooks 1 to 4, or of results folders of notebook 7"
+
+
+class RegimeParameters(WithResults):
+    """Notebook 7, which joins several studies' runs."""
+
+    runs: Annotated[list[k.Folder], Field(min_length=1, description=RUNS)]
 
 
 def check_ends(name: str, group: dict) -> None:
@@ -222,10 +229,11 @@ def check_ends(name: str, group: dict) -> None:
         raise refusal("horizons", list(group["horizons"]), both, f" for the main group {name}")
 
 
-NOTEBOOKS: dict[str, type[Parameters]] = {
+NOTEBOOKS: dict[str, type[Parameters]] = {  # of a study
     "1_teacher": TeacherParameters,
     "2_distill": DistillParameters,
     "3_ode_error": ODEErrorParameters,
     "4_sample_quality": QualityParameters,
     "5_figures": FigureParameters,
 }
+EVERY_NOTEBOOK = NOTEBOOKS | {"6_the_switch": SwitchParameters, "7_when_it_fails": RegimeParameters}

@@ -1,7 +1,8 @@
-"""The configuration of a whole study."""
+"""The configuration of a whole study, and of several whose regimes are compared."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -9,8 +10,8 @@ import yaml
 from pydantic import Field, model_validator
 
 from dcm.parameters import kinds as k
-from dcm.parameters.check import validate, within
-from dcm.parameters.notebooks import NOTEBOOKS, Common, DistillParameters, WithResults, check_ends
+from dcm.parameters.check import shown, validate, within
+from dcm.parameters.notebooks import NOTEBOOKS, Common, DistillParameters, RegimeParameters, WithResults, check_ends
 from dcm.solvers import SOLVERS
 from dcm.support.errors import InputError
 
@@ -57,29 +58,59 @@ class StudyConfig(Common, WithResults):
         What the configuration does not name has the default of the notebook's model in this module; the defaults
         in the notebook's own cell are for those who run it by hand.
         """
-        common = dict(study=self.study, run_dir=self.run_dir, device=self.device, threads=self.threads)
-        groups = dict(groups=list(self.groups), main_group=self.main_group)
-        members = self.groups[group] if group else {}
-        of_set = self.evaluation
-        sampled = {
-            "samples": of_set.get("samples"), "evaluation_seed": of_set.get("seed", 0),
-            "steps": of_set.get("steps") if group == self.main_group else [1],
+        model, common = NOTEBOOKS[notebook], self.model_dump(include=set(Common.model_fields))
+        main, groups, sampled = {"main_group": self.main_group}, {"groups": list(self.groups)}, self.evaluation
+        of_group = {
+            "group_name": group, "samples": sampled.get("samples"), "evaluation_seed": sampled.get("seed", 0),
+            "steps": sampled.get("steps") if group == self.main_group else [1],
         }  # fmt: skip
-        results = dict(results_dir=self.results_dir, main_group=self.main_group)
-        parts: dict[str, tuple[dict, str, dict]] = {
+        own, where, named = {
             "1_teacher": ({}, "teacher", self.teacher),
-            "2_distill": ({"group_name": group} | sampled, f"group {group}", self.training | members),
-            "3_ode_error": (groups, "evaluation and ode_error", self.evaluation | self.ode_error),
-            "4_sample_quality": (groups, "evaluation", self.evaluation),
-            "5_figures": (results, "figures", {}),
-        }
-        (own, where, named), model = parts[notebook], NOTEBOOKS[notebook]
+            "2_distill": (of_group, f"group {group}", self.training | self.groups.get(group, {})),
+            "3_ode_error": (main | groups, "evaluation and ode_error", sampled | self.ode_error),
+            "4_sample_quality": (main | groups, "evaluation", sampled),
+            "5_figures": (main | {"results_dir": self.results_dir}, "figures", {}),
+        }[notebook]
         once = {"study", "run_dir"} | set(own)  # named for the whole study
         with within(where):
             if taken := once & set(named):
                 allowed = ", ".join(n for n in model.model_fields if n not in once)
                 raise InputError(f"{min(taken)} is not a parameter; allowed: {allowed}.")
             return validate(model, common | own | named).model_dump()
+
+
+class RegimesConfig(WithResults):
+    """Studies whose regimes notebook 7 compares, as ``workflow/config/regimes*.yaml`` names them.
+
+    ``studies`` has by name what a :class:`StudyConfig` has, without its folders.
+    """
+
+    studies: Annotated[
+        dict[k.Name, k.Part], Field(min_length=1, description="names of studies with their configurations")
+    ]
+
+    @model_validator(mode="after")
+    def _parts(self):
+        self.notebook()
+        for name in self.studies:
+            self.study(name)
+        return self
+
+    def study(self, name: str) -> dict:
+        """The configuration of one study, checked, as ``workflow/Snakefile`` takes it."""
+        own, home = self.studies[name], f"{self.run_dir}/{name}"
+        common = dict(run_dir=home, results_dir=f"{home}/results", device=self.device, threads=self.threads)
+        with within(f"study {name}"):
+            for taken in sorted(set(common) & set(own)):
+                value = shown(own[taken])
+                raise InputError(f"{taken} = {value} is given once for all studies; allowed: beside studies.")
+            validate(StudyConfig, common | own)
+        return json.loads(json.dumps(common | own))  # plain, and sharing nothing with the other studies
+
+    def notebook(self) -> dict:
+        """Parameters of notebook 7, checked, as papermill takes them."""
+        runs = {"runs": [f"{self.run_dir}/{name}" for name in self.studies]}
+        return validate(RegimeParameters, self.model_dump(exclude={"studies"}) | runs).model_dump()
 
 
 def load_config(path: str | Path) -> StudyConfig:

@@ -15,9 +15,8 @@ from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 
 from dcm.parameters.check import shown, validate
-from dcm.parameters.notebooks import NOTEBOOKS
-from dcm.parameters.regimes import EVERY_NOTEBOOK, RegimesConfig
-from dcm.parameters.study import StudyConfig
+from dcm.parameters.notebooks import EVERY_NOTEBOOK, NOTEBOOKS
+from dcm.parameters.study import RegimesConfig, StudyConfig
 from dcm.support.errors import InputError, TrainingError
 
 ROOT = Path(__file__).parents[2]

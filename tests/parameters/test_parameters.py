@@ -5,9 +5,8 @@ import yaml
 
 from dcm.parameters.check import validate
 from dcm.parameters.kinds import STUDIES
-from dcm.parameters.notebooks import NOTEBOOKS, DistillParameters, FigureParameters, TeacherParameters
-from dcm.parameters.regimes import EVERY_NOTEBOOK, RegimesConfig
-from dcm.parameters.study import StudyConfig, load_config
+from dcm.parameters.notebooks import EVERY_NOTEBOOK, NOTEBOOKS, DistillParameters, FigureParameters, TeacherParameters
+from dcm.parameters.study import RegimesConfig, StudyConfig, load_config
 from dcm.support.errors import InputError
 
 ROOT = Path(__file__).parents[2]

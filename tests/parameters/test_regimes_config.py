@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from dcm.parameters.check import validate
-from dcm.parameters.regimes import RegimesConfig
+from dcm.parameters.study import RegimesConfig
 from dcm.support.errors import InputError
 
 ROOT = Path(__file__).parents[2]

@@ -10,9 +10,8 @@ import yaml
 
 from dcm.analysis.runs import load
 from dcm.parameters.check import validate
-from dcm.parameters.notebooks import NOTEBOOKS, DistillParameters
-from dcm.parameters.regimes import EVERY_NOTEBOOK, RegimesConfig
-from dcm.parameters.study import StudyConfig, load_config
+from dcm.parameters.notebooks import EVERY_NOTEBOOK, NOTEBOOKS, DistillParameters
+from dcm.parameters.study import RegimesConfig, StudyConfig, load_config
 from dcm.report import provenance
 from dcm.support.files import read_tensors, tensors_digest
 from dcm.training.run import SAMPLING

@@ -13,7 +13,7 @@ import papermill
 import pytest
 from papermill.exceptions import PapermillExecutionError
 
-from dcm.parameters.regimes import EVERY_NOTEBOOK as NOTEBOOKS
+from dcm.parameters.notebooks import EVERY_NOTEBOOK as NOTEBOOKS
 
 ROOT = Path(__file__).parents[2]
 BOOKS = {name: nbformat.read(ROOT / f"notebooks/{name}.ipynb", as_version=4) for name in NOTEBOOKS}
