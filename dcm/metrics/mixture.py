@@ -60,7 +60,7 @@ class MixtureQuality:
         """Exact samples of the given classes, drawn once."""
         if len(condition) not in self._data:
             g = generator(condition.device, self.seed, "reference")
-            self._data[len(condition)] = self.teacher.draw_class(g, condition)
+            self._data[len(condition)] = self.teacher.draw_class(g, condition)[0]
         return self._data[len(condition)]
 
     def measure(self, x: Tensor, condition: Tensor, teacher_x: Tensor) -> dict[str, float]:

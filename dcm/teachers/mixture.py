@@ -16,9 +16,8 @@ CLASSES = 4  # of the study's mixtures
 class ContinuousSchedule(NoiseSchedule):
     """SDXL's ``scaled_linear`` schedule with time made continuous: beta(s) = T (a + s d)^2, s in [0, 1].
 
-    ``log alpha_bar(s)`` is then minus the integral of beta exactly, so that DDIM, Euler and Heun all
-    converge to one and the same PF-ODE, and a reference solution of it exists. (With discrete tables
-    beta_t and alpha_bar_t agree to O(beta_t) only, which would hide Heun's second order.)
+    ``log alpha_bar(s)`` is then minus the integral of beta exactly, so that all solvers converge to one and the same
+    PF-ODE. (Discrete tables of both agree to O(beta_t) only, which would hide Heun's second order.)
     """
 
     A, D = np.sqrt(0.00085), np.sqrt(0.012) - np.sqrt(0.00085)
@@ -48,11 +47,9 @@ class ContinuousSchedule(NoiseSchedule):
 class GaussianMixtureTeacher:
     """Noise prediction of a Gaussian mixture seen through the variance-preserving process.
 
-    Component k of x_0 is N(m_k, C_k) and belongs to one class. Then x_t given k is
-    N(alpha_t m_k, alpha_t^2 C_k + sigma_t^2 I), and the noise prediction is the score times -sigma_t
+    Component k of x_0 is N(m_k, C_k) and belongs to one class; the null condition, ``num_classes``, is the mixture of all.
+    Then x_t given k is N(alpha_t m_k, alpha_t^2 C_k + sigma_t^2 I), and the noise prediction is the score times -sigma_t
     (Song et al. 2021, eq. 9 with the variance-preserving perturbation kernel).
-
-    The null condition is the class index ``num_classes``: the mixture of all components.
     """
 
     means: np.ndarray  # (K, D)
@@ -115,18 +112,15 @@ class GaussianMixtureTeacher:
             share = np.where(member, self.weights, 0.0)
             with np.errstate(divide="ignore"):
                 log_weights = np.log(share / share.sum(1, keepdims=True))
-            values = dict(
-                variances=variances[..., None],  # (K, D, 1)
-                axes=axes,
-                # All K eigenbases in one matrix product: (K D, D).
-                basis=axes.transpose(0, 2, 1).reshape(-1, axes.shape[1]),
-                offset=np.einsum("kd,kde->ke", self.means, axes)[..., None],
-                log_weights=log_weights.T,  # (K, classes + 1)
-                means=self.means,
-            )
+            values = {
+                "variances": variances[..., None],  # (K, D, 1)
+                "axes": axes,
+                "basis": axes.transpose(0, 2, 1).reshape(-1, axes.shape[1]),  # all K in one matrix product: (K D, D)
+                "offset": np.einsum("kd,kde->ke", self.means, axes)[..., None],
+                "log_weights": log_weights.T,  # (K, classes + 1)
+                "means": self.means,
+            } | ({"round": variances[0, 0]} if alike else {})  # one round covariance for all
             self._cache[key] = {k: torch.as_tensor(v, dtype=dtype, device=device) for k, v in values.items()}
-            if alike:  # one round covariance for all
-                self._cache[key]["round"] = self._cache[key]["variances"][0, 0, 0]
         return self._cache[key]
 
     # The batch is the last axis in here: reductions over few components are then whole-vector operations.
@@ -143,9 +137,7 @@ class GaussianMixtureTeacher:
         log_p = -0.5 * ((z * whitened).sum(1) + log_det + D * np.log(2 * np.pi))
         return log_p, whitened
 
-    def score_at(
-        self, x: Tensor, alpha: Tensor, sigma: Tensor, condition: Tensor, guidance: float | Tensor = 1
-    ) -> Tensor:
+    def score_at(self, x: Tensor, alpha: Tensor, sigma: Tensor, condition: Tensor, guidance: float | Tensor = 1) -> Tensor:
         """Gradient of log p_t(x | c) in x, in closed form, with guidance w; (B, D). `alpha`, `sigma` : (B, 1) or (1,).
 
         Components share all work, so guidance only mixes their responsibilities.
@@ -194,15 +186,11 @@ class GaussianMixtureTeacher:
 
     def draw(self, generator: torch.Generator, batch: int) -> tuple[Tensor, Tensor]:
         """Exact samples x_0 (batch, D) of the whole mixture in float32, and their classes (batch,)."""
-        null = torch.full((batch,), self.num_classes, device=generator.device)
-        x_0, k = self._draw(generator, null)
+        x_0, k = self.draw_class(generator, torch.full((batch,), self.num_classes, device=generator.device))
         return x_0, torch.as_tensor(self.labels, device=generator.device)[k]
 
-    def draw_class(self, generator: torch.Generator, condition: Tensor) -> Tensor:
-        """Exact samples x_0 (B, D) of the classes in `condition` (B,)."""
-        return self._draw(generator, condition)[0]
-
-    def _draw(self, generator: torch.Generator, condition: Tensor) -> tuple[Tensor, Tensor]:
+    def draw_class(self, generator: torch.Generator, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """Exact samples x_0 (B, D) of the classes in `condition` (B,), and their components k (B,)."""
         c = self._constants(generator.device, torch.float32)
         share = c["log_weights"][:, condition].exp().T
         k = torch.multinomial(share, 1, replacement=True, generator=generator)[:, 0]

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from dcm.support.checkpoint import load_optimizer, optimizer_tensors, picked, prefixed, read_checkpoint
-from dcm.support.errors import TrainingError
+from dcm.support.errors import TrainingError, last_good
 from dcm.support.files import write_tensors
 from dcm.support.processes import ALONE, Processes
-from dcm.support.seeds import generator as seeded
+from dcm.support.seeds import generator
 from dcm.teachers.unet import UNetTeacher
 
+CHECKPOINT_SECONDS, CPU = 60.0, torch.device("cpu")
 
 @dataclass(frozen=True)
 class TeacherTraining:
@@ -45,27 +46,33 @@ class TeacherTraining:
 
 
 class TrainingState:
-    """What :func:`train_teacher` yields: one object, updated in place.
+    """What :func:`train_teacher` yields: one object, updated in place, of the `teacher` that is being trained.
 
-    ``teacher`` is being trained, ``ema`` a copy with the averaged weights. ``step`` counts the updates done, which took
-    ``elapsed`` seconds; ``learning_rate`` and ``loss``, (), are those of the last.
+    ``ema`` is a copy with the averaged weights. ``step`` counts the updates done, which took ``elapsed`` seconds;
+    ``learning_rate`` and ``loss``, (), are those of the last.
     """
 
     loss: Tensor
 
-    def __init__(self, teacher: UNetTeacher, settings: TeacherTraining):
-        self.settings, self.step, self.elapsed, self.learning_rate = settings, 0, 0.0, 0.0
+    def __init__(self, teacher: UNetTeacher, settings: TeacherTraining, checkpoint: Path | None = None):
+        self.settings, self.checkpoint, self.learning_rate = settings, checkpoint, 0.0
         self.ema = deepcopy(teacher).eval().requires_grad_(False)
         self.teacher = teacher.train().requires_grad_(True)
         self.device = next(teacher.parameters()).device
-        fused = self.device.type == "cuda"
-        self.optimizer = torch.optim.Adam(teacher.parameters(), lr=settings.learning_rate, fused=fused)
+        self.optimizer = torch.optim.Adam(teacher.parameters(), settings.learning_rate, fused=self.device.type == "cuda")
         self.unchecked: dict[int, Tensor] = {}  # losses by step
         # What must be equal for a checkpoint to be gone on with; as JSON has it, with lists for tuples.
         self.identity = json.loads(json.dumps({"settings": asdict(settings), "network": asdict(teacher.config)}))
+        tensors, about = read_checkpoint(checkpoint, self.identity, CPU, costly=True) if checkpoint else ({}, {})
+        if tensors:
+            self.teacher.load_state_dict(picked("teacher", tensors))
+            self.ema.load_state_dict(picked("ema", tensors))
+            load_optimizer(self.optimizer, picked("adam", tensors))
+        self.step = self.saved = about.get("step", 0)
+        self.elapsed = about.get("elapsed", 0.0)
 
     def check(self) -> None:
-        """Raise :class:`TrainingError` if a loss since the last check was not finite.
+        """Raise :class:`TrainingError`, with the last good checkpoint, if a loss since the last check was not finite.
 
         Losses are looked at in groups: asking the GPU for each one at once would make it wait.
         """
@@ -73,70 +80,45 @@ class TrainingState:
         self.unchecked.clear()
         if bad:
             raise TrainingError(
-                f"the teacher's loss was not finite at update {bad}; lower learning_rate "
-                f"(now {self.settings.learning_rate}) or lengthen warmup (now {self.settings.warmup})."
+                f"the teacher's loss was not finite at update {bad}; lower learning_rate (now {self.settings.learning_rate}) "
+                f"or lengthen warmup (now {self.settings.warmup}). {last_good(self.checkpoint, self.saved)}"
             )
 
-    def save(self, path: Path) -> None:
-        """Write a checkpoint from which :meth:`resume` goes on exactly."""
+    def save(self) -> None:
+        """Write the checkpoint, from which training goes on exactly."""
         self.check()
-        tensors = (
-            prefixed("teacher", self.teacher.state_dict())
-            | prefixed("ema", self.ema.state_dict())
-            | prefixed("adam", optimizer_tensors(self.optimizer))
-        )
-        write_tensors(path, tensors, {"identity": self.identity, "step": self.step, "elapsed": self.elapsed})
-
-    def resume(self, path: Path) -> None:
-        """Go on from a whole checkpoint, if there is one; raises :class:`InputError` for one of other settings."""
-        tensors, about = read_checkpoint(path, self.identity, torch.device("cpu"), costly=True)
-        if tensors:
-            self.teacher.load_state_dict(picked("teacher", tensors))
-            self.ema.load_state_dict(picked("ema", tensors))
-            load_optimizer(self.optimizer, picked("adam", tensors))
-            self.step, self.elapsed = about["step"], about["elapsed"]
-
-
-def velocity_loss(
-    teacher: UNetTeacher, x_0: Tensor, condition: Tensor, generator: torch.Generator, dropout: float
-) -> Tensor:
-    """The loss above, averaged over a batch: `x_0` (B, *shape), `condition` (B,); returns ()."""
-    like = {"generator": generator, "device": x_0.device}
-    t = torch.randint(1, teacher.schedule.T + 1, (len(x_0),), **like)
-    noise = torch.randn(x_0.shape, **like)
-    hidden = torch.rand(len(x_0), **like) < dropout
-    condition = torch.where(hidden, teacher.null_condition(condition), condition)
-    target = teacher.schedule.alpha(t, x_0) * noise - teacher.schedule.sigma(t, x_0) * x_0
-    return (teacher.velocity(teacher.schedule.add_noise(x_0, noise, t), t, condition) - target).square().mean()
+        networks = prefixed("teacher", self.teacher.state_dict()) | prefixed("ema", self.ema.state_dict())
+        about = {"identity": self.identity, "step": self.step, "elapsed": self.elapsed}
+        write_tensors(self.checkpoint, networks | prefixed("adam", optimizer_tensors(self.optimizer)), about)
+        self.saved = self.step
 
 
 def train_teacher(
-    teacher: UNetTeacher,
-    source,
-    settings: TeacherTraining,
-    checkpoint: Path | None = None,
-    processes: Processes = ALONE,
+    teacher: UNetTeacher, source, settings: TeacherTraining, checkpoint: Path | None = None, processes: Processes = ALONE
 ) -> Iterator[TrainingState]:
-    """Train `teacher` in place, yielding the state after each update; the caller logs, saves and draws.
+    """Train `teacher` in place, yielding the state after each update; the caller logs and draws.
 
     The `source` of images that the teacher suits is an :class:`~dcm.data.images.ImageSet`, or what has its ``draw``.
-    Goes on from the file `checkpoint`, where it exists. Each of the `processes` draws images of its own,
-    ``settings.batch`` of them, and gradients are averaged. Raises :class:`TrainingError` when the loss is no longer finite.
+    Goes on from the file `checkpoint`, where it exists, and writes it once a minute. Each of the `processes` draws
+    ``settings.batch`` images of its own, and gradients are averaged.
+    Raises :class:`TrainingError` when the loss is no longer finite, :class:`InputError` for a checkpoint of other settings.
     """
-    state = TrainingState(teacher, settings)
-    if checkpoint is not None:
-        state.resume(checkpoint)
+    state, schedule = TrainingState(teacher, settings, checkpoint), teacher.schedule
     live, averaged = list(teacher.parameters()), list(state.ema.parameters())
-    begin = time.monotonic() - state.elapsed
+    written = time.monotonic()
+    begin = written - state.elapsed
     while state.step < settings.updates:
         # Draws depend on (seed, step) alone, so that a resumed run repeats them.
         own = [processes.rank] if processes.rank else []
-        generator = seeded(state.device, settings.seed, "teacher", state.step, *own)
-        state.learning_rate = settings.rate(state.step)
-        for group in state.optimizer.param_groups:
-            group["lr"] = state.learning_rate
-        x_0, condition = source.draw(generator, settings.batch)
-        loss = velocity_loss(teacher, x_0, condition, generator, settings.label_dropout)
+        g = generator(state.device, settings.seed, "teacher", state.step, *own)
+        state.learning_rate = state.optimizer.param_groups[0]["lr"] = settings.rate(state.step)
+        x_0, condition = source.draw(g, settings.batch)
+        t = torch.randint(1, schedule.T + 1, (len(x_0),), generator=g, device=state.device)
+        noise = torch.randn(x_0.shape, generator=g, device=state.device)
+        hidden = torch.rand(len(x_0), generator=g, device=state.device) < settings.label_dropout
+        condition = torch.where(hidden, teacher.null_condition(condition), condition)
+        v = schedule.alpha(t, x_0) * noise - schedule.sigma(t, x_0) * x_0
+        loss = (teacher.velocity(schedule.add_noise(x_0, noise, t), t, condition) - v).square().mean()
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         processes.average([p.grad for p in live])
@@ -151,5 +133,8 @@ def train_teacher(
         state.unchecked[state.step] = state.loss
         if len(state.unchecked) == 20:
             state.check()
+        if checkpoint and processes.first and time.monotonic() - written > CHECKPOINT_SECONDS:
+            state.save()
+            written = time.monotonic()
         yield state
     state.check()

@@ -22,7 +22,7 @@ def test_sliced_wasserstein_of_a_shift():
 def test_quality_of_exact_samples_and_of_lost_modes(teacher):
     quality = MixtureQuality(teacher)
     c = torch.arange(4000) % 4
-    x = teacher.draw_class(generator("cpu", 5, "data"), c)
+    x = teacher.draw_class(generator("cpu", 5, "data"), c)[0]
     good = quality.measure(x, c, x)
     assert good["swd_teacher"] == 0 and good["swd_data"] < 0.12 and good["modes"] == 1
     assert good["on_mode"] == pytest.approx(1 - np.exp(-4.5), abs=0.01)  # a chi-square with 2 degrees of freedom
@@ -38,11 +38,11 @@ def test_quality_of_exact_samples_and_of_lost_modes(teacher):
 def test_frechet_distance_and_paired_error_under_a_mixture(teacher):
     """Equal for samples that are all moved alike, and the paired error above it for a student that errs at random."""
     quality, c = MixtureQuality(teacher), torch.arange(2000) % 4
-    x = teacher.draw_class(generator("cpu", 5, "data"), c)
+    x = teacher.draw_class(generator("cpu", 5, "data"), c)[0]
     moved = quality.measure(x + torch.tensor([0.3, -0.4]), c, x)
     assert moved["frechet"] == pytest.approx(0.25, rel=1e-4) == pytest.approx(moved["paired"], rel=1e-4)
     assert moved["paired"] == pytest.approx(2 * ode_error(x + torch.tensor([0.3, -0.4]), x))
-    again = teacher.draw_class(generator("cpu", 6, "data"), c)
+    again = teacher.draw_class(generator("cpu", 6, "data"), c)[0]
     found = quality.measure(again, c, x)
     assert found["frechet"] < 0.01 * found["paired"]
     few = quality.measure(x[:5], c[:5], x[:5])  # one sample of some classes has no covariance

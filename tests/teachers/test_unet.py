@@ -128,7 +128,7 @@ def test_a_resumed_training_equals_an_undisturbed_one_bit_for_bit(data, tmp_path
     settings = TeacherTraining(updates=6, batch=8, warmup=2)
     whole = run(data, settings)
     checkpoint = tmp_path / "checkpoint.safetensors"
-    run(data, settings, stop=3).save(checkpoint)
+    run(data, settings, checkpoint, stop=3).save()
     torch.randn(17)  # the global generator must not matter
     resumed = run(data, settings, checkpoint)
     assert resumed.step == 6 and resumed.loss == whole.loss

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import torch
 from dcm.data.images import ImageSet
 from dcm.metrics.features import train_classifier
 from dcm.studies.images.study import SHIPPED, load_encoder, load_images
-from dcm.support.errors import TrainingError, last_good
 from dcm.support.files import read_json, verify, write_json
 from dcm.support.progress import tqdm
 from dcm.teachers.unet import UNetConfig, UNetTeacher
@@ -20,7 +18,6 @@ from dcm.teachers.unet_training import TeacherTraining, train_teacher
 # Small enough that the whole digits study runs on two CPU cores in minutes.
 DIGITS_NETWORK: dict[str, Any] = dict(widths=(16, 32), attention=(False, False), layers=1, head_width=16, groups=16)
 DIGITS_UPDATES = 1500
-CHECKPOINT_SECONDS = 60.0
 CIFAR_NETWORK: dict[str, Any] = dict(
     widths=(96, 112, 96), attention=(False, True, True), layers=2, head_width=16, groups=16
 )
@@ -76,16 +73,9 @@ def make_teacher(p, folder: Path, about: dict, device: torch.device) -> ImageSet
     settings = TeacherTraining(
         updates, batch=p.batch, learning_rate=p.lr, warmup=min(100, updates // 10), ema=ema, seed=p.seed
     )
-    checkpoint, last, saved = folder / "checkpoint.safetensors", time.monotonic(), 0
-    bar = tqdm(total=updates, desc="train the teacher", unit="update")
-    try:
-        for state in train_teacher(teacher, images, settings, checkpoint):
-            bar.update(state.step - bar.n)
-            if time.monotonic() - last > CHECKPOINT_SECONDS:
-                state.save(checkpoint)
-                saved, last = state.step, time.monotonic()
-    except TrainingError as error:
-        raise TrainingError(f"{error} {last_good(checkpoint, saved)}") from None
+    checkpoint, bar = folder / "checkpoint.safetensors", tqdm(total=updates, desc="train the teacher", unit="update")
+    for state in train_teacher(teacher, images, settings, checkpoint):
+        bar.update(state.step - bar.n)
     bar.close()
     state.ema.save(folder, {"updates": state.step, "seconds": round(state.elapsed, 1)})
     checkpoint.unlink(missing_ok=True)
