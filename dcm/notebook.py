@@ -79,9 +79,7 @@ class Session:
 def git_commit() -> str:
     """The present commit, ``-dirty`` when what makes the numbers differs from it; ``unknown`` outside a repository."""
     try:
-        run = lambda *a: subprocess.run(
-            ["git", *a], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        run = lambda *a: subprocess.run(["git", *a], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
         changed = run("status", "--porcelain", "--untracked-files=no", "--", *MADE_BY)
         return run("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,19 +35,14 @@ def captioned_images(folder: str | Path) -> list[tuple[Path, str]]:
     if not images:
         kinds = ", ".join(sorted(IMAGES))
         raise InputError(f"{folder} holds no images; data_dir must be a folder with {kinds} files and their captions.")
-    listed = _metadata(folder)
-    items = [(p, listed.get(p.relative_to(folder).as_posix()) or _beside(p)) for p in images]
+    listed, beside = _metadata(folder), lambda p: p.read_text(encoding="utf-8").strip() if p.exists() else ""
+    items = [(p, listed.get(p.relative_to(folder).as_posix()) or beside(p.with_suffix(".txt"))) for p in images]
     if without := [p.relative_to(folder) for p, caption in items if not caption]:
         raise InputError(
             f"{len(without)} of {len(items)} images in {folder} have no caption, {without[0]} the first; "
             "put it in a .txt file of the same name beside it, or in metadata.jsonl or metadata.csv (file_name, text)."
         )
     return items
-
-
-def _beside(image: Path) -> str:
-    path = image.with_suffix(".txt")
-    return path.read_text(encoding="utf-8").strip() if path.exists() else ""
 
 
 def _metadata(folder: Path) -> dict[str, str]:
@@ -92,20 +88,12 @@ def cache(items: list[tuple[Path, str]], encoder: Callable[[], Any], identity: d
     `encoder` makes what has ``encode(rows, items)``, the tensors of a file, only when something is left to encode;
     `identity` is all that the result depends on but the images and captions themselves.
     """
-    todo = []
-    for k, rows in enumerate(shard_rows(len(items))):
-        own = [items[i] for i in rows]
-        mark = fingerprint(identity, [(path.name, path.stat().st_size, caption) for path, caption in own], list(rows))
-        path = folder / f"{k:05d}.safetensors"
+    ready = functools.cache(encoder)
+    for k, rows in enumerate(tqdm(shard_rows(len(items)), desc="encode images and captions", unit="file")):
+        own, path = [items[i] for i in rows], folder / f"{k:05d}.safetensors"
+        mark = fingerprint(identity, [(image.name, image.stat().st_size, caption) for image, caption in own], list(rows))
         if read_header(path).get("mark") != mark:
-            todo.append((path, rows, own, mark))
-    if todo:
-        encode = encoder().encode
-        for path, rows, own, mark in tqdm(todo, desc="encode images and captions", unit="file"):
-            write_tensors(path, encode(rows, own), {"mark": mark})
-    for path in folder.glob("[0-9]*.safetensors"):  # of an earlier, longer list
-        if int(path.stem) >= len(shard_rows(len(items))):
-            path.unlink()
+            write_tensors(path, ready().encode(rows, own), {"mark": mark})
 
 
 @dataclass(frozen=True)

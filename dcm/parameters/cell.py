@@ -61,7 +61,5 @@ def _assigned(cell: ast.Module, namespace: dict, model: type[P]) -> tuple[dict[s
                 literals.append((targets, ast.literal_eval(statement.value)))
     names = [n.id for n in ast.walk(cell) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
     there = [n for n in names if n in namespace and (n in model.model_fields or isinstance(namespace[n], PLAIN))]
-    written = {
-        t.id: v for targets, v in literals for t in targets if isinstance(t, ast.Name) and names.count(t.id) == 1
-    }
+    written = {t.id: v for targets, v in literals for t in targets if isinstance(t, ast.Name) and names.count(t.id) == 1}
     return {n: namespace[n] for n in there} | written, len(literals) == len(cell.body)

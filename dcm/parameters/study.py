@@ -85,9 +85,7 @@ class RegimesConfig(WithResults):
     ``studies`` has by name what a :class:`StudyConfig` has, without its folders.
     """
 
-    studies: Annotated[
-        dict[k.Name, k.Part], Field(min_length=1, description="names of studies with their configurations")
-    ]
+    studies: Annotated[dict[k.Name, k.Part], Field(min_length=1, description="names of studies with their configurations")]
 
     @model_validator(mode="after")
     def _parts(self):

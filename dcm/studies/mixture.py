@@ -48,9 +48,7 @@ class MixtureStudy(Study):
         unique = list(dict.fromkeys(seeds))
         device, schedule = next(students.parameters()).device, self.teacher.schedule
         fitted = self.make_students(unique, students.width).to(device)
-        optimizer = torch.optim.AdamW(
-            fitted.parameters(), lr=2e-3, weight_decay=1e-4, fused=device.type in ("cpu", "cuda")
-        )
+        optimizer = torch.optim.AdamW(fitted.parameters(), lr=2e-3, weight_decay=1e-4, fused=device.type in ("cpu", "cuda"))
         decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda u: min(1.0, 2 * (1 - u / updates)))
         for update in tqdm(range(updates), desc="start from the teacher", unit="update"):
             rows = []

@@ -72,14 +72,9 @@ def write_json(path: str | Path, value) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def csv_text(table: pd.DataFrame) -> str:
-    """A table as csv, numbers with 6 significant digits."""
-    return table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-
-
 def write_csv(path: str | Path, table: pd.DataFrame) -> None:
-    """Write a table atomically, as :func:`csv_text`."""
-    write_text(path, csv_text(table))
+    """Write a table atomically, numbers with 6 significant digits."""
+    write_text(path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
 
 
 @contextmanager
@@ -145,10 +140,9 @@ def write_weights(folder: Path, tensors: dict[str, Tensor], about: dict) -> None
 
 def read_weights(folder: Path) -> tuple[dict[str, Tensor], dict]:
     """What :func:`write_weights` wrote: (tensors, about); raises :class:`InputError` for missing or altered files."""
-    weights, config = folder / "weights.safetensors", folder / "config.json"
-    for needed in (config, weights):
-        if not needed.exists():
-            raise InputError(f"{needed} is missing; restore it, or run again what writes it.")
+    config, weights = folder / "config.json", folder / "weights.safetensors"
+    if missing := [path for path in (config, weights) if not path.exists()]:
+        raise InputError(f"{missing[0]} is missing; restore it, or run again what writes it.")
     about = read_json(config)
     verify(weights, str(about.get("sha256")))
     return read_tensors(weights)[0], about
@@ -189,17 +183,16 @@ class RowStore:
         self.path, self.key, self.columns = Path(path), key, set(columns)
         self.done: dict[tuple, dict] = {}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
-            lines, whole = self.path.read_text(errors="replace").splitlines(keepends=True), []
-            for line in lines:
-                with suppress(ValueError, KeyError, TypeError, AttributeError):
-                    row = json.loads(line)
-                    if line.endswith("\n") and row.pop("check") == fingerprint(row):
-                        self.done[self._key(row)] = row
-                        whole.append(line)
-            if len(whole) < len(lines):
-                print(f"{self.path}: {len(lines) - len(whole)} damaged rows are dropped and will be measured again.")
-                write_text(self.path, "".join(whole))
+        lines, whole = self.path.read_text(errors="replace").splitlines(keepends=True) if self.path.exists() else [], []
+        for line in lines:
+            with suppress(ValueError, KeyError, TypeError, AttributeError):
+                row = json.loads(line)
+                if line.endswith("\n") and row.pop("check") == fingerprint(row):
+                    self.done[self._key(row)] = row
+                    whole.append(line)
+        if len(whole) < len(lines):
+            print(f"{self.path}: {len(lines) - len(whole)} damaged rows are dropped and will be measured again.")
+            write_text(self.path, "".join(whole))
 
     def _key(self, row: dict) -> tuple:
         return tuple(row[k] for k in self.key)

@@ -64,9 +64,7 @@ class Processes:
 def check_shareable(batch: int, processes: int) -> None:
     """Raise :class:`InputError` for a batch that processes cannot share evenly."""
     if batch % processes:
-        raise InputError(
-            f"batch = {batch} cannot be shared by {processes} processes; allowed: multiples of {processes}."
-        )
+        raise InputError(f"batch = {batch} cannot be shared by {processes} processes; allowed: multiples of {processes}.")
 
 
 ALONE = Processes()

@@ -12,7 +12,6 @@ from dcm.analysis import runs
 from dcm.analysis.switch import plane
 from dcm.report.switch import Regimes
 from dcm.support.errors import InputError
-from dcm.support.files import csv_text
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,5 +71,5 @@ def test_the_committed_verdicts_follow_from_the_committed_rows():
     found = Regimes.load([str(ROOT / "results" / name) for name in ("regimes", "regimes_cifar10")])
     committed = pd.read_csv(ROOT / "results/regimes_all/verdicts.csv")
     assert [run.name for run in found.runs] == list(committed.run.unique())
-    again = pd.read_csv(StringIO(csv_text(found.claims)))
+    again = pd.read_csv(StringIO(found.claims.to_csv(index=False, float_format="%.6g")))
     pd.testing.assert_frame_equal(again[committed.columns], committed, rtol=1e-4)

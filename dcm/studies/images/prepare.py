@@ -1,6 +1,5 @@
 """Notebook 1's work for an image study."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,18 +17,12 @@ from dcm.teachers.unet_training import TeacherTraining, train_teacher
 # Small enough that the whole digits study runs on two CPU cores in minutes.
 DIGITS_NETWORK: dict[str, Any] = dict(widths=(16, 32), attention=(False, False), layers=1, head_width=16, groups=16)
 DIGITS_UPDATES = 1500
-CIFAR_NETWORK: dict[str, Any] = dict(
-    widths=(96, 112, 96), attention=(False, True, True), layers=2, head_width=16, groups=16
-)
+CIFAR_NETWORK: dict[str, Any] = dict(widths=(96, 112, 96), attention=(False, True, True), layers=2, head_width=16, groups=16)
 CLASSIFIERS = {"digits": dict(updates=400, batch=64), "cifar10": dict(updates=4000, batch=256, width=64)}
 
 
 def prepare(p, run_dir: Path, device: torch.device) -> None:
-    """Train or fetch the teacher, train or fetch the classifier, note the data.
-
-    Parameters
-    ----------
-    p : :class:`dcm.parameters.notebooks.TeacherParameters`. run_dir : a folder.
+    """Train or fetch the teacher, train or fetch the classifier, note the data. `p` : notebook 1's parameters.
 
     An interrupted training goes on from its checkpoint; a finished one is not repeated for the same parameters.
     Raises :class:`InputError`.
@@ -41,22 +34,14 @@ def prepare(p, run_dir: Path, device: torch.device) -> None:
              "inception": p.inception}  # fmt: skip
     if not (done.exists() and read_json(done).get("identity") == identity):
         done.unlink(missing_ok=True)
-        if p.updates == 0 and p.study == "cifar10":
-            images = take_teacher(SHIPPED / "cifar10_teacher", folder, about, device)
+        if p.updates == 0 and p.study == "cifar10":  # the one that the repository ships
+            teacher = UNetTeacher.load(SHIPPED / "cifar10_teacher")
+            images = load_images(about, teacher.to(device)).to(device)
+            shutil.copytree(SHIPPED / "cifar10_teacher", folder, dirs_exist_ok=True)
         else:
             images = make_teacher(p, folder, about, device)
         make_classifier(p.study, images, folder / "classifier.safetensors")
     write_json(done, {"study": p.study, "identity": identity, "data": about})
-
-
-def take_teacher(shipped: Path, folder: Path, about: dict, device: torch.device) -> ImageSet:
-    """Copy the teacher that the repository ships, verified, into `folder`; returns the images."""
-    teacher = UNetTeacher.load(shipped)
-    images = load_images(about, teacher.to(device)).to(device)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("config.json", "weights.safetensors"):
-        shutil.copyfile(shipped / name, folder / name)
-    return images
 
 
 def make_teacher(p, folder: Path, about: dict, device: torch.device) -> ImageSet:
@@ -69,10 +54,8 @@ def make_teacher(p, folder: Path, about: dict, device: torch.device) -> ImageSet
     if device.type == "cuda":
         teacher.accelerate()
     updates = p.updates or DIGITS_UPDATES
-    ema = min(0.9995, max(0.0, 1 - 10 / updates))
-    settings = TeacherTraining(
-        updates, batch=p.batch, learning_rate=p.lr, warmup=min(100, updates // 10), ema=ema, seed=p.seed
-    )
+    warmup, ema = min(100, updates // 10), min(0.9995, max(0.0, 1 - 10 / updates))
+    settings = TeacherTraining(updates, batch=p.batch, learning_rate=p.lr, warmup=warmup, ema=ema, seed=p.seed)
     checkpoint, bar = folder / "checkpoint.safetensors", tqdm(total=updates, desc="train the teacher", unit="update")
     for state in train_teacher(teacher, images, settings, checkpoint):
         bar.update(state.step - bar.n)
@@ -85,9 +68,9 @@ def make_teacher(p, folder: Path, about: dict, device: torch.device) -> ImageSet
 def make_classifier(study: str, images: ImageSet, path: Path) -> None:
     """Copy the classifier that the repository ships, so that every machine measures by the same; else train one."""
     shipped = SHIPPED / f"{study}_classifier"
-    record = json.loads((shipped / "config.json").read_text()) if shipped.exists() else {}
-    if record.get("settings") != CLASSIFIERS[study]:
+    record = read_json(shipped / "config.json") if shipped.exists() else {}
+    if record.get("settings") == CLASSIFIERS[study]:
+        verify(shipped / "weights.safetensors", record["sha256"])
+        shutil.copyfile(shipped / "weights.safetensors", path)
+    else:
         train_classifier(images, **CLASSIFIERS[study]).save(path)
-        return
-    verify(shipped / "weights.safetensors", record["sha256"])
-    shutil.copyfile(shipped / "weights.safetensors", path)

@@ -59,13 +59,13 @@ class ImageStudy(Study):
         for seed in seeds:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                networks.append(VelocityNetwork(self.teacher.config))
+                network = VelocityNetwork(self.teacher.config)
                 if lora_rank:
-                    networks[-1].adapt(lora_rank)
-        for network in networks:
+                    network.adapt(lora_rank)
             network.autocast = self.teacher.autocast
-            if self.teacher.autocast:  # as the teacher's: what bfloat16 convolutions want
+            if network.autocast:  # as the teacher's: what bfloat16 convolutions want
                 network.unet.to(memory_format=torch.channels_last)
+            networks.append(network)
         return ModuleStudents(networks)
 
     def before_training(self, students: ModuleStudents, parameters, processes) -> None:
