@@ -1,7 +1,4 @@
-"""Real images as training data: scikit-learn's digits, CIFAR-10, any image folder, or a teacher's own samples.
-
-Every source becomes one :class:`ImageSet`, held in memory as uint8.
-"""
+"""Images as training data: scikit-learn's digits, CIFAR-10, any image folder, or a teacher's own samples."""
 
 from __future__ import annotations
 
@@ -32,7 +29,7 @@ CIFAR10_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Labelled images in two fixed parts, one to train on and one held out for metrics."""
+    """Labelled images in memory, in two fixed parts, one to train on and one held out for metrics."""
 
     train: Tensor  # (n, C, H, W) uint8, values 0 .. peak
     train_labels: Tensor  # (n,) int64, in [0, len(classes))
@@ -72,10 +69,7 @@ class ImageSet:
         return self.unit(images), self.train_labels[index]
 
     def images(self, split: str = "held_out", count: int | None = None) -> tuple[Tensor, Tensor]:
-        """The first `count` (or all) images of a part, float32 (n, C, H, W) in [-1, 1], and their labels (n,).
-
-        A part is in random order, so that its first images are a fair sample.
-        """
+        """The first `count` (or all) images of a part, in random order: float32 (n, C, H, W) in [-1, 1], and labels (n,)."""
         return self.unit(getattr(self, split)[:count]), getattr(self, f"{split}_labels")[:count]
 
 
@@ -85,12 +79,8 @@ def shuffled(count: int) -> Tensor:
 
 
 def split(images: Tensor, labels: Tensor, held_out: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Hold out `held_out` images, the same ones every time: train, labels, held out, labels.
-
-    Raises :class:`InputError` when fewer than one image would be left to train on.
-    """
-    if not 0 <= held_out < len(images):
-        n = len(images)
+    """Train, labels, held out, labels; the same `held_out` every time. Raises :class:`InputError` where none is left."""
+    if not 0 <= held_out < (n := len(images)):
         raise InputError(f"held_out = {held_out} is out of range; allowed: 0 to {n - 1}, of {n} images.")
     held, kept = shuffled(len(images)).tensor_split([held_out])
     return images[kept], labels[kept], images[held], labels[held]
@@ -149,7 +139,8 @@ def image_folder(
     except (FileNotFoundError, NotADirectoryError):
         needs = "it must hold one subfolder a class, each with at least one image"
         raise InputError(f"{folder} is no image folder: {needs}; {HOW_TO_GET}.") from None
-    facts = [(path.removeprefix(str(folder)), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path, _ in listing.samples]
+    found = [(path.removeprefix(str(folder)), os.stat(path)) for path, _ in listing.samples]
+    facts = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in found]
     cache = Path(folder) / f".decoded-{fingerprint(facts, shape)}.safetensors"
     if cache.exists():
         images = read_tensors(cache)[0]["images"]
@@ -167,8 +158,7 @@ def open_image(path: str | Path, mode: str = "RGB"):
         with Image.open(path) as image:
             return image.convert(mode)
     except OSError as error:
-        what_to_do = "remove it or replace it, and run again"
-        raise InputError(f"{path} cannot be read as an image ({error}); {what_to_do}.") from None
+        raise InputError(f"{path} cannot be read as an image ({error}); remove or replace it, and run again.") from None
 
 
 def _read_image(path: str, shape: tuple[int, int, int]) -> Tensor:

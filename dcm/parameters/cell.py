@@ -1,7 +1,5 @@
 """A notebook's parameters, judged by the source of its cells: a kernel also keeps what was deleted from them."""
 
-from __future__ import annotations
-
 import ast
 from contextlib import suppress
 from typing import Any

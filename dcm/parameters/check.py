@@ -1,7 +1,5 @@
 """Parameter sets, checked; and how a refusal reads."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager

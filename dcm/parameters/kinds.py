@@ -1,7 +1,5 @@
 """Kinds of parameters: their types, bounds, what a refusal says is allowed, and which of them a study uses."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from pathlib import PurePosixPath

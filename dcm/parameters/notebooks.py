@@ -1,7 +1,5 @@
 """The parameters of each notebook."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from annotated_types import Predicate
@@ -217,10 +215,7 @@ class RegimeParameters(WithResults):
 
 
 def check_ends(name: str, group: dict) -> None:
-    """Raise :class:`InputError` unless a main group has both ends of the horizon, which most figures compare.
-
-    `group` has ``intervals`` and ``horizons``.
-    """
+    """Raise :class:`InputError` unless a main `group` has both ends of the horizon, which most figures compare."""
     horizons = {resolve_horizon(h, group["intervals"]) for h in group["horizons"]}
     if group["intervals"] == 1:
         raise refusal("intervals", 1, "numbers of intervals from 2 on", f" for the main group {name}")
@@ -236,4 +231,6 @@ NOTEBOOKS: dict[str, type[Parameters]] = {  # of a study
     "4_sample_quality": QualityParameters,
     "5_figures": FigureParameters,
 }
-EVERY_NOTEBOOK = NOTEBOOKS | {"6_the_switch": SwitchParameters, "7_when_it_fails": RegimeParameters}
+EVERY_NOTEBOOK: dict[str, type[Parameters]] = {
+    **NOTEBOOKS, "6_the_switch": SwitchParameters, "7_when_it_fails": RegimeParameters,
+}  # fmt: skip

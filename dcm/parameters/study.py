@@ -1,7 +1,5 @@
 """The configuration of a whole study, and of several whose regimes are compared."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Annotated
@@ -55,8 +53,7 @@ class StudyConfig(Common, WithResults):
     def notebook(self, notebook: str, group: str | None = None) -> dict:
         """All parameters of one notebook (of one group, for notebook 2), checked, as papermill takes them.
 
-        What the configuration does not name has the default of the notebook's model in this module; the defaults
-        in the notebook's own cell are for those who run it by hand.
+        What is not named has the default of the notebook's model; those in its cell are for those who run it by hand.
         """
         model, common = NOTEBOOKS[notebook], self.model_dump(include=set(Common.model_fields))
         main, groups, sampled = {"main_group": self.main_group}, {"groups": list(self.groups)}, self.evaluation
@@ -66,7 +63,7 @@ class StudyConfig(Common, WithResults):
         }  # fmt: skip
         own, where, named = {
             "1_teacher": ({}, "teacher", self.teacher),
-            "2_distill": (of_group, f"group {group}", self.training | self.groups.get(group, {})),
+            "2_distill": (of_group, f"group {group}", self.training | self.groups.get(group or "", {})),
             "3_ode_error": (main | groups, "evaluation and ode_error", sampled | self.ode_error),
             "4_sample_quality": (main | groups, "evaluation", sampled),
             "5_figures": (main | {"results_dir": self.results_dir}, "figures", {}),
@@ -80,10 +77,7 @@ class StudyConfig(Common, WithResults):
 
 
 class RegimesConfig(WithResults):
-    """Studies whose regimes notebook 7 compares, as ``workflow/config/regimes*.yaml`` names them.
-
-    ``studies`` has by name what a :class:`StudyConfig` has, without its folders.
-    """
+    """Studies whose regimes notebook 7 compares: by name what a :class:`StudyConfig` has, without its folders."""
 
     studies: Annotated[dict[k.Name, k.Part], Field(min_length=1, description="names of studies with their configurations")]
 

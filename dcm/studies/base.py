@@ -36,7 +36,7 @@ class Study:
     precision = "auto"  # of the teacher's solves
 
     def make_students(self, seeds: Sequence[int], width: int, lora_rank: int = 0) -> Students:
-        """Fresh students, one a seed, of a `width` that the study interprets; `lora_rank` see :mod:`dcm.studies.images.study`."""
+        """Fresh students, one a seed, of a `width` that the study interprets; `lora_rank` is for image studies."""
         raise NotImplementedError
 
     def start_from_teacher(self, students: Students, seeds: Sequence[int], updates: int) -> None:
@@ -44,10 +44,7 @@ class Study:
         raise NotImplementedError
 
     def reference(self, x: Tensor, n: int, condition: Tensor, guidance: float, grid: Grid) -> Tensor:
-        """The best known solution of the PF-ODE from grid index n.
-
-        Where it is not exact: DDIM on the coarsest grid that has at least 200 intervals and every time of `grid`.
-        """
+        """The best known solution from grid index n: DDIM's on the coarsest grid of 200 intervals or more that has `grid`'s."""
         T = self.teacher.schedule.T
         fine = next(N for N in range(grid.intervals, T + 1, grid.intervals) if N >= REFERENCE_INTERVALS and T % N == 0)
         return solve_in_chunks(self, x, condition, guidance, "ddim", Grid(fine, T), n * fine // grid.intervals)
@@ -92,10 +89,10 @@ def teacher_record(run_dir: Path, needed_by: str = "") -> dict | None:
     """
     path = run_dir / "teacher" / "teacher.json"
     if not path.exists():
-        if not needed_by:
-            return None
-        what_to_do = "run notebook 1 with this run_dir first"
-        raise InputError(f"{path.parent} holds no teacher of the study {needed_by}; {what_to_do}.")
+        if needed_by:
+            to_do = "run notebook 1 with this run_dir first"
+            raise InputError(f"{path.parent} holds no teacher of the study {needed_by}; {to_do}.")
+        return None
     record = read_json(path)
     if not isinstance(record, dict) or "study" not in record:
         raise InputError(f"{path} is no teacher's record; delete it and run notebook 1 again.")

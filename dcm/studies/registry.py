@@ -31,7 +31,7 @@ def load_study(name: str, run_dir: str | Path, device: torch.device) -> Study:
 
 
 def prepare_teacher(session) -> None:
-    """Notebook 1's work: train, or fetch, the teacher of the session's study, and note it in ``run_dir/teacher/teacher.json``."""
+    """Notebook 1's work: train or fetch the teacher of the session's study, and note it in ``teacher/teacher.json``."""
     STUDIES[session.p.study][1](session.p, session.run_dir, session.device)
 
 
@@ -46,8 +46,7 @@ def check_folder(name: str, run_dir: Path, **facts) -> None:
     if used.get("study", name) != name:
         differ = [f"the study {used['study']}, not {name}"]
     if differ:
-        used_by = " and ".join(differ)
-        raise InputError(f"{run_dir} is in use by {used_by}; choose another run_dir, or delete that folder.")
+        raise InputError(f"{run_dir} is in use by {' and '.join(differ)}; choose another run_dir, or delete that folder.")
 
 
 def check_students(study: Study, run_dir: Path, groups: Iterable[str]) -> None:

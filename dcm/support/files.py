@@ -44,10 +44,7 @@ def space_for(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside `path`; renamed to it when the block ends well, removed when it does not.
-
-    Raises :class:`InputError` when the disk is full.
-    """
+    """A temporary name beside `path`, renamed to it when the block ends well; raises :class:`InputError` for a full disk."""
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     with space_for(path):

@@ -35,10 +35,7 @@ def _in_use(folder: Path) -> InputError:
 
 
 def hold(folder: Path) -> None:
-    """Hold `folder` until this process ends; it may become another program by ``exec``.
-
-    Raises :class:`InputError` that names the process which has it.
-    """
+    """Hold `folder` until this process ends, also after ``exec``; raises :class:`InputError` that names who has it."""
     if str(folder.resolve()) in held():
         return
     folder.mkdir(parents=True, exist_ok=True)

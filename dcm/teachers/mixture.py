@@ -77,16 +77,14 @@ class GaussianMixtureTeacher:
 
     @classmethod
     def of(cls, dimension: int = 2, modes: int = 3) -> GaussianMixtureTeacher:
-        """The study's mixture with `modes` a class: in 2-D the ring, else round Gaussians in directions drawn once.
-
-        The root mean square of a mean's elements is 0.85, that of the ring; each standard deviation is 0.1.
-        """
+        """The study's mixture with `modes` a class: in 2-D the ring, else round Gaussians in directions drawn once."""
         if dimension == 2:
             return cls.interleaved_ring(modes)
         k = np.arange(CLASSES * modes)
         direction = np.random.default_rng(0).standard_normal((len(k), dimension))
         direction /= np.linalg.norm(direction, axis=1, keepdims=True)
         covariances, weights = np.tile(0.1**2 * np.eye(dimension), (len(k), 1, 1)), 1.0 + k // CLASSES
+        # The root mean square of a mean's elements is 0.85, that of the ring.
         return cls(0.85 * dimension**0.5 * direction, covariances, k % CLASSES, weights / weights.sum())
 
     @property

@@ -1,7 +1,7 @@
 """SDXL's UNet as a teacher: noise prediction on latents, conditions that are indices of cached prompts.
 
-The network is called with the integer timestep t itself (1..T), as in the paper's code; tables are indexed t - 1.
-(diffusers' own schedulers call it with t - 1: mind the difference when comparing.)
+The network is called with the integer timestep t itself (1..T), as in the paper's code. (diffusers' own schedulers call
+it with t - 1: mind the difference when comparing.)
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class PromptedUNet:
     """One UNet, shared by the teacher and every student: called as ``network(x, t, condition)``, it predicts noise.
 
     A student is the UNet with an adapter, the teacher the UNet with none; weights are held once, frozen. ``in_use`` names
-    the adapter in use, None for the teacher. `unet` is diffusers' ``UNet2DConditionModel``; it takes `chunk` samples at once.
+    the adapter in use, None for the teacher. `unet` : diffusers' ``UNet2DConditionModel``. `chunk` : samples at once.
     """
 
     def __init__(self, unet, prompts: Prompts, chunk: int):
@@ -80,19 +80,16 @@ class PromptedUNet:
             for name in layer.adapter_layer_names:
                 getattr(layer, name).requires_grad_(True)  # peft left it to the last one added
             layer.cast_input_dtype_enabled = False  # autocast does it, without float32 copies of activations
-        self._put_in_use(None)
+            layer._disable_adapters = True
+        self.in_use = None
 
     def use(self, adapter: str | None) -> None:
         """Put the adapter of this name in use, or none."""
-        if adapter != self.in_use:
-            self._put_in_use(adapter)
-
-    def _put_in_use(self, adapter: str | None) -> None:
         # What peft's enable_adapters and set_adapter do, but for their walk through every parameter's requires_grad,
         # which takes a tenth of a second on SDXL, several times an update.
-        for layer in self._layers:
+        for layer in self._layers if adapter != self.in_use else ():
             layer._disable_adapters = adapter is None
-            if adapter is not None:
+            if adapter:
                 layer._active_adapter = [adapter]
         self.in_use = adapter
 
@@ -115,9 +112,8 @@ class SDXLTeacher:
 
     def __init__(self, network: PromptedUNet, schedule: NoiseSchedule, shape: tuple[int, ...]):
         self.network, self.schedule, self.shape = network, schedule, shape
-        self.num_classes, self.precision, self._attention = len(network.prompts), "auto", "cudnn"
-        self._fast: Any = None  # the frozen copy
-        self._sizes: set[int] = set()  # of the batches that it is used for
+        self.num_classes, self.precision = len(network.prompts), "auto"
+        self.forget()
 
     def freeze(self, precision: str = "auto") -> SDXLTeacher:
         """Choose the copy's precision: ``auto`` (the weights' own) or ``fp8``; raises :class:`InputError` without FP8."""
@@ -129,25 +125,25 @@ class SDXLTeacher:
 
     def forget(self) -> None:
         """Give back the memory of the copy that :meth:`compile_for` made."""
-        self._fast, self._sizes = None, set()
+        self._fast: Any = None  # the frozen copy
+        self._sizes: set[int] = set()  # of the batches that it is used for
 
     def compile_for(self, batch: int, compile: str = "regions", attention: str = "cudnn") -> None:
         """Evaluate batches of exactly `batch` samples by a frozen copy, compiled at the first such call.
 
-        It shares its linear weights with the students' network, has convolutions of its own, and moves the prompts to
-        its device. `compile` (``regions``: repeated blocks once, ``whole``: the network as one, ``no``: nothing) and
-        `attention` (see :func:`~dcm.teachers.frozen.attention_by`) count when the copy is made, at the first call.
+        It shares its linear weights with the students' network, and moves the prompts to its device. `compile`
+        (``regions``: repeated blocks once, ``whole``: the network as one, ``no``: nothing) and `attention` (see
+        :func:`~dcm.teachers.frozen.attention_by`) count when the copy is made, at the first call.
         """
         if self._fast is None:
-            network = self.network
+            network, self._attention = self.network, attention
             network.prompts = network.prompts.to(network.device)
-            fast = frozen.frozen_copy(network.unet, network.dtype, self.precision)
-            frozen.skip_empty_prompts(fast)
+            self._fast = frozen.frozen_copy(network.unet, network.dtype, self.precision)
+            frozen.skip_empty_prompts(self._fast)
             if compile == "regions":
-                frozen.compile_regions(fast)
+                frozen.compile_regions(self._fast)
             elif compile == "whole":
-                fast.compile(dynamic=False)
-            self._fast, self._attention = fast, attention
+                self._fast.compile(dynamic=False)
         self._sizes.add(batch)
 
     def _fast_noise(self, x: Tensor, t: Tensor, condition: Tensor, prompted: int) -> Tensor:

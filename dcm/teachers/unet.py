@@ -1,7 +1,6 @@
 """A class-conditional diffusers UNet as teacher: v-prediction on SDXL's ``scaled_linear`` schedule.
 
-The network is called with the integer timestep t itself (1..T); tables are indexed t - 1. (diffusers' own
-schedulers call it with t - 1: mind the difference when comparing.)
+The network is called with the integer timestep t itself (1..T). (diffusers' own schedulers call it with t - 1.)
 """
 
 from __future__ import annotations
@@ -84,10 +83,7 @@ class UNetTeacher(nn.Module):
         return self
 
     def freeze(self, precision: str = "auto", dtype: torch.dtype = torch.bfloat16) -> UNetTeacher:
-        """Evaluate by a :func:`~dcm.teachers.frozen.frozen_copy` from now on; later changes of the weights are not seen.
-
-        Samples, the noise schedule and guidance stay in their own precision.
-        """
+        """Evaluate the network, and it alone, by a :func:`~dcm.teachers.frozen.frozen_copy` of what it is now."""
         self._frozen, self._compiled = (frozen.frozen_copy(self.unet, dtype, precision),), {}
         return self
 
@@ -121,10 +117,7 @@ class UNetTeacher(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> UNetTeacher:
-        """Read what :meth:`save` wrote, as a frozen float32 teacher on the CPU.
-
-        Raises :class:`InputError` when a file is missing, altered, cut short or of another network.
-        """
+        """What :meth:`save` wrote, frozen, in float32; raises :class:`InputError` for a missing, altered or foreign file."""
         tensors, about = read_weights(folder)
         try:
             settings: Any = {n: tuple(v) if isinstance(v, list) else v for n, v in about["unet"].items()}

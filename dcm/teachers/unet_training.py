@@ -46,10 +46,10 @@ class TeacherTraining:
 
 
 class TrainingState:
-    """What :func:`train_teacher` yields: one object, updated in place, of the `teacher` that is being trained.
+    """What :func:`train_teacher` yields: one object, updated in place.
 
-    ``ema`` is a copy with the averaged weights. ``step`` counts the updates done, which took ``elapsed`` seconds;
-    ``learning_rate`` and ``loss``, (), are those of the last.
+    ``ema`` has the averaged weights. ``step`` updates are done, in ``elapsed`` seconds, the last with ``learning_rate`` and
+    ``loss``, ().
     """
 
     loss: Tensor
@@ -72,24 +72,21 @@ class TrainingState:
         self.elapsed = about.get("elapsed", 0.0)
 
     def check(self) -> None:
-        """Raise :class:`TrainingError`, with the last good checkpoint, if a loss since the last check was not finite.
-
-        Losses are looked at in groups: asking the GPU for each one at once would make it wait.
-        """
+        """Raise :class:`TrainingError` for a loss that is not finite; of several at once, since a GPU waits when asked."""
         bad = next((step for step, loss in self.unchecked.items() if not loss.isfinite()), None)
         self.unchecked.clear()
         if bad:
             raise TrainingError(
-                f"the teacher's loss was not finite at update {bad}; lower learning_rate (now {self.settings.learning_rate}) "
-                f"or lengthen warmup (now {self.settings.warmup}). {last_good(self.checkpoint, self.saved)}"
+                f"the teacher's loss was not finite at update {bad}; lower learning_rate (now {self.settings.learning_rate})"
+                f" or lengthen warmup (now {self.settings.warmup}). {last_good(self.checkpoint, self.saved)}"
             )
 
-    def save(self) -> None:
-        """Write the checkpoint, from which training goes on exactly."""
+    def save(self, path: Path) -> None:
+        """Write a checkpoint, from which training goes on exactly."""
         self.check()
         networks = prefixed("teacher", self.teacher.state_dict()) | prefixed("ema", self.ema.state_dict())
         about = {"identity": self.identity, "step": self.step, "elapsed": self.elapsed}
-        write_tensors(self.checkpoint, networks | prefixed("adam", optimizer_tensors(self.optimizer)), about)
+        write_tensors(path, networks | prefixed("adam", optimizer_tensors(self.optimizer)), about)
         self.saved = self.step
 
 
@@ -134,7 +131,7 @@ def train_teacher(
         if len(state.unchecked) == 20:
             state.check()
         if checkpoint and processes.first and time.monotonic() - written > CHECKPOINT_SECONDS:
-            state.save()
+            state.save(checkpoint)
             written = time.monotonic()
         yield state
     state.check()

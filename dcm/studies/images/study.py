@@ -23,10 +23,7 @@ HELD_OUT = 5000  # images of a folder that are kept from training, for metrics
 
 
 class ImageStudy(Study):
-    """A study on images, with whatever notebook 1 left in ``run_dir/teacher``.
-
-    Raises :class:`InputError` when notebook 1 has not run, or its data are no longer there.
-    """
+    """A study on images, with what notebook 1 left in ``run_dir/teacher``; raises :class:`InputError` where it is gone."""
 
     def __init__(self, name: str, run_dir: Path, device: torch.device):
         about: Any = teacher_record(run_dir, needed_by=name)
@@ -51,10 +48,7 @@ class ImageStudy(Study):
         )  # fmt: skip
 
     def make_students(self, seeds: Sequence[int], width: int, lora_rank: int = 0) -> Students:
-        """Networks of the teacher's architecture with random weights; `width` is the teacher's and not used.
-
-        With a `lora_rank` above 0 they are frozen, and adapters of that rank are what trains.
-        """
+        """Networks like the teacher's with random weights; with a `lora_rank` frozen under adapters. `width` is not used."""
         networks = []
         for seed in seeds:
             with torch.random.fork_rng(devices=[]):

@@ -18,10 +18,7 @@ IDENTITY = ("seed", "vae", "resolution", "flip", "precision")  # what the encode
 
 
 def prepare(p, run_dir: Path, device: torch.device) -> None:
-    """Notebook 1's work for sdxl: check the pipeline and the captions, encode them once, note it in teacher.json.
-
-    An interrupted run goes on after the last whole file. Raises :class:`InputError`.
-    """
+    """Notebook 1's work: check the pipeline, encode what captions it has no whole file of; raises :class:`InputError`."""
     check_packages()
     items = captioned_images(project_path(p.data_dir))
     folder = locate(p.model, "model", p.download, pipeline=True, low=p.precision != "fp32")

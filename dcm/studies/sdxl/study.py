@@ -21,23 +21,19 @@ from dcm.studies.sdxl import memory
 from dcm.studies.sdxl.pipeline import PRECISIONS, load_vae
 from dcm.support.errors import InputError
 from dcm.support.files import fingerprint
-from dcm.support.pretrained import check_packages, readable_model, variant
+from dcm.support.pretrained import readable_model, variant
 from dcm.support.processes import Processes
 from dcm.teachers.sdxl import PromptedUNet, SDXLTeacher
 
 
 class SDXLStudy(Study):
-    """SDXL with the prompts and latents that notebook 1 left in ``run_dir/teacher``.
-
-    Raises :class:`InputError` when notebook 1 has not run, or the pipeline is no longer there.
-    """
+    """SDXL with what notebook 1 left in ``run_dir/teacher``; raises :class:`InputError` where it or the pipeline is gone."""
 
     costly = True
 
     def __init__(self, name: str, run_dir: Path, device: torch.device):
         from diffusers import DDPMScheduler, UNet2DConditionModel
 
-        check_packages()
         about: Any = teacher_record(run_dir, needed_by=name)
         folder, dtype = Path(about["folder"]), PRECISIONS[about["precision"]]
         if not (folder / "unet").is_dir():
@@ -95,7 +91,7 @@ class SDXLStudy(Study):
         students = distilled.students(self, distilled.updates[-1], device)
         for m, member in enumerate(distilled.group.members):
             called = method_name(member.horizon, distilled.group.intervals)
-            horizon = re.sub(r"\W+", "-", {"CM": "cm", "Direct CM": "direct"}.get(called, called.replace(" = ", "")))
+            horizon = {"CM": "cm", "Direct CM": "direct"}.get(called, re.sub(r"\W+", "-", called.replace(" = ", "")))
             name = f"{horizon}-w{member.guidance:g}-seed{member.seed}"
             students.save(m, self.run_dir / "adapters" / distilled.name / name)
 
