@@ -16,8 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     fresh = True
     try:
         for name in parser.parse_args(arguments).files:
-            figures = sorted(name.glob("*.png")) if name.is_dir() else [name]
-            for path in figures:
+            for path in sorted(name.glob("*.png")) if name.is_dir() else [name]:
                 text, changed = provenance.report(path)
                 print(text)
                 fresh &= not changed

@@ -62,17 +62,16 @@ class Session:
 
         Several files of one folder are named as that folder; paths count from the repository's root, where they lie in it.
         """
-        wall = round(time.time() - self.started, 1)
-        ended = datetime.now(UTC).isoformat(timespec="seconds")
+        wall, ended = round(time.time() - self.started, 1), datetime.now(UTC).isoformat(timespec="seconds")
         about = self.record | {"wall_seconds": wall, "ended": ended} | more
         write_json(self.run_dir / "provenance" / f"{name or self.notebook}.json", about)
         folders: dict[Path, list[Path]] = {}
-        for path in dict.fromkeys(p for p in WRITTEN if p.exists()):
+        for path in dict.fromkeys(filter(Path.exists, WRITTEN)):
+            path = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
             folders.setdefault(path.parent, []).append(path)
         print("Files written:")
         for folder, paths in folders.items():
-            home = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
-            lines = [f"{home}/ ({len(paths)} files)"] if len(paths) > 3 else [home / p.name for p in paths]
+            lines = [f"{folder}/ ({len(paths)} files)"] if len(paths) > 3 else paths
             print(*(f"  {line}" for line in lines), sep="\n")
 
 

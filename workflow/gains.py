@@ -19,7 +19,8 @@ from dcm.analysis.switch import SWITCH
 from dcm.evaluation.samples import EvaluationSet
 from dcm.evaluation.students import KEY, describe
 from dcm.metrics.distances import frequencies, radial_power
-from dcm.parameters.study import load_config
+from dcm.parameters.check import validate
+from dcm.parameters.study import StudyConfig, read_config
 from dcm.studies.registry import load_study
 from dcm.support.errors import InputError
 from dcm.support.files import RowStore, project_path, write_csv
@@ -77,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--fitted-on", type=int, default=2000, help="samples that gains are fitted on")
     given = parser.parse_args(arguments)
     try:
-        config = load_config(given.config)
+        config = validate(StudyConfig, read_config(given.config))
         if config.study not in ("digits", "cifar10"):
             raise InputError(f"study = {config.study!r} is not possible; allowed: digits or cifar10, whose samples are small images.")
         device, home = find_device(config.device), project_path(config.run_dir)

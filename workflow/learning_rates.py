@@ -18,7 +18,7 @@ from dcm.evaluation.students import describe
 from dcm.metrics.metric import ode_error
 from dcm.parameters.check import validate
 from dcm.parameters.notebooks import DistillParameters, TeacherParameters
-from dcm.parameters.study import load_config
+from dcm.parameters.study import StudyConfig, read_config
 from dcm.studies.base import teacher_record
 from dcm.studies.registry import load_study, prepare_teacher
 from dcm.support.errors import InputError
@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--set", metavar="YAML", default="{}", help="other parameters of notebook 2: 'updates: 600', say")
     given = parser.parse_args(arguments)
     try:
-        config = load_config(given.config)
+        config = validate(StudyConfig, read_config(given.config))
         names, every = given.group or [config.main_group], []
         for name in names:
             if name not in config.groups:

@@ -14,7 +14,7 @@ import pandas as pd
 import yaml
 
 from dcm.parameters.check import validate
-from dcm.parameters.study import RegimesConfig, StudyConfig
+from dcm.parameters.study import RegimesConfig, StudyConfig, read_config
 from dcm.support import lock
 from dcm.support.errors import InputError
 from dcm.support.files import ROOT, project_path, read_json, read_tensors, sha256, write_text
@@ -92,17 +92,6 @@ def remove_damaged(run: Path, costly: bool) -> bool:
         path.unlink(missing_ok=True)
         output.unlink(missing_ok=True)
     return bool(wrong)
-
-
-def read_config(path: Path) -> dict:
-    """What a YAML file says. Raises :class:`InputError`."""
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"the configuration {path} cannot be read: {str(error).splitlines()[0]}.") from None
-    if not isinstance(values, dict):
-        raise InputError(f"the configuration {path} must be a mapping of names to values.")
-    return values
 
 
 def prepared(config: Path, download: bool) -> tuple[str, list[Path]]:

@@ -19,7 +19,7 @@ from dcm.support.files import fingerprint, read_header, read_tensors, write_tens
 from dcm.support.progress import tqdm
 from dcm.teachers.sdxl import Prompts
 
-IMAGES = {".jpg", ".jpeg", ".png", ".webp"}
+IMAGES = (".jpeg", ".jpg", ".png", ".webp")
 SHARD = 64  # images a file: what an interrupted run may lose
 
 
@@ -33,8 +33,7 @@ def captioned_images(folder: str | Path) -> list[tuple[Path, str]]:
     folder = Path(folder)
     images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGES) if folder.is_dir() else []
     if not images:
-        kinds = ", ".join(sorted(IMAGES))
-        raise InputError(f"{folder} holds no images; data_dir must be a folder with {kinds} files and their captions.")
+        raise InputError(f"{folder} holds no images; data_dir must be a folder with {', '.join(IMAGES)} files and captions.")
     listed, beside = _metadata(folder), lambda p: p.read_text(encoding="utf-8").strip() if p.exists() else ""
     items = [(p, listed.get(p.relative_to(folder).as_posix()) or beside(p.with_suffix(".txt"))) for p in images]
     if without := [p.relative_to(folder) for p, caption in items if not caption]:

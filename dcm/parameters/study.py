@@ -44,9 +44,8 @@ class StudyConfig(Common, WithResults):
             steps = sum(min(n, h) for n in range(1, p.intervals + 1) for h in longest) / p.intervals / len(longest)
             if p.pairs_per_trajectory > 1:
                 steps = p.intervals / p.pairs_per_trajectory
-            scales = len(p.guidance) * len(p.seeds)
             solves = 2 * steps * SOLVERS[p.solver].evaluations  # both halves of the guidance
-            return p.updates * p.batch * scales * (solves + 4 * len(p.horizons))
+            return p.updates * p.batch * len(p.guidance) * len(p.seeds) * (solves + 4 * len(p.horizons))
 
         return sorted(self.groups, key=cost)
 
@@ -105,12 +104,12 @@ class RegimesConfig(WithResults):
         return validate(RegimeParameters, self.model_dump(exclude={"studies"}) | runs).model_dump()
 
 
-def load_config(path: str | Path) -> StudyConfig:
-    """A study's configuration from a YAML file; raises :class:`InputError`."""
+def read_config(path: str | Path) -> dict:
+    """What a YAML file says; raises :class:`InputError`."""
     try:
         values = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"the configuration {path} cannot be read: {str(error).splitlines()[0]}.") from None
     if not isinstance(values, dict):
         raise InputError(f"the configuration {path} must be a mapping of names to values.")
-    return validate(StudyConfig, values)
+    return values

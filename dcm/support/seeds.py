@@ -8,13 +8,9 @@ from torch import Tensor
 STREAMS = ("data", "noise", "index", "student", "evaluation", "renoise", "teacher", "reference", "features", "encode")
 
 
-def _entropy(seed: int, stream: str, *extra: int) -> list[int]:
-    return [seed, STREAMS.index(stream), *extra]
-
-
 def generator(device: str | torch.device, seed: int, stream: str, *extra: int) -> torch.Generator:
     """A torch generator on `device` for the named stream of `seed`; `extra` is the update number, say."""
-    state = np.random.SeedSequence(_entropy(seed, stream, *extra)).generate_state(1, np.uint64)
+    state = np.random.SeedSequence([seed, STREAMS.index(stream), *extra]).generate_state(1, np.uint64)
     return torch.Generator(device).manual_seed(int(state[0] >> np.uint64(1)))
 
 
@@ -24,7 +20,7 @@ def sample_noise(seed: int, stream: str, indices: range | list[int], shape: tupl
     Row i depends on (seed, stream, step, indices[i]) alone, so batching changes nothing. Philox is counter-based
     (Salmon et al. 2011): one key, and a far-apart counter for each sample.
     """
-    key = np.random.SeedSequence(_entropy(seed, stream, step)).generate_state(2, np.uint64)
+    key = np.random.SeedSequence([seed, STREAMS.index(stream), step]).generate_state(2, np.uint64)
     out: np.ndarray = np.empty((len(indices), *shape), dtype=np.float32)
     for row, i in zip(out, indices):
         np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, i])).standard_normal(dtype=np.float32, out=row)

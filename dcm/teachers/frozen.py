@@ -68,9 +68,8 @@ class Float8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out), both in x's dtype, bfloat16."""
         rows, scale = _rounded(x.flatten(0, -2))
-        y = torch._scaled_mm(
-            rows, self.weight.t(), scale, self.scale.t(), self.bias, out_dtype=x.dtype, use_fast_accum=x.is_cuda
-        )
+        options = {"bias": self.bias, "out_dtype": x.dtype, "use_fast_accum": x.is_cuda}
+        y = torch._scaled_mm(rows, self.weight.t(), scale, self.scale.t(), **options)
         return y.unflatten(0, x.shape[:-1])
 
 
@@ -111,12 +110,10 @@ class PromptedRows:
     def __init__(self, processor):
         self.processor = processor
 
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None, **others):
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, **others):
         """As diffusers' processors: hidden_states (B, tokens, d), encoder_hidden_states (P, L, E) with P <= B."""
         prompted = len(encoder_hidden_states)
-        out = self.processor(
-            attn, hidden_states[:prompted], encoder_hidden_states, attention_mask=attention_mask, temb=temb, **others
-        )
+        out = self.processor(attn, hidden_states[:prompted], encoder_hidden_states, **others)
         if prompted == len(hidden_states):
             return out
         return torch.cat([out, attn.to_out[0].bias.expand_as(hidden_states[prompted:])])

@@ -35,10 +35,6 @@ class Prompts:
         """The same, held on `device`."""
         return Prompts(self.embeddings.to(device), self.pooled.to(device), self.size_ids.to(device))
 
-    def null(self, condition: Tensor) -> Tensor:
-        """The null counterpart of each condition, in its shape; that of a null condition is itself."""
-        return condition % len(self) + len(self)
-
     def of(self, condition: Tensor, dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
         """The UNet's ``encoder_hidden_states`` and ``added_cond_kwargs`` for `condition` (B,), on its device."""
         i, device = (condition % len(self)).to(self.pooled.device), condition.device
@@ -175,5 +171,5 @@ class SDXLTeacher:
         return guide(self.predict_noise(*both), guidance)
 
     def null_condition(self, condition: Tensor) -> Tensor:
-        """The zeroed prompts with the same size ids, in `condition`'s shape."""
-        return self.network.prompts.null(condition)
+        """The zeroed prompts with the same size ids, in `condition`'s shape; that of a null condition is itself."""
+        return condition % self.num_classes + self.num_classes

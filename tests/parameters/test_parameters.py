@@ -6,7 +6,7 @@ import yaml
 from dcm.parameters.check import validate
 from dcm.parameters.kinds import STUDIES
 from dcm.parameters.notebooks import EVERY_NOTEBOOK, NOTEBOOKS, DistillParameters, FigureParameters, TeacherParameters
-from dcm.parameters.study import RegimesConfig, StudyConfig, load_config
+from dcm.parameters.study import RegimesConfig, StudyConfig, read_config
 from dcm.support.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -114,11 +114,11 @@ def test_folders_that_may_be_written(tmp_path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_config_is_valid(path):
     if path.stem.startswith("regimes"):
-        config = validate(RegimesConfig, yaml.safe_load(path.read_text()))
+        config = validate(RegimesConfig, read_config(path))
         for name in config.studies:
             validate(StudyConfig, config.study(name))
         return
-    config = load_config(path)
+    config = validate(StudyConfig, read_config(path))
     assert config.study in path.read_text()
 
 
@@ -151,7 +151,7 @@ def test_a_config_is_checked_to_its_leaves():
 def test_an_unreadable_config_is_named(tmp_path):
     (tmp_path / "a.yaml").write_text("{")
     with pytest.raises(InputError, match="a.yaml cannot be read"):
-        load_config(tmp_path / "a.yaml")
+        read_config(tmp_path / "a.yaml")
     assert set(EVERY_NOTEBOOK) == {p.stem for p in (ROOT / "notebooks").glob("*.ipynb")} > set(NOTEBOOKS)
 
 

@@ -11,7 +11,7 @@ import yaml
 from dcm.analysis.runs import load
 from dcm.parameters.check import validate
 from dcm.parameters.notebooks import EVERY_NOTEBOOK, NOTEBOOKS, DistillParameters
-from dcm.parameters.study import RegimesConfig, StudyConfig, load_config
+from dcm.parameters.study import RegimesConfig, StudyConfig, read_config
 from dcm.report import provenance
 from dcm.support.files import read_tensors, tensors_digest
 from dcm.training.run import SAMPLING
@@ -76,7 +76,7 @@ def test_committed_figures_are_not_stale():
 def test_committed_results_come_from_the_committed_configuration():
     """Every notebook ran with the parameters that the configuration has today, to the last default."""
     for study in STUDIES:
-        config = load_config(ROOT / f"workflow/config/{study}.yaml")
+        config = validate(StudyConfig, read_config(ROOT / f"workflow/config/{study}.yaml"))
         ran = records(study)
         expected = {name: config.notebook(name) for name in NOTEBOOKS if name != "2_distill"}
         expected |= {f"2_distill-{g}": config.notebook("2_distill", g) for g in config.groups}

@@ -44,9 +44,8 @@ def peak(students: LoRAStudents, shape: tuple[int, ...], samples: int) -> int:
 
 
 def needed(students: LoRAStudents, shape: tuple[int, ...], batch: int, parameters, peak=peak) -> Need:
-    """What an update of `batch` samples a process needs; takes seconds. `peak` measures, as :func:`peak` does.
+    """What an update of `batch` samples a process needs, for training `parameters`; takes seconds. `peak` : what measures.
 
-    `parameters` has ``optimizer`` and ``ema``, as :class:`dcm.parameters.notebooks.TrainingParameters`.
     Raises :class:`InputError` when not even the few samples fit that it is measured on.
     """
     samples = min(batch, students.microbatch or batch)
@@ -54,11 +53,11 @@ def needed(students: LoRAStudents, shape: tuple[int, ...], batch: int, parameter
     try:
         peaks = {n: peak(students, shape, n) for n in probed}
     except torch.OutOfMemoryError:
-        ways = _lower(parameters, probed[-1])
-        raise InputError(f"the GPU's memory does not hold {probed[-1]} samples in training; {ways}.") from None
+        n, ways = probed[-1], _lower(parameters, probed[-1])
+        raise InputError(f"the GPU's memory does not hold {n} samples in training; {ways}.") from None
     size = sum(p.numel() for p in students.parameters())
-    moments, averages = size * (2 if parameters.optimizer == "adamw8bit" else 8), size * 4 if parameters.ema else 0
-    return Need(peaks, size * 4 * (students.size - 1) // students.size + moments + averages, samples)
+    moments, averages = 2 if parameters.optimizer == "adamw8bit" else 8, 4 if parameters.ema else 0
+    return Need(peaks, size * 4 * (students.size - 1) // students.size + size * (moments + averages), samples)
 
 
 def _lower(p, samples: int) -> str:
