@@ -37,10 +37,9 @@ def captioned_images(folder: str | Path) -> list[tuple[Path, str]]:
     listed, beside = _metadata(folder), lambda p: p.read_text(encoding="utf-8").strip() if p.exists() else ""
     items = [(p, listed.get(p.relative_to(folder).as_posix()) or beside(p.with_suffix(".txt"))) for p in images]
     if without := [p.relative_to(folder) for p, caption in items if not caption]:
-        raise InputError(
-            f"{len(without)} of {len(items)} images in {folder} have no caption, {without[0]} the first; "
-            "put it in a .txt file of the same name beside it, or in metadata.jsonl or metadata.csv (file_name, text)."
-        )
+        where = "a .txt file of the same name beside it, or in metadata.jsonl or metadata.csv (file_name, text)"
+        first = f"{len(without)} of {len(items)} images in {folder} have no caption, {without[0]} the first"
+        raise InputError(f"{first}; put it in {where}.")
     return items
 
 

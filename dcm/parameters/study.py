@@ -9,8 +9,7 @@ from pydantic import Field, model_validator
 
 from dcm.parameters import kinds as k
 from dcm.parameters.check import shown, validate, within
-from dcm.parameters.notebooks import NOTEBOOKS, Common, DistillParameters, RegimeParameters, WithResults, check_ends
-from dcm.solvers import SOLVERS
+from dcm.parameters.notebooks import NOTEBOOKS, Common, RegimeParameters, WithResults, check_ends
 from dcm.support.errors import InputError
 
 
@@ -33,21 +32,6 @@ class StudyConfig(Common, WithResults):
                 self.notebook(notebook, name)
         check_ends(self.main_group, self.notebook("2_distill", self.main_group))
         return self
-
-    @property
-    def costliest_last(self) -> list[str]:
-        """Names of the groups by what they cost to distil: network evaluations, passes of the students counted as four."""
-
-        def cost(name: str) -> float:
-            p = DistillParameters(**self.notebook("2_distill", name))
-            longest = [max(p.group().stage(u, 20).horizons) for u in range(1, 21)]
-            steps = sum(min(n, h) for n in range(1, p.intervals + 1) for h in longest) / p.intervals / len(longest)
-            if p.pairs_per_trajectory > 1:
-                steps = p.intervals / p.pairs_per_trajectory
-            solves = 2 * steps * SOLVERS[p.solver].evaluations  # both halves of the guidance
-            return p.updates * p.batch * len(p.guidance) * len(p.seeds) * (solves + 4 * len(p.horizons))
-
-        return sorted(self.groups, key=cost)
 
     def notebook(self, notebook: str, group: str | None = None) -> dict:
         """All parameters of one notebook (of one group, for notebook 2), checked, as papermill takes them.

@@ -44,7 +44,7 @@ class Study:
         raise NotImplementedError
 
     def reference(self, x: Tensor, n: int, condition: Tensor, guidance: float, grid: Grid) -> Tensor:
-        """The best known solution from grid index n: DDIM's on the coarsest grid of 200 intervals or more that has `grid`'s."""
+        """The best known solution from grid index n: DDIM's on the coarsest grid of 200 or more intervals that has `grid`'s."""
         T = self.teacher.schedule.T
         fine = next(N for N in range(grid.intervals, T + 1, grid.intervals) if N >= REFERENCE_INTERVALS and T % N == 0)
         return solve_in_chunks(self, x, condition, guidance, "ddim", Grid(fine, T), n * fine // grid.intervals)

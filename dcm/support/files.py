@@ -154,10 +154,8 @@ def sha256(path: str | Path) -> str:
 def verify(path: str | Path, digest: str) -> None:
     """Raise :class:`InputError` unless a file from elsewhere is the one that we know, by its SHA-256."""
     if (found := sha256(path)) != digest:
-        raise InputError(
-            f"{path} is not the file it should be: its SHA-256 begins {found[:12]}, and {digest[:12]} was expected; "
-            "delete it and fetch it again."
-        )
+        begin = f"its SHA-256 begins {found[:12]}, and {digest[:12]} was expected"
+        raise InputError(f"{path} is not the file it should be: {begin}; delete it and fetch it again.")
 
 
 def fingerprint(*parts) -> str:

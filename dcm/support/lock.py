@@ -28,10 +28,8 @@ def locked(file: int, kind: int) -> bool:
 
 def _in_use(folder: Path) -> InputError:
     holder, _, since = (folder / ".lock").read_text().partition(" ")
-    return InputError(
-        f"{folder} is in use: process {holder} has been running a study there since {since}; wait until it ends, or "
-        "choose another run_dir."
-    )
+    who = f"process {holder} has been running a study there since {since}"
+    return InputError(f"{folder} is in use: {who}; wait until it ends, or choose another run_dir.")
 
 
 def hold(folder: Path) -> None:

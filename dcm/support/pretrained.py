@@ -37,10 +37,8 @@ def locate(source: str, parameter: str, download: bool = False, pipeline: bool =
         return Path(DiffusionPipeline.download(source, use_safetensors=True, **options))
     except Exception as error:  # whatever the hub's client raises: it is not here and could not be fetched
         tried = f" ({' '.join(str(error).split())[:160]})" if download else ""
-        raise InputError(
-            f"{parameter} = {source!r} is not here: {folder} is no folder, and {constants.HF_HUB_CACHE} has no copy of it"
-            f"{tried}; put it there, or set download to true."
-        ) from None
+        sought = f"{folder} is no folder, and {constants.HF_HUB_CACHE} has no copy of it{tried}"
+        raise InputError(f"{parameter} = {source!r} is not here: {sought}; put it there, or set download to true.") from None
 
 
 @contextmanager
@@ -57,6 +55,7 @@ def readable_model(folder: Path) -> Iterator[None]:
         raise InputError(f"{folder} cannot be read as a model ({text}); fetch it again.") from None
 
 
-def variant(folder: Path, low: bool) -> dict[str, str]:
-    """Options that ask for 16-bit weights, where `low` and the folder has them as files of their own."""
-    return {"variant": "fp16"} if low and any(folder.glob("*.fp16.safetensors")) else {}
+def loading(folder: Path, dtype, low: bool) -> dict:
+    """Options of ``from_pretrained``: safetensors in `dtype`, of 16-bit files where `low` and the folder has them."""
+    variant = "fp16" if low and any(folder.glob("*.fp16.safetensors")) else None
+    return {"torch_dtype": dtype, "use_safetensors": True, "variant": variant}

@@ -153,25 +153,3 @@ def test_an_unreadable_config_is_named(tmp_path):
     with pytest.raises(InputError, match="a.yaml cannot be read"):
         read_config(tmp_path / "a.yaml")
     assert set(EVERY_NOTEBOOK) == {p.stem for p in (ROOT / "notebooks").glob("*.ipynb")} > set(NOTEBOOKS)
-
-
-@pytest.mark.parametrize(
-    ("cheaper", "dearer"),
-    [
-        ({"updates": 100}, {"updates": 110}),
-        ({"intervals": 10}, {}),
-        ({"horizons": ["cm"]}, {"horizons": ["direct"]}),  # one solver step an update, against all of them
-        ({"horizons": [20]}, {"horizons": ["direct", 25]}),
-        ({"solver": "ddim"}, {"solver": "heun"}),
-        ({"pairs_per_trajectory": 4}, {}),
-        ({}, {"guidance": [1.0, 3.0]}),
-        ({}, {"seeds": [0, 1]}),
-    ],
-)
-def test_groups_are_ordered_by_what_they_cost(cheaper, dearer):
-    base = {"solver": "ddim", "intervals": 50, "guidance": [2.0], "horizons": ["cm", "direct"], "seeds": [0]}
-    values = yaml.safe_load((ROOT / "workflow/config/smoke.yaml").read_text())
-    for groups in ({"main": base | dearer, "other": base | cheaper}, {"other": base | cheaper, "main": base | dearer}):
-        groups["ends"] = base | {"updates": 1}
-        config = validate(StudyConfig, values | {"groups": groups, "main_group": "ends"})
-        assert config.costliest_last == ["ends", "other", "main"]

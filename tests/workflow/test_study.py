@@ -13,6 +13,8 @@ import pytest
 import torch
 import yaml
 
+from dcm.parameters.check import validate
+from dcm.parameters.study import StudyConfig
 from dcm.report import provenance
 from dcm.support import lock
 from dcm.support.errors import InputError
@@ -22,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "workflow"))
 
 import compare  # noqa: E402
+import cost  # noqa: E402
 import run_notebook  # noqa: E402
 import study  # noqa: E402
 
@@ -240,3 +243,24 @@ def test_an_executed_notebook_does_not_follow_a_link(tmp_path, monkeypatch):
     )
     run_notebook.execute("a.ipynb", tmp_path / "out.ipynb", {})
     assert (tmp_path / "precious").read_text() == "mine" and (tmp_path / "out.ipynb").read_text() == "run"
+
+
+@pytest.mark.parametrize(
+    ("cheaper", "dearer"),
+    [
+        ({"updates": 100}, {"updates": 110}),
+        ({"intervals": 10}, {}),
+        ({"horizons": ["cm"]}, {"horizons": ["direct"]}),  # one solver step an update, against all of them
+        ({"horizons": [20]}, {"horizons": ["direct", 25]}),
+        ({"solver": "ddim"}, {"solver": "heun"}),
+        ({"pairs_per_trajectory": 4}, {}),
+        ({}, {"guidance": [1.0, 3.0]}),
+        ({}, {"seeds": [0, 1]}),
+    ],
+)
+def test_groups_are_ordered_by_what_they_cost(cheaper, dearer):
+    base = {"solver": "ddim", "intervals": 50, "guidance": [2.0], "horizons": ["cm", "direct"], "seeds": [0]}
+    for groups in ({"main": base | dearer, "other": base | cheaper}, {"other": base | cheaper, "main": base | dearer}):
+        groups["ends"] = base | {"updates": 1}
+        config = validate(StudyConfig, SMOKE | {"groups": groups, "main_group": "ends"})
+        assert cost.costliest_last(config) == ["ends", "other", "main"]

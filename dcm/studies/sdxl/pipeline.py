@@ -9,7 +9,7 @@ from torch import Tensor
 from dcm.data.captions import cache, captioned_images, pixels
 from dcm.support.errors import InputError
 from dcm.support.files import project_path, sha256, write_json
-from dcm.support.pretrained import check_packages, locate, readable_model, variant
+from dcm.support.pretrained import check_packages, loading, locate, readable_model
 from dcm.support.seeds import generator, sample_noise
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -57,9 +57,7 @@ def load_vae(about: dict, device: torch.device):
     with readable_model(folder):
         upcast = AutoencoderKL.load_config(folder).get("force_upcast", True)
         dtype = torch.float32 if upcast else PRECISIONS[about["precision"]]
-        vae = AutoencoderKL.from_pretrained(
-            folder, torch_dtype=dtype, use_safetensors=True, **variant(folder, about["precision"] != "fp32")
-        )
+        vae = AutoencoderKL.from_pretrained(folder, **loading(folder, dtype, low=about["precision"] != "fp32"))
     return vae.to(device).eval().requires_grad_(False)
 
 
@@ -71,11 +69,9 @@ class Encoder:
 
         self.about, self.device, self.dtype = about, device, PRECISIONS[about["precision"]]
         folder, self.vae = Path(about["folder"]), load_vae(about, device)
+        options = loading(folder / "text_encoder", self.dtype, low=self.dtype != torch.float32) | {"local_files_only": True}
         with readable_model(folder):
-            self.pipe = StableDiffusionXLPipeline.from_pretrained(
-                folder, unet=None, vae=self.vae, torch_dtype=self.dtype, use_safetensors=True, local_files_only=True,
-                **variant(folder / "text_encoder", self.dtype != torch.float32),
-            )  # fmt: skip
+            self.pipe = StableDiffusionXLPipeline.from_pretrained(folder, unet=None, vae=self.vae, **options)
         for part in (self.pipe.text_encoder, self.pipe.text_encoder_2):
             part.to(device)
 
@@ -86,10 +82,8 @@ class Encoder:
         draws = [generator("cpu", seed, "encode", i) for i in rows]
         made = [pixels(path, size, g, flip) for (path, _), g in zip(items, draws)]
         posterior = [self.vae.encode(x[None].to(self.device, self.vae.dtype)).latent_dist for x, _ in made]
-        mean, deviation = (
-            torch.cat([getattr(d, name) for d in posterior]).float().cpu() * self.vae.config.scaling_factor
-            for name in ("mean", "std")
-        )
+        own = ([getattr(d, name) for d in posterior] for name in ("mean", "std"))
+        mean, deviation = (torch.cat(each).float().cpu() * self.vae.config.scaling_factor for each in own)
         latents = mean + deviation * sample_noise(seed, "encode", rows, mean.shape[1:])
         embeddings, pooled = self.text([caption for _, caption in items])
         size_ids = torch.tensor([ids for _, ids in made], dtype=torch.int32)

@@ -21,7 +21,7 @@ from dcm.studies.sdxl import memory
 from dcm.studies.sdxl.pipeline import PRECISIONS, load_vae
 from dcm.support.errors import InputError
 from dcm.support.files import fingerprint
-from dcm.support.pretrained import readable_model, variant
+from dcm.support.pretrained import loading, readable_model
 from dcm.support.processes import Processes
 from dcm.teachers.sdxl import PromptedUNet, SDXLTeacher
 
@@ -39,10 +39,8 @@ class SDXLStudy(Study):
         if not (folder / "unet").is_dir():
             raise InputError(f"the pipeline is no longer in {folder}; put it back, or run notebook 1 again.")
         with readable_model(folder):
-            unet = UNet2DConditionModel.from_pretrained(
-                folder / "unet", torch_dtype=dtype, use_safetensors=True,
-                **variant(folder / "unet", dtype != torch.float32),
-            ).to(device)  # fmt: skip
+            options = loading(folder / "unet", dtype, low=dtype != torch.float32)
+            unet = UNet2DConditionModel.from_pretrained(folder / "unet", **options).to(device)
             schedule = NoiseSchedule.from_betas(DDPMScheduler.from_pretrained(folder, subfolder="scheduler").betas)
         self.run_dir, self.vae = run_dir, load_vae(about, device)
         data = CachedLatents.load(run_dir / "teacher" / "cache", about["count"])
