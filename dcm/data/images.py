@@ -51,8 +51,7 @@ class ImageSet:
 
     def to(self, device: torch.device | str) -> ImageSet:
         """A copy on `device`; draws need their generator there too."""
-        names = ("train", "train_labels", "held_out", "held_out_labels")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        return replace(self, **{name: v.to(device) for name, v in vars(self).items() if isinstance(v, Tensor)})
 
     def unit(self, images: Tensor) -> Tensor:
         """uint8 (n, C, H, W) to float32 in [-1, 1]."""

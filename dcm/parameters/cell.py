@@ -30,16 +30,13 @@ def _of_session(model: type[P], namespace: dict) -> dict[str, Any]:
     needed = {name for name, field in model.model_fields.items() if field.is_required()}
     found: dict[str, Any] = {}
     for source in namespace["In"]:
-        try:
-            cell = ast.parse(source)
-        except (SyntaxError, ValueError):  # it did not run, either
-            continue
-        values, only_literals = _assigned(cell, namespace, model)
-        injected = source.splitlines()[:1] == [INJECTED]
-        if not injected and 2 * len(needed & set(values)) > len(needed):
-            found = values
-        elif injected or (found and only_literals and set(values) & set(model.model_fields)):
-            found |= values
+        with suppress(SyntaxError, ValueError):  # of a cell that did not run, either
+            values, only_literals = _assigned(ast.parse(source), namespace, model)
+            injected = source.splitlines()[:1] == [INJECTED]
+            if not injected and 2 * len(needed & set(values)) > len(needed):
+                found = values
+            elif injected or (found and only_literals and set(values) & set(model.model_fields)):
+                found |= values
     if not found:
         raise InputError("the parameters cell has not been run in this session; run it before this one.")
     return found

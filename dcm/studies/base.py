@@ -40,8 +40,7 @@ class Study:
         raise NotImplementedError
 
     def start_from_teacher(self, students: Students, seeds: Sequence[int], updates: int) -> None:
-        """Give fresh students the teacher's knowledge, as the paper's students have, which start as copies of it."""
-        raise NotImplementedError
+        """Give fresh students the teacher's knowledge, as the paper's have, unless they start as copies of it anyway."""
 
     def reference(self, x: Tensor, n: int, condition: Tensor, guidance: float, grid: Grid) -> Tensor:
         """The best known solution from grid index n: DDIM's on the coarsest grid of 200 or more intervals that has `grid`'s."""

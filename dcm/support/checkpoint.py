@@ -53,9 +53,7 @@ def read_checkpoint(path: Path, identity: dict, device: torch.device, costly: bo
         return tensors, about
     if costly:
         each = ", ".join(f"{k} = {there.get(k)!r} there and {identity[k]!r} here" for k in differ)
-        raise InputError(
-            f"{path} is from other settings ({each}); set them as they were to go on with it, choose another run_dir or "
-            "group_name, or delete it to start anew."
-        )
+        ways = "set them as they were to go on with it, choose another run_dir or group_name, or delete it to start anew"
+        raise InputError(f"{path} is from other settings ({each}); {ways}.")
     print(f"The checkpoint is from other settings ({', '.join(differ)}); starting anew.")
     return {}, {}

@@ -38,13 +38,12 @@ def hold(folder: Path) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-    for _ in range(20):  # whoever only looks holds it for a moment
-        if locked(file, fcntl.LOCK_EX):
-            break
+    end = time.monotonic() + 2  # whoever only looks holds it for a moment
+    while not locked(file, fcntl.LOCK_EX):
+        if time.monotonic() > end:
+            os.close(file)
+            raise _in_use(folder)
         time.sleep(0.1)
-    else:
-        os.close(file)
-        raise _in_use(folder)
     os.ftruncate(file, 0)
     os.write(file, f"{os.getpid()} {time.strftime('%H:%M:%S')}".encode())
     os.set_inheritable(file, True)

@@ -1,1 +1,1 @@
-"""Teachers: the protocol and guidance, the exact mixture, the UNet."""
+"""Teachers: the exact mixture, UNets, SDXL."""

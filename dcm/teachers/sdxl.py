@@ -111,13 +111,12 @@ class SDXLTeacher:
         self.num_classes, self.precision = len(network.prompts), "auto"
         self.forget()
 
-    def freeze(self, precision: str = "auto") -> SDXLTeacher:
+    def freeze(self, precision: str = "auto") -> None:
         """Choose the copy's precision: ``auto`` (the weights' own) or ``fp8``; raises :class:`InputError` without FP8."""
         if precision == "fp8":
             frozen.check_float8(self.network.device)
         self.forget()
         self.precision = precision
-        return self
 
     def forget(self) -> None:
         """Give back the memory of the copy that :meth:`compile_for` made."""

@@ -63,9 +63,8 @@ class UNetTeacher(nn.Module):
 
         self.config, self.num_classes, self.autocast = config, config.num_classes, False
         self.unet = build_unet(config)
-        self.schedule = NoiseSchedule.from_betas(
-            DDPMScheduler(config.timesteps, config.beta_start, config.beta_end, beta_schedule="scaled_linear").betas
-        )
+        ddpm = DDPMScheduler(config.timesteps, config.beta_start, config.beta_end, beta_schedule="scaled_linear")
+        self.schedule = NoiseSchedule.from_betas(ddpm.betas)
         self.shape = (config.image_channels, config.image_size, config.image_size)
         self._compiled: dict[int, Callable] = {}  # by batch size
         self._frozen: tuple[nn.Module, ...] = ()  # in a tuple: no part of the teacher's own weights

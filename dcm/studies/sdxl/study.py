@@ -55,9 +55,6 @@ class SDXLStudy(Study):
         """Fresh adapters of rank and alpha `width`; they start as the teacher. `lora_rank` is of no use here."""
         return LoRAStudents(self.network, seeds, width)
 
-    def start_from_teacher(self, students: Students, seeds: Sequence[int], updates: int) -> None:
-        """Nothing to do: adapters start as the teacher."""
-
     @torch.no_grad()
     def pictures(self, x: Tensor) -> Tensor:
         """Latents (B, C, h, w) decoded to images (B, 3, H, W) in [-1, 1], on the autoencoder's device."""
