@@ -34,7 +34,7 @@ from dcm.consistency import ConsistencyFunction
 from dcm.horizon import Batch, distance, horizon_target
 from dcm.parameters.check import validate
 from dcm.parameters.notebooks import DistillParameters
-from dcm.parameters.study import load_config
+from dcm.parameters.study import StudyConfig, read_config
 from dcm.students.lockstep import Students
 from dcm.studies.base import Study
 from dcm.studies.registry import load_study
@@ -176,7 +176,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--guided", help="a group of the study with strong guidance")
     given = parser.parse_args(arguments)
     try:
-        config = load_config(given.config)
+        config = validate(StudyConfig, read_config(given.config))
         if given.guided not in (None, *config.groups):
             raise InputError(f"--guided {given.guided} is not possible; allowed: a group of the study: {', '.join(config.groups)}.")
         device, home, path = find_device(config.device), project_path(config.run_dir), project_path(given.file)

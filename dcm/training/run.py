@@ -22,8 +22,6 @@ from dcm.training.settings import Settings, make_optimizer
 from dcm.training.update import PAPERS, Objective
 
 LOG_POINTS = 200  # points kept of each loss curve
-# Parameters that older students lack, and what held then.
-SINCE = {"teacher_precision": "auto", "lora_rank": 0, "at_switch": "continue"}
 MEMORY = ("processes", "gradient_checkpointing", "microbatch", "compiled")  # where and how it runs, not what
 SAMPLING = ("samples", "evaluation_seed", "steps")  # what is sampled afterwards
 PLACE = ("checkpoint_seconds", "run_dir", "device", "threads")
@@ -48,19 +46,11 @@ def finished(parameters: DistillParameters, study: Study) -> DistilledGroup | No
             raise
         print(f"{damaged} Distilling anew.")
         return None
-    return there if SINCE | there.about["identity"] == identity_of(parameters, study) else None
+    return there if there.about["identity"] == identity_of(parameters, study) else None
 
 
 class GroupTraining:
-    """One group's training in this process; see :func:`train_group`. A checkpoint holds how far it has come.
-
-    Attributes
-    ----------
-    averaged : the exponential moving average of the `weights`, by name; both empty without one.
-    kept : weights at the snapshots, by ``update/name``.
-    log, loss_sum : mean losses (M,) by window of updates, and the sum in the present one.
-    saved : the last update of which there is a checkpoint.
-    """
+    """One group's training in this process; see :func:`train_group`. A checkpoint holds how far it has come."""
 
     def __init__(
         self, study: Study, p: DistillParameters, device: torch.device, processes: Processes, objective: Objective
@@ -74,14 +64,12 @@ class GroupTraining:
         switches = replace(self.group, horizons=pairs).switches(p.updates)
         self.snapshots = sorted({*snapshot_updates(p.updates, p.snapshots), *switches})
         self.window = max(1, p.updates // LOG_POINTS)
-        self.update = self.evaluations = self.saved = 0
-        self.averaged: dict[str, Tensor] = {}
-        self.kept: dict[str, Tensor] = {}
-        self.log: list[Tensor] = []
-        self.began = time.monotonic()
-
-        seeds = [m.seed for m in self.group.members]
-        self.loss_sum = torch.zeros(len(seeds), device=device)
+        self.update = self.evaluations = self.saved = 0  # the last: of which there is a checkpoint
+        self.averaged: dict[str, Tensor] = {}  # the moving average of the `weights`, by name; both empty without one
+        self.kept: dict[str, Tensor] = {}  # weights at the snapshots, by ``update/name``
+        self.began, seeds = time.monotonic(), [m.seed for m in self.group.members]
+        self.log: list[Tensor] = []  # mean losses (M,) by window of updates
+        self.loss_sum = torch.zeros(len(seeds), device=device)  # in the present one
         self.students = study.make_students(seeds, p.width, p.lora_rank).to(device)
         study.use_precision(p.teacher_precision)
         study.before_training(self.students, p, processes)
@@ -98,11 +86,6 @@ class GroupTraining:
             study.teacher, study.data, self.group, p.batch, device, p.updates_per_solve, p.solves_in_flight,
             p.pairs_per_trajectory, processes, p.updates,
         )  # fmt: skip
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds of training in all."""
-        return time.monotonic() - self.began
 
     def restore(self, tensors: dict[str, Tensor], about: dict) -> None:
         """Go on from what a checkpoint holds."""
@@ -134,7 +117,7 @@ class GroupTraining:
     def write(self, path: Path, tensors: dict[str, Tensor]) -> None:
         """Write `tensors` with what they are of."""
         about = {
-            "identity": self.identity, "update": self.update, "evaluations": self.evaluations, "seconds": self.elapsed,
+            "identity": self.identity, "update": self.update, "evaluations": self.evaluations, "seconds": time.monotonic() - self.began,
             "parameters": self.p.model_dump(), "group": asdict(self.group), "snapshots": self.snapshots,
             "log_window": self.window, "processes": self.processes.size,
         }  # fmt: skip

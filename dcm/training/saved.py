@@ -22,18 +22,12 @@ from dcm.support.files import fingerprint, read_tensors
 
 @dataclass
 class DistilledGroup:
-    """A group of students as notebook 2 left it.
-
-    Attributes
-    ----------
-    group : what was distilled. updates : the updates at which weights were kept, the last being the end.
-    about : parameters, wall time in seconds and teacher evaluations.
-    """
+    """A group of students as notebook 2 left it."""
 
     name: str
     group: Group
-    updates: list[int]
-    about: dict
+    updates: list[int]  # at which weights were kept, the last being the end
+    about: dict  # parameters, wall time in seconds, teacher evaluations
     path: Path
     tensors: dict[str, Tensor]
 

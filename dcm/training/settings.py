@@ -1,7 +1,5 @@
 """How students train."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields
 
 import torch
@@ -18,32 +16,21 @@ def _usual(name: str):
 
 @dataclass(frozen=True)
 class Settings:
-    """How students train.
-
-    Attributes
-    ----------
-    updates : number of updates.
-    lr : learning rate.
-    lr_decay : ``constant``, or ``linear`` to zero over the last half.
-    weight_decay : AdamW's.
-    max_norm : gradient clipping, for each student.
-    loss : ``l2`` (mean squared error) or ``huber`` (pseudo-Huber with c = 1e-3).
-    at_switch : where the horizon of any student changes, whether optimiser and average of weights ``continue`` or
-        ``restart``; of all students, so that those that go on from equal weights differ in the objective alone.
-    optimizer : ``adamw``, or ``adamw8bit`` (bitsandbytes': its state takes a quarter of the memory).
-    """
+    """How students train."""
 
     updates: int
     lr: float = _usual("lr")
-    lr_decay: str = _usual("lr_decay")
-    weight_decay: float = _usual("weight_decay")
-    max_norm: float = _usual("max_norm")
-    loss: str = _usual("loss")
+    lr_decay: str = _usual("lr_decay")  # constant, or linear to zero over the last half
+    weight_decay: float = _usual("weight_decay")  # AdamW's
+    max_norm: float = _usual("max_norm")  # gradient clipping, for each student
+    loss: str = _usual("loss")  # see dcm.horizon.distance
+    # Where the horizon of any student changes, whether optimiser and average of weights ``continue`` or ``restart``: of all
+    # students, so that those that go on from equal weights differ in the objective alone.
     at_switch: str = _usual("at_switch")
-    optimizer: str = _usual("optimizer")
+    optimizer: str = _usual("optimizer")  # adamw, or adamw8bit: bitsandbytes', whose state takes a quarter of the memory
 
     @classmethod
-    def of(cls, parameters: TrainingParameters) -> Settings:
+    def of(cls, parameters: TrainingParameters) -> "Settings":
         """Those among a notebook's parameters."""
         return cls(**{f.name: getattr(parameters, f.name) for f in fields(cls)})
 
