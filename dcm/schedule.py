@@ -5,8 +5,6 @@ One convention everywhere: ``x_t = alpha_t x_0 + sigma_t eps`` with ``alpha_t = 
 (alpha 1, sigma 0). The rate ``beta(t)`` is per unit of the time s = t / T in [0, 1].
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,7 +28,7 @@ class NoiseSchedule:
     _cache: dict = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def from_betas(cls, betas) -> NoiseSchedule:
+    def from_betas(cls, betas) -> "NoiseSchedule":
         """From a diffusers scheduler's ``betas`` (T,), in the paper's form: beta(t) = T beta_t."""
         betas = np.asarray(betas, dtype=np.float64)
         if betas.ndim != 1 or len(betas) == 0 or not ((betas > 0) & (betas < 1)).all():

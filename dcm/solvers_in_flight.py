@@ -6,8 +6,6 @@ what compiled networks and CUDA graphs need. Which slot finishes when follows fr
 device is never waited for. Solutions are those of :func:`dcm.solvers.solve`, up to rounding.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Images with captions, encoded once: latents and embeddings as safetensors, so that training touches the UNet only."""
 
-from __future__ import annotations
-
 import csv
 import functools
 import json
@@ -112,7 +110,7 @@ class CachedLatents:
         return self.latents[i.cpu()].float().to(generator.device), i
 
     @classmethod
-    def load(cls, folder: Path, count: int) -> CachedLatents:
+    def load(cls, folder: Path, count: int) -> "CachedLatents":
         """What :func:`cache` left. Raises :class:`InputError` when a file is missing or damaged."""
         parts = [read_tensors(folder / f"{k:05d}.safetensors")[0] for k in range(len(shard_rows(count)))]
         whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -1,7 +1,5 @@
 """Images as training data: scikit-learn's digits, CIFAR-10, any image folder, or a teacher's own samples."""
 
-from __future__ import annotations
-
 import os
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -49,7 +47,7 @@ class ImageSet:
         """Number of classes."""
         return len(self.classes)
 
-    def to(self, device: torch.device | str) -> ImageSet:
+    def to(self, device: torch.device | str) -> "ImageSet":
         """A copy on `device`; draws need their generator there too."""
         return replace(self, **{name: v.to(device) for name, v in vars(self).items() if isinstance(v, Tensor)})
 

@@ -1,7 +1,5 @@
 """The exact teacher: a class-conditional Gaussian mixture, whose noised score, and so the true ODE solution, is known."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,7 +21,7 @@ class ContinuousSchedule(NoiseSchedule):
     A, D = np.sqrt(0.00085), np.sqrt(0.012) - np.sqrt(0.00085)
 
     @classmethod
-    def scaled_linear(cls, T: int = 1000) -> ContinuousSchedule:
+    def scaled_linear(cls, T: int = 1000) -> "ContinuousSchedule":
         """Schedule with T integer timesteps."""
         s, probe = np.arange(1, T + 1) / T, cls(np.empty(T), np.empty(T))
         return cls(probe.alpha_bar_at(s), probe.rate_at(s))
@@ -60,7 +58,7 @@ class GaussianMixtureTeacher:
     _cache: dict = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def interleaved_ring(cls, modes: int = 3) -> GaussianMixtureTeacher:
+    def interleaved_ring(cls, modes: int = 3) -> "GaussianMixtureTeacher":
         """4 classes of `modes` Gaussians each on a ring, interleaved, so that every class spans the plane.
 
         Their standard deviations are 0.22 along and 0.07 across the spoke, where there is room. Modes of one class have
@@ -76,7 +74,7 @@ class GaussianMixtureTeacher:
         return cls(1.2 * spoke, covariances, k % CLASSES, weights / weights.sum())
 
     @classmethod
-    def of(cls, dimension: int = 2, modes: int = 3) -> GaussianMixtureTeacher:
+    def of(cls, dimension: int = 2, modes: int = 3) -> "GaussianMixtureTeacher":
         """The study's mixture with `modes` a class: in 2-D the ring, else round Gaussians in directions drawn once."""
         if dimension == 2:
             return cls.interleaved_ring(modes)

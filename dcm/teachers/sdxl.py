@@ -4,8 +4,6 @@ The network is called with the integer timestep t itself (1..T), as in the paper
 it with t - 1: mind the difference when comparing.)
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +29,7 @@ class Prompts:
     def __len__(self) -> int:
         return len(self.pooled)
 
-    def to(self, device: torch.device) -> Prompts:
+    def to(self, device: torch.device) -> "Prompts":
         """The same, held on `device`."""
         return Prompts(self.embeddings.to(device), self.pooled.to(device), self.size_ids.to(device))
 

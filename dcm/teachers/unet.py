@@ -3,8 +3,6 @@
 The network is called with the integer timestep t itself (1..T). (diffusers' own schedulers call it with t - 1.)
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -69,7 +67,7 @@ class UNetTeacher(nn.Module):
         self._compiled: dict[int, Callable] = {}  # by batch size
         self._frozen: tuple[nn.Module, ...] = ()  # in a tuple: no part of the teacher's own weights
 
-    def accelerate(self, compile: bool = True) -> UNetTeacher:
+    def accelerate(self, compile: bool = True) -> "UNetTeacher":
         """Make it fast on a GPU: channels-last memory, bfloat16 matrix products, torch.compile at fixed shapes.
 
         A new batch size compiles anew, which takes the better part of a minute: keep to one or two, or leave
@@ -81,7 +79,7 @@ class UNetTeacher(nn.Module):
             self.unet.compile(dynamic=False)
         return self
 
-    def freeze(self, precision: str = "auto", dtype: torch.dtype = torch.bfloat16) -> UNetTeacher:
+    def freeze(self, precision: str = "auto", dtype: torch.dtype = torch.bfloat16) -> "UNetTeacher":
         """Evaluate the network, and it alone, by a :func:`~dcm.teachers.frozen.frozen_copy` of what it is now."""
         self._frozen, self._compiled = (frozen.frozen_copy(self.unet, dtype, precision),), {}
         return self
@@ -115,7 +113,7 @@ class UNetTeacher(nn.Module):
         write_weights(folder, tensors, {"unet": asdict(self.config), "provenance": provenance or {}})
 
     @classmethod
-    def load(cls, folder: Path) -> UNetTeacher:
+    def load(cls, folder: Path) -> "UNetTeacher":
         """What :meth:`save` wrote, frozen, in float32; raises :class:`InputError` for a missing, altered or foreign file."""
         tensors, about = read_weights(folder)
         try:
