@@ -16,7 +16,6 @@ from dcm.teachers.unet_training import TeacherTraining, train_teacher
 
 # Small enough that the whole digits study runs on two CPU cores in minutes.
 DIGITS_NETWORK: dict[str, Any] = dict(widths=(16, 32), attention=(False, False), layers=1, head_width=16, groups=16)
-DIGITS_UPDATES = 1500
 CIFAR_NETWORK: dict[str, Any] = dict(widths=(96, 112, 96), attention=(False, True, True), layers=2, head_width=16, groups=16)
 CLASSIFIERS = {"digits": dict(updates=400, batch=64), "cifar10": dict(updates=4000, batch=256, width=64)}
 
@@ -34,10 +33,10 @@ def prepare(p, run_dir: Path, device: torch.device) -> None:
              "inception": p.inception}  # fmt: skip
     if not (done.exists() and read_json(done).get("identity") == identity):
         done.unlink(missing_ok=True)
-        if p.updates == 0 and p.study == "cifar10":  # the one that the repository ships
-            teacher = UNetTeacher.load(SHIPPED / "cifar10_teacher")
-            images = load_images(about, teacher.to(device)).to(device)
-            shutil.copytree(SHIPPED / "cifar10_teacher", folder, dirs_exist_ok=True)
+        if p.updates == 0:  # the one that the repository ships
+            shipped = SHIPPED / f"{p.study}_teacher"
+            images = load_images(about, UNetTeacher.load(shipped).to(device)).to(device)
+            shutil.copytree(shipped, folder, dirs_exist_ok=True)
         else:
             images = make_teacher(p, folder, about, device)
         make_classifier(p.study, images, folder / "classifier.safetensors")
@@ -53,10 +52,9 @@ def make_teacher(p, folder: Path, about: dict, device: torch.device) -> ImageSet
         teacher = UNetTeacher(UNetConfig(images.shape[-1], images.shape[0], images.num_classes, **network)).to(device)
     if device.type == "cuda":
         teacher.accelerate()
-    updates = p.updates or DIGITS_UPDATES
-    warmup, ema = min(100, updates // 10), min(0.9995, max(0.0, 1 - 10 / updates))
-    settings = TeacherTraining(updates, batch=p.batch, learning_rate=p.lr, warmup=warmup, ema=ema, seed=p.seed)
-    checkpoint, bar = folder / "checkpoint.safetensors", tqdm(total=updates, desc="train the teacher", unit="update")
+    warmup, ema = min(100, p.updates // 10), min(0.9995, max(0.0, 1 - 10 / p.updates))
+    settings = TeacherTraining(p.updates, batch=p.batch, learning_rate=p.lr, warmup=warmup, ema=ema, seed=p.seed)
+    checkpoint, bar = folder / "checkpoint.safetensors", tqdm(total=p.updates, desc="train the teacher", unit="update")
     for state in train_teacher(teacher, images, settings, checkpoint):
         bar.update(state.step - bar.n)
     bar.close()
