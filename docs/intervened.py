@@ -1,5 +1,6 @@
 """Tables of workflow/interventions.py for docs/interventions.md, and what became of its predictions."""
 
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,6 @@ from dcm.analysis.switch import SWITCH
 
 ROOT = Path(__file__).parents[1]
 NAMES = {"gmm16": "16-D mixture", "digits": "digits"}
-NOT_YET = "*workflow/interventions.py has not been run yet.*"
 PAIRS = list(SWITCH)
 FIRST = SWITCH[PAIRS[0]]
 COPY, REFERENCE = ("frozen", "Direct CM"), ("plain", "direct>cm")
@@ -48,10 +48,10 @@ PREDICTIONS = {
 }  # fmt: skip
 
 
-def rows_of(scale: str) -> pd.DataFrame | None:
-    """What the script measured, where it has run."""
-    path = ROOT / f"results/interventions/{scale}.csv"
-    return pd.read_csv(path) if path.exists() else None
+@cache
+def rows_of(scale: str) -> pd.DataFrame:
+    """What the script measured."""
+    return pd.read_csv(ROOT / f"results/interventions/{scale}.csv")
 
 
 def distances(rows: pd.DataFrame) -> dict[str, str]:
@@ -88,9 +88,6 @@ def outcomes() -> str:
     for number, said in PREDICTIONS.items():
         parts: list[list[Test]] = []
         for rows in map(rows_of, said.scales):
-            if rows is None:
-                parts.append([])
-                continue
             for a, b in said.compared:
                 sound = said.columns is not None or said.part != "guided" or stable(rows, a[0])
                 each = [compared(rows, said.part, a, b, c) for c in said.columns or distances(rows)]
@@ -100,25 +97,22 @@ def outcomes() -> str:
     return "\n".join(lines)
 
 
-def switch_table() -> list[dict] | str:
+def switch_table() -> list[dict]:
     """Every student of the second half, in ratios to D>CM."""
     lines = []
     for scale, name in NAMES.items():
-        if (rows := rows_of(scale)) is None:
-            continue
+        rows = rows_of(scale)
         for student, says in STUDENTS.items():
             if student[0] in set(rows.intervention[rows.part == "switch"]):
                 ratio = {c: shown(compared(rows, "switch", student, REFERENCE, c)) for c in ("ode_error", *distances(rows))}
                 far = "; ".join(f"{ratio[c]} {says.partition(', ')[2]}".strip() for c, says in distances(rows).items())
                 lines.append({"": name, "second half": says, "ODE error": ratio["ode_error"], "distance to the teacher's samples": far})
-    return lines or NOT_YET
+    return lines
 
 
-def guided_table() -> list[dict] | str:
+def guided_table() -> list[dict]:
     """What each intervention does to a guided CM, and to the two claims."""
-    if (rows := rows_of("gmm16")) is None or "guided" not in set(rows.part):
-        return NOT_YET
-    lines = []
+    rows, lines = rows_of("gmm16"), []
     for name in ("plain", *STEADIED):
         line = {"": name, "the CM is stable": "yes" if stable(rows, name) else "no"}
         line["the CM's error / plain"] = "1" if name == "plain" else shown(compared(rows, "guided", (name, "CM"), ("plain", "CM"), "ode_error"))
