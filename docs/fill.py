@@ -162,7 +162,7 @@ def findings() -> str:
     cost = switch_rows("costs").groupby("method").relative
     told = table("switch", "predictions").outcome.value_counts()
     far = lambda student: np.exp(intervened.compared(intervened.rows_of("gmm16"), "switch", student, intervened.REFERENCE, "swd_teacher").value)
-    cells = final_one_step(with_final(table("difficulty", "metrics"), CELL)).groupby(CELL)
+    cells = final_one_step(with_final(intervened.rows_of("metrics", "difficulty"), CELL)).groupby(CELL)
     harder = lambda *which: ", ".join(f"{np.exp(log_ratios(cells.get_group(c), SWITCH[PAIRS[0]], 'swd_teacher').mean()):.3g}" for c in which)
     return f"""\
 1. **From the same weights, the Direct objective solves the ODE better and its samples are worse**, by every measure, on {' and '.join(map(scale, held)) or 'none of them'}. Direct / CM, {first}.{rest}
@@ -209,7 +209,7 @@ STEPS = {
 
 def difficulty_table() -> str:
     """The switch by cell of workflow/difficulty.py, and what became of the predictions about it."""
-    rows, lines, logs = with_final(table("difficulty", "metrics"), CELL), [], {}
+    rows, lines, logs = with_final(intervened.rows_of("metrics", "difficulty"), CELL), [], {}
     stable = stability(rows, CELL) == STABLE
     shown = lambda e: "{:.3g} [{:.3g},&nbsp;{:.3g}]".format(*np.exp([e.value, e.low, e.high]))
     for cell, part in final_one_step(rows).groupby(CELL, sort=False):

@@ -49,9 +49,9 @@ PREDICTIONS = {
 
 
 @cache
-def rows_of(scale: str) -> pd.DataFrame:
-    """What the script measured."""
-    return pd.read_csv(ROOT / f"results/interventions/{scale}.csv")
+def rows_of(name: str, folder: str = "interventions") -> pd.DataFrame:
+    """A table of what a script measured."""
+    return pd.read_csv(ROOT / f"results/{folder}/{name}.csv")
 
 
 def distances(rows: pd.DataFrame) -> dict[str, str]:
