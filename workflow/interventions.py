@@ -1,6 +1,7 @@
 """Which part of the CM's objective does it? The switch with one part of its second half changed, and a guided CM steadied.
 
-From equal weights, Direct then Direct and Direct then CM, of the main group of a study whose notebook 1 has run:
+From equal weights, of the main group of a study whose notebook 1 has run: Direct then Direct and Direct then CM (part
+``switch``), and CM then Direct and CM then CM (part ``from_cm``, without ``ema``):
 
 - ``ema``: the CM's target is answered by an average of its weights, as Song et al. 2023 train; ``frozen``: by a CM that
   was trained before and stands still. In ``frozen`` the Direct CM's target is that CM's answer at the same point, so that
@@ -47,7 +48,7 @@ from dcm.training.run import train_group
 from dcm.training.saved import load_group
 from dcm.training.update import Objective
 
-SWITCH = ["direct", "direct>cm"]
+SWITCH = {"switch": ["direct", "direct>cm"], "from_cm": ["cm>direct", "cm"]}
 GUIDED = ("slow", "ema", "clipped", "guided_start")
 
 
@@ -139,8 +140,9 @@ def guided_start(study: Study, guidance: float) -> Callable[..., None]:
 def objectives(study: Study, p: DistillParameters, home: Path, device: torch.device) -> Iterator[tuple[str, Objective]]:
     """What is changed in the second half, by name; ``plain`` comes first, since ``frozen`` needs its students."""
     yield "plain", Objective()
-    yield "ema", Objective(AveragedTarget(p.ema))
-    plain = load_group(home, "intervention-plain")
+    if p.horizons == SWITCH["switch"]:
+        yield "ema", Objective(AveragedTarget(p.ema))
+    plain = load_group(home, p.group_name)
     students, seeds = plain.students(study, p.updates, device), len(p.seeds)
     ends = [h if isinstance(h, int) else h[-1][1] for h in plain.group.ordered]
     d, cm = (slice(i * seeds, (i + 1) * seeds) for i in (ends.index(p.intervals), ends.index(1)))
@@ -196,9 +198,10 @@ def main(arguments: list[str] | None = None) -> None:
             values = config.notebook("2_distill", of) | {"group_name": f"intervention-{name}", "snapshots": 1, "run_dir": str(home)} | more
             return validate(DistillParameters, values)
 
-        p = group(config.main_group, "plain", horizons=SWITCH)
-        for name, objective in objectives(study, p, home, device):
-            run("switch", name, study, group(config.main_group, name, horizons=SWITCH), objective)
+        for part, horizons in SWITCH.items():
+            own = lambda name: group(config.main_group, name if part == "switch" else f"{part}-{name}", horizons=horizons)
+            for name, objective in objectives(study, own("plain"), home, device):
+                run(part, name, study, own(name), objective)
         for names in ((), *((n,) for n in GUIDED), GUIDED) if given.guided else ():
             if study.is_image and "guided_start" in names:
                 continue

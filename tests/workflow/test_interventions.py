@@ -50,9 +50,9 @@ def weights(home, name, update, method):
 def test_every_intervention_is_measured_once(measured, capsys):
     home, rows, _ = measured
     assert list(rows.groupby("part", sort=False).intervention.unique().map(list)) == [
-        ["plain", "ema", "frozen"], ["plain", "slow", "ema", "clipped", "guided_start", "steady"]
+        ["plain", "ema", "frozen"], ["plain", "frozen"], ["plain", "slow", "ema", "clipped", "guided_start", "steady"]
     ]  # fmt: skip
-    assert (rows.groupby(["part", "intervention"]).size() == rows.part.map({"switch": 2, "guided": 4}).groupby([rows.part, rows.intervention]).first() * 9).all()
+    assert (rows.groupby(["part", "intervention"]).size() == rows.part.map({"switch": 2, "from_cm": 2, "guided": 4}).groupby([rows.part, rows.intervention]).first() * 9).all()
     assert rows.ode_error.notna().all() and rows.swd_teacher.notna().equals(rows["update"] == 8)
     interventions.main([str(home / "study.yaml"), str(home / "rows.csv"), "--guided", "w9"])
     assert capsys.readouterr().out == ""

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from dcm.analysis.runs import load
-from dcm.report.provenance import stale
+from dcm.report.provenance import report
 
 ROOT = Path(__file__).parents[2]
 FIGURES = [f"fig{i}" for i in range(1, 11)]
@@ -120,7 +120,7 @@ def check_results(folder: Path, study: str, sweeps: bool) -> None:
     figures = [f for f in FIGURES if sweeps or f not in ("fig3", "fig4", "fig5", "fig8")]
     for name in figures:
         assert (results / f"{name}.png").stat().st_size > 5000 and (results / f"{name}.pdf").stat().st_size > 3000
-        assert stale(results / f"{name}.png") == []
+        assert report(results / f"{name}.png")[1] == []
     for name in ("tab1", "verdicts"):
         assert (results / f"{name}.csv").stat().st_size > 0 and "|" in (results / f"{name}.md").read_text()
     page = (results / "README.md").read_text()
@@ -271,7 +271,7 @@ def test_the_regimes(gmm):
     again = subprocess.run([*map(str, run), "1", "-n"], cwd=folder, capture_output=True, text=True, env=ENVIRONMENT)
     assert "Nothing to be done" in again.stdout + again.stderr
     results = folder / "regimes"
-    assert (results / "plane.png").stat().st_size > 5000 and stale(results / "plane.png") == []
+    assert (results / "plane.png").stat().st_size > 5000 and report(results / "plane.png")[1] == []
     claims = pd.read_csv(results / "verdicts.csv")
     assert set(claims.regime) >= {"main", "steps 2", "steps 4", "intervals 5", "solver heun", "guidance 1"} and (claims.seeds == 3).all()
     page = (results / "README.md").read_text()
