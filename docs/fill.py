@@ -211,13 +211,12 @@ def difficulty_table() -> str:
     """The switch by cell of workflow/difficulty.py, and what became of the predictions about it."""
     rows, lines, logs = with_final(intervened.rows_of("metrics", "difficulty"), CELL), [], {}
     stable = stability(rows, CELL) == STABLE
-    shown = lambda e: "{:.3g} [{:.3g},&nbsp;{:.3g}]".format(*np.exp([e.value, e.low, e.high]))
     for cell, part in final_one_step(rows).groupby(CELL, sort=False):
         line = dict(zip(CELL, cell), rate=f"{part.lr.iloc[0]:g}", **{"the CM is stable": "yes" if stable[cell] else "no"})
         for pair, methods in SWITCH.items():
             for claim, column in (("C1", "ode_error"), ("C2", "swd_teacher")):
                 logs[pair, claim, cell] = log_ratios(part, methods, column)
-                line[f"{claim}, {pair}"] = shown(paired_t(logs[pair, claim, cell].to_numpy()))
+                line[f"{claim}, {pair}"] = intervened.shown(paired_t(logs[pair, claim, cell].to_numpy()))
         lines.append(line)
     said, c2 = [], {cell: logs[PAIRS[0], "C2", cell] for cell in stable.index}
     for number, (says, steps, sign) in STEPS.items():

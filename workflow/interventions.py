@@ -195,7 +195,9 @@ def main(arguments: list[str] | None = None) -> None:
             print(part, name, flush=True)
 
         def group(of: str, name: str, **more) -> DistillParameters:
-            values = config.notebook("2_distill", of) | {"group_name": f"intervention-{name}", "snapshots": 1, "run_dir": str(home)} | more
+            # No checkpoints: they would not hold what an objective keeps, so that an interrupted training begins anew.
+            own = {"group_name": f"intervention-{name}", "snapshots": 1, "run_dir": str(home), "checkpoint_seconds": 1e9}
+            values = config.notebook("2_distill", of) | own | more
             return validate(DistillParameters, values)
 
         for part, horizons in SWITCH.items():
