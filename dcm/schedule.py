@@ -58,11 +58,10 @@ class NoiseSchedule:
         if not (t.is_cuda or (1 <= t.min() and t.max() <= self.T)):  # a CUDA graph cannot ask
             raise InputError(f"t = {float(t.min()):g} lies outside the schedule; allowed: fractional timesteps from 1 to {self.T}.")
         low = t.long().clamp(1, max(1, self.T - 1))
-        rate, alpha, sigma = (torch.stack([self._lookup(n, low + k, t) for k in (0, 1)]) for n in ("rate", "alpha", "sigma"))
-        part = t - low
+        ends = lambda name: torch.stack([self._lookup(name, low + k, t) for k in (0, 1)])
         if name == "rate":
-            return torch.lerp(*rate, part).to(like.dtype)
-        log_snr = 2 * torch.lerp(*(alpha / sigma).log(), part)
+            return torch.lerp(*ends("rate"), t - low).to(like.dtype)
+        log_snr = 2 * torch.lerp(*(ends("alpha") / ends("sigma")).log(), t - low)
         return torch.sigmoid(log_snr if name == "alpha" else -log_snr).sqrt().to(like.dtype)
 
     def alpha(self, t: Tensor, like: Tensor) -> Tensor:
