@@ -23,7 +23,7 @@ from dcm.analysis.switch import SWITCH, log_ratios
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ALL = "regimes_all"
-SCALES = {"gmm": "2-D mixture", "gmm16": "16-D mixture", "cifar10": "CIFAR-10"}
+SCALES = {"gmm": "2-D mixture", "gmm16": "16-D mixture", "cifar10": "CIFAR-10", "cifar10_w9": "guided CIFAR-10"}
 PAIRS = tuple(SWITCH)
 
 

@@ -10,7 +10,7 @@ from dcm.analysis import switch
 from dcm.analysis.compare import CONFIDENCE, STABLE, paired_t, stability
 from dcm.analysis.measured import final_one_step
 from dcm.analysis.runs import SETTING_OF_RUN, Results, measures
-from dcm.analysis.switch import SWITCH, UNBLURRED
+from dcm.analysis.switch import PLAIN, SWITCH, UNBLURRED
 
 HELD, FAILED, OPEN = "held", "failed", "open"
 # What a group may differ in from the main group and still have its place in a sweep over guidance and grid.
@@ -20,7 +20,8 @@ SCALES: dict[str, dict] = {
     "CIFAR-10": {"study": "cifar10"}, "digits": {"study": "digits"},
     "16-D mixture": {"study": "gmm", "dimension": 16, "modes": 12}, "2-D mixture": {"study": "gmm", "dimension": 2, "modes": 3},
 }  # fmt: skip
-FIRST, FILTERED = (next(iter(pairs)) for pairs in (SWITCH, UNBLURRED))
+FIRST, PLAINLY, FILTERED = (next(iter(pairs)) for pairs in (SWITCH, PLAIN, UNBLURRED))
+CLAIMS = ("error", -1), ("teacher", 1)
 NEAR = np.log(1.1)
 
 
@@ -77,6 +78,19 @@ class Near(NamedTuple):
                     yield sign, e.value, e.p / 2, _stable(place)
 
 
+class Stable(NamedTuple):
+    """That the CM is stable with DDIM at N and w."""
+
+    scale: str
+    intervals: int
+    guidance: float
+
+    def tests(self, found: list[Results], table: pd.DataFrame) -> Iterator[Test]:
+        """One, by :func:`dcm.analysis.compare.stability`, which has no p."""
+        if place := _place(found, self.scale, self.intervals, self.guidance):
+            yield 1, 1.0 if _stable(place) else -1.0, 0.0, True
+
+
 def both(scale: str, *roles: str) -> list[Ratio]:
     """That both claims hold by both pairs of the switch."""
     return [Ratio(scale, pair, role, -1 if role == "error" else 1) for pair in SWITCH for role in ("error", *roles)]
@@ -85,7 +99,7 @@ def both(scale: str, *roles: str) -> list[Ratio]:
 HARD = ("CIFAR-10", "digits", "16-D mixture")
 BETWEEN = [("Direct CM", "error", 1), ("direct>cm", "error", -1), ("Direct CM", "teacher", -1), ("direct>cm", "teacher", 1)]
 STEPS = [Lower("16-D mixture", (10, a), (10, b)) for a, b in ((1, 2), (2, 4), (4, 9))]
-PREDICTIONS: dict[int, tuple[str, Sequence[Ratio | Lower | Near]]] = {
+PREDICTIONS: dict[int, tuple[str, Sequence[Ratio | Lower | Near | Stable]]] = {
     1: ("CIFAR-10: both claims, both pairs, every encoder", both("CIFAR-10", "teacher")),
     2: ("digits: the same", both("digits", "teacher")),
     3: ("16-D mixture: the same, to data too", both("16-D mixture", "teacher", "data")),
@@ -99,8 +113,11 @@ PREDICTIONS: dict[int, tuple[str, Sequence[Ratio | Lower | Near]]] = {
     8: ("C2 is lower at N = 50 than at N = 10", [Lower(s, (10, 2), (50, 2)) for s in HARD]),
     9: ("anneal lies between", [Ratio(s, f"anneal / {m}", role, sign) for s in HARD for m, role, sign in BETWEEN]),
     10: ("CIFAR-10: linear blur does not explain C2", [Ratio("CIFAR-10", FILTERED, "teacher", 1), Near("CIFAR-10", FILTERED, FIRST)]),
-    14: ("CIFAR-10, N = 50: both claims (D>D / D>CM)", [Ratio("CIFAR-10", FIRST, r, s, 50) for r, s in (("error", -1), ("teacher", 1))]),
+    14: ("CIFAR-10, N = 50: both claims (D>D / D>CM)", [Ratio("CIFAR-10", FIRST, r, s, 50) for r, s in CLAIMS]),
     15: ("CIFAR-10, N = 50: C2 is lower at w = 9 than at w = 2", [Lower("CIFAR-10", (50, 2), (50, 9))]),
+    26: ("CIFAR-10, N = 10, w = 9: the CM is stable", [Stable("CIFAR-10", 10, 9)]),
+    27: ("LoRA on CIFAR-10, N = 100, w = 9: both claims (D>D / D>CM)", [Ratio("CIFAR-10", FIRST, r, s, 100, 9) for r, s in CLAIMS]),
+    28: ("the same, plain: the Direct CM is better in both", [Ratio("CIFAR-10", PLAINLY, r, -1, 100, 9) for r, _ in CLAIMS]),
 }  # fmt: skip
 
 
