@@ -115,11 +115,11 @@ def span(values: pd.Series) -> str:
     return " to ".join(dict.fromkeys(f"{v:.2f}" for v in (values.min(), values.max())))
 
 
-def between(scale: str, pair: str, role: str) -> str:
-    """The range of the ratios of a scale's main setting: of a pair of methods, or of both of the switch."""
+def between(scale: str, pair: str, role: str, encoder: str = "") -> str:
+    """The range of the ratios of a scale's main setting: of a pair of methods, or of both of the switch; by an `encoder`."""
     rows = switch_rows()
     pairs = PAIRS if pair == "switch" else [pair.replace(" to ", ">")]  # a comment can have no >
-    found = rows[rows.name.str.startswith(scale) & rows.pair.isin(pairs) & (rows.role == role)]
+    found = rows[rows.name.str.startswith(scale) & rows.pair.isin(pairs) & (rows.role == role) & rows.label.str.endswith(encoder)]
     return span(found.value)
 
 
@@ -158,16 +158,17 @@ def findings() -> str:
         f"{scale(name)}: error after the encoder {span(own.value)} times the CM's, better in {(own.verdict == 'supported').sum()} and worse in {(own.verdict == 'contradicted').sum()} of {len(own)} comparisons"
         for name, own in seen.groupby("name", sort=False)
     )
-    nearer = lambda m: " and ".join(map(scale, by_all(clear, (f"{m} / CM", f"{m} / Direct CM"), {"teacher": "contradicted"})))
+    listed = lambda names: " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:]))) or "none"
+    nearer = lambda m: listed([*map(scale, by_all(clear, (f"{m} / CM", f"{m} / Direct CM"), {"teacher": "contradicted"}))])
     cost = switch_rows("costs").groupby("method").relative
     told = table("switch", "predictions").outcome.value_counts()
     far = lambda student: np.exp(intervened.compared(intervened.rows_of("gmm16"), "switch", student, intervened.REFERENCE, "swd_teacher").value)
     cells = final_one_step(with_final(intervened.rows_of("metrics", "difficulty"), CELL)).groupby(CELL)
     harder = lambda *which: ", ".join(f"{np.exp(log_ratios(cells.get_group(c), SWITCH[PAIRS[0]], 'swd_teacher').mean()):.3g}" for c in which)
     return f"""\
-1. **From the same weights, the Direct objective solves the ODE better and its samples are worse**, by every measure, on {' and '.join(map(scale, held)) or 'none of them'}. Direct / CM, {first}.{rest}
+1. **From the same weights, the Direct objective solves the ODE better and its samples are worse**, by every measure, on {listed([*map(scale, held)])}. Direct / CM, {first}.{rest.replace('the guided', 'guided')}
 2. **What it gains in pixels it does not gain in features.** {features}.
-3. **Direct first, CM last is best**: halving *h* from N to 1 while training gives samples nearer to the teacher's than either objective alone, by every measure, on {nearer('anneal') or 'none'}, with {span(cost.get_group('anneal'))} of the Direct CM's teacher evaluations; one switch from Direct to CM does on {nearer('direct>cm') or 'none'}. Of {told.sum()} [predictions](docs/preregistration.md) {told.get('held', 0)} held, {told.get('failed', 0)} failed, {told.get('open', 0)} are open ([table](results/switch/README.md#predictions)).
+3. **Direct first, CM last is best**: halving *h* from N to 1 while training gives samples nearer to the teacher's than either objective alone, by every measure, on {nearer('anneal')}, with {span(cost.get_group('anneal'))} of the Direct CM's teacher evaluations; one switch from Direct to CM does on {nearer('direct>cm')}. Of {told.sum()} [predictions](docs/preregistration.md) {told.get('held', 0)} held, {told.get('failed', 0)} failed, {told.get('open', 0)} are open ([table](results/switch/README.md#predictions)).
 4. **Regression as such does no harm; what is regressed on does.** On the 16-D mixture a student that copies a trained CM by plain regression has the CM's samples: its distance is {far(intervened.COPY):.2f} times the CM's. One that regresses on the ODE's solution has {far(("plain", "Direct CM")):.2f} times. And C2 is there where the teacher's map is hard for the student: the ratio is {harder(*((d, 12, 64) for d in (2, 4, 8, 16)))} in 2, 4, 8 and 16 dimensions, and {harder(*((16, 12, w) for w in (64, 128, 256)))} for students of width 64, 128 and 256 ([interventions](docs/interventions.md))."""
 
 
