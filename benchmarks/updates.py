@@ -27,7 +27,7 @@ from dcm.schedule import Grid
 from dcm.solvers import solve
 from dcm.solvers_in_flight import Stepper
 from dcm.students.lockstep import ModuleStudents
-from dcm.students.networks import VelocityNetwork
+from dcm.students.networks import UNetStudent
 from dcm.support.processes import find_device, ready_device
 from dcm.training.loop import distill
 from dcm.training.settings import Settings
@@ -163,7 +163,7 @@ class Example:
 
 def make_students(teacher, count: int = 1) -> ModuleStudents:
     """Students that start as the teacher."""
-    networks = [VelocityNetwork(teacher.config) for _ in range(count)]
+    networks = [UNetStudent(teacher.config) for _ in range(count)]
     for network in networks:
         network.unet.load_state_dict(teacher.unet.state_dict())
         network.autocast = teacher.autocast

@@ -19,7 +19,7 @@ from dcm.support import lock
 from dcm.support.errors import InputError
 from dcm.support.files import ROOT, project_path, read_json, read_tensors, sha256, write_text
 
-DOWNLOADS = {"cifar10": {"download": True, "data": "cifar10"}, "sdxl": {"download": True}}  # parameters of the teacher
+DOWNLOADS = {"cifar10": {"download": True, "data": "cifar10"}, "sdxl": {"download": True}, "diffusers": {"download": True}}  # parameters of the teacher
 TABLES = ("ode_error.csv", "ode_error_by_time.csv", "quality.csv", "teacher_quality.csv", "solver_error.csv")
 
 

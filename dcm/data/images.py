@@ -14,7 +14,7 @@ from torch import Tensor
 from dcm.schedule import Grid
 from dcm.solvers import solve
 from dcm.support.errors import InputError
-from dcm.support.files import fingerprint, read_tensors, verify, write_tensors
+from dcm.support.files import fingerprint, read_header, read_tensors, tensors_digest, verify, write_tensors
 from dcm.support.progress import tqdm
 from dcm.support.seeds import sample_noise
 
@@ -121,32 +121,38 @@ def cifar10(folder: str | Path, download: bool = False) -> ImageSet:
 
 
 def image_folder(
-    folder: str | Path, shape: tuple[int, int, int] = (3, 32, 32), held_out: int = 5000, flip: bool = False
+    folder: str | Path,
+    shape: tuple[int, int, int] = (3, 32, 32),
+    held_out: int = 5000,
+    flip: bool = False,
+    labelled: bool = True,
 ) -> ImageSet:
-    """Any image folder with one subfolder a class (torchvision's ``ImageFolder``); classes in alphabetical order.
+    """Any image folder with one subfolder a class, as torchvision has it; classes in alphabetical order.
 
     Every image must have the `shape` (C, H, W), where C is 1 (grey) or 3 (colour). The decoded images are kept beside the
-    folder's classes as one safetensors file, named after what was read, so a second call is fast.
+    folder's classes as one safetensors file, named after what was read, so a second call is fast. A third of the images is
+    held out, at most `held_out`. Not `labelled`, all images in it, however deep, are of one class.
     Raises :class:`InputError` for an empty folder, an image of another size, an unreadable file.
     """
-    from torchvision.datasets import ImageFolder
+    from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
     try:
-        listing = ImageFolder(str(folder), loader=lambda path: _read_image(path, shape))
+        classes, index = find_classes(str(folder)) if labelled else (["image"], {"": 0})
+        listing = make_dataset(str(folder), index, IMG_EXTENSIONS)
     except (FileNotFoundError, NotADirectoryError):
-        needs = "it must hold one subfolder a class, each with at least one image"
-        raise InputError(f"{folder} is no image folder: {needs}; {HOW_TO_GET}.") from None
-    found = [(path.removeprefix(str(folder)), os.stat(path)) for path, _ in listing.samples]
+        needs = "one subfolder a class, each with at least one image" if labelled else "at least one image"
+        raise InputError(f"{folder} is no image folder: it must hold {needs}; {HOW_TO_GET}.") from None
+    found = [(path.removeprefix(str(folder)), os.stat(path)) for path, _ in listing]
     facts = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in found]
     cache = Path(folder) / f".decoded-{fingerprint(facts, shape)}.safetensors"
     if cache.exists():
         images = read_tensors(cache)[0]["images"]
     else:
-        images = torch.stack([image for image, _ in tqdm(listing, desc="reading images", unit="image")])
+        images = torch.stack([_read_image(path, shape) for path, _ in tqdm(listing, desc="reading images", unit="image")])
         with suppress(InputError, OSError, SafetensorError):  # a full or read-only disk costs only the next call's speed
             write_tensors(cache, {"images": images})
-    parts = split(images, torch.tensor(listing.targets), held_out)
-    return ImageSet(*parts, classes=tuple(listing.classes), flip=flip)
+    parts = split(images, torch.tensor([label for _, label in listing]), min(held_out, len(images) // 3))
+    return ImageSet(*parts, classes=tuple(classes), flip=flip)
 
 
 def open_image(path: str | Path, mode: str = "RGB"):
@@ -168,17 +174,26 @@ def _read_image(path: str, shape: tuple[int, int, int]) -> Tensor:
     return pil_to_tensor(image)
 
 
-def teacher_samples(teacher, count: int, intervals: int = 50, chunk: int = 500) -> ImageSet:
+def teacher_samples(teacher, count: int, intervals: int = 50, chunk: int = 500, kept: Path | None = None) -> ImageSet:
     """Unguided samples of an image teacher by DDIM, in place of data: for those who have its weights but no images.
 
     None is held out, where metrics would take it for real. Sample i has class i mod num_classes, and noise of its own.
+    They are taken from the file `kept`, where it is of this teacher, and else written there.
     """
     device = next(teacher.parameters()).device
     condition, grid = torch.arange(count) % teacher.num_classes, Grid(intervals, teacher.schedule.T)
-    parts: list[Tensor] = []
-    for c in tqdm(condition.to(device).split(chunk), desc="teacher samples", unit="batch"):
-        rows = range(len(parts) * chunk, len(parts) * chunk + len(c))
-        x = sample_noise(0, "teacher", rows, teacher.shape).to(device)
-        parts.append(solve(teacher, x, intervals, c, 1.0, "ddim", grid).x.cpu())
-    images = ((torch.cat(parts).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    of = {"weights": tensors_digest({n: v.cpu() for n, v in teacher.state_dict().items()}), "count": count, "N": intervals}
+    known = read_header(kept) == of if kept else False
+    images = read_tensors(kept)[0]["images"] if kept and known else _sampled(teacher, condition.to(device), grid, chunk)
+    if kept and not known:
+        write_tensors(kept, {"images": images}, of)
     return ImageSet(*split(images, condition, 0), classes=tuple(map(str, range(teacher.num_classes))))
+
+
+def _sampled(teacher, condition: Tensor, grid: Grid, chunk: int) -> Tensor:
+    parts: list[Tensor] = []
+    for c in tqdm(condition.split(chunk), desc="teacher samples", unit="batch"):
+        rows = range(len(parts) * chunk, len(parts) * chunk + len(c))
+        x = sample_noise(0, "teacher", rows, teacher.shape).to(c.device)
+        parts.append(solve(teacher, x, grid.intervals, c, 1.0, "ddim", grid).x.cpu())
+    return ((torch.cat(parts).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

@@ -37,7 +37,7 @@ class ImageQuality:
     ----------
     extractor : features that the primary metric rests on; see :mod:`dcm.metrics.features`.
     classifier : judges whether samples show their class, and is a second encoder where it is not the extractor; where it
-        is, the pixels are.
+        is, or there is none, the pixels are.
     real : held-out real images (n, C, H, W) in [-1, 1]; where there are none, ``fd_real`` is NaN.
     self_supervised : a further encoder, which no labels taught. inception : another,
         :class:`~dcm.metrics.encoders.InceptionFeatures`; with None the usual FID and KID are not measured.
@@ -52,25 +52,27 @@ class ImageQuality:
 
     primary, secondary_metrics = "fd_teacher", ("fd_real", "sharpness")
 
-    def __init__(self, extractor, classifier: Classifier, real: Tensor | None = None, self_supervised=None, inception=None):
+    def __init__(self, extractor, classifier: Classifier | None, real: Tensor | None = None, self_supervised=None, inception=None):
         self.extractor, self.classifier = extractor, classifier
         self.self_supervised, self.inception = self_supervised, inception
         self.real = real if real is not None and len(real) else None
         # A verdict must not hang on one network: beside a classifier's features, small images' pixels.
-        further = {"pixels": PixelFeatures()} if classifier is extractor else {"classifier": classifier}
+        further = {"classifier": classifier} if classifier and classifier is not extractor else {"pixels": PixelFeatures()}
         further |= {"self": self_supervised, "inception": inception}
         views = {"": extractor} | {name: e for name, e in further.items() if e is not None}
         self.views = [(encoder, columns(encoder, name)) for name, encoder in views.items()]
-        self.metrics = self.views[0][1] | {
-            "agreement": Metric("share classified as their class", lower_is_better=False),
+        judged = {"agreement": Metric("share classified as their class", lower_is_better=False)} if classifier else {}
+        self.metrics = self.views[0][1] | judged | {
             "sharpness": Metric("high-frequency power [teacher = 1]", judged=False),
         } | {name: metric for _, read in self.views[1:] for name, metric in read.items()}
 
     @property
     def note(self) -> str:
         """What stands behind the metrics, for the report."""
-        said = f"Features and class agreement: {self.extractor.name}; the classifier is right on"
-        said = f"{said} {self.classifier.accuracy:.1%} of held-out images."
+        said = f"Features: {self.extractor.name}."
+        if self.classifier:
+            said = f"Features and class agreement: {self.extractor.name}; the classifier is right on"
+            said = f"{said} {self.classifier.accuracy:.1%} of held-out images."
         if self.self_supervised is not None:
             near = self.self_supervised.accuracy.get("kNN, k 20", NAN)
             said += f" By nearest neighbours in the features of the encoder that had no labels {near:.1%} are."
@@ -99,6 +101,7 @@ class ImageQuality:
             near = *precision_recall(own, teacher), paired_error(own, teacher)
             out |= zip(read, (frechet(own, teacher), to_real, kernel_distance(own, teacher), *near))
         x, teacher_x = x.float().clamp(-1, 1), teacher_x.float().clamp(-1, 1)
-        out["agreement"] = float((self.classifier.classify(x) == condition.cpu()).double().mean())
+        if self.classifier:
+            out["agreement"] = float((self.classifier.classify(x) == condition.cpu()).double().mean())
         out["sharpness"] = distances.sharpness(*map(distances.radial_power, (x, teacher_x)))
         return {name: out[name] for name in self.metrics}

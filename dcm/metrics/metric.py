@@ -16,7 +16,8 @@ class Metric:
 
 
 # By study, by encoder: the columns of the Frechet distances to the teacher's samples and to held-out images, and of the
-# paired error, the ODE error in the encoder's space. The first is primary; Inception's and SDXL's need weights.
+# paired error, the ODE error in the encoder's space. The first is primary; Inception's and SDXL's need weights, and
+# diffusers' self-supervised one measures CIFAR-10 alone.
 ENCODERS: dict[str, dict[str, tuple[str, str, str]]] = {
     "gmm": {"x": ("frechet", "", "paired")},
     "digits": {
@@ -27,6 +28,12 @@ ENCODERS: dict[str, dict[str, tuple[str, str, str]]] = {
     "cifar10": {
         "EfficientNet-Lite0": ("fd_teacher", "fd_real", "paired"),
         "classifier": ("fd_classifier", "fd_classifier_real", "paired_classifier"),
+        "self-supervised": ("fd_self", "fd_self_real", "paired_self"),
+        "Inception": ("fid_teacher", "fid_real", "paired_inception"),
+    },
+    "diffusers": {
+        "EfficientNet-Lite0": ("fd_teacher", "fd_real", "paired"),
+        "pixel": ("fd_pixels", "fd_pixels_real", "paired_pixels"),
         "self-supervised": ("fd_self", "fd_self_real", "paired_self"),
         "Inception": ("fid_teacher", "fid_real", "paired_inception"),
     },

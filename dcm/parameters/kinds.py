@@ -30,6 +30,9 @@ STUDIES = {  # a parameter that stands nowhere here is for every study
     "gmm": Used(frozenset({"dimension", "modes"}), frozenset({"pretrain", "width"})),
     "digits": Used(_TRAINED, _NETWORK),
     "cifar10": Used(_TRAINED | _ELSEWHERE | {"teacher_images"}, _NETWORK, ("cifar10", "folder", "teacher")),
+    "diffusers": Used(
+        _ELSEWHERE | {"teacher_images", "model", "null_class"}, _NETWORK, ("cifar10", "folder", "teacher"),
+    ),
     "sdxl": Used(
         _ELSEWHERE | set("seed batch model vae resolution flip precision clip dino aesthetic".split()),
         frozenset("width gradient_checkpointing microbatch teacher_precision".split()),

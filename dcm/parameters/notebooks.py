@@ -41,6 +41,13 @@ class WithResults(Place):
         return self
 
 
+def check_guidance(guidance: list[float], null_class: bool) -> None:
+    """Raise :class:`InputError` for `guidance` by a diffusers pipeline's network that has no class which stands for none."""
+    if not null_class and guidance != [1]:
+        why = " for the study diffusers with null_class = false"
+        raise refusal("guidance", guidance, f"{[1.0]}, or null_class = true where the network's last class is none", why)
+
+
 def check_used(parameters: Common, notebook: str) -> None:
     """Raise :class:`InputError` for what is set, other than by default, and used by other studies alone."""
     used = {name: getattr(study, notebook) for name, study in k.STUDIES.items()}
@@ -70,6 +77,7 @@ class TeacherParameters(Common):
     teacher_images: Annotated[int, k.between(1, 1_000_000)] = 10000
     inception: Annotated[str, k.one_of("off", "local", "download")] = "off"
     model: k.Source = "stabilityai/stable-diffusion-xl-base-1.0"
+    null_class: k.Flag = False
     vae: k.Source = "of the model"
     resolution: Annotated[int, Field(ge=8, multiple_of=8, description="a whole number, a multiple of 8")] = 1024
     flip: k.Flag = False
@@ -89,6 +97,8 @@ class TeacherParameters(Common):
         if self.data == "teacher" and self.updates:
             why = " with updates above 0: a teacher needs images to train on"
             raise refusal("data", self.data, "cifar10, folder", why)
+        if self.study == "diffusers":
+            check_guidance(self.guidance, self.null_class)
         return self
 
 

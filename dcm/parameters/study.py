@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from dcm.parameters import kinds as k
 from dcm.parameters.check import shown, validate, within
-from dcm.parameters.notebooks import NOTEBOOKS, Common, RegimeParameters, WithResults, check_ends
+from dcm.parameters.notebooks import NOTEBOOKS, Common, RegimeParameters, WithResults, check_ends, check_guidance
 from dcm.support.errors import InputError
 
 
@@ -31,6 +31,10 @@ class StudyConfig(Common, WithResults):
             for name in self.groups if notebook == "2_distill" else [None]:
                 self.notebook(notebook, name)
         check_ends(self.main_group, self.notebook("2_distill", self.main_group))
+        if self.study == "diffusers":
+            for name in self.groups:
+                with within(f"group {name}"):
+                    check_guidance(self.notebook("2_distill", name)["guidance"], self.teacher.get("null_class", False))
         return self
 
     def notebook(self, notebook: str, group: str | None = None) -> dict:

@@ -122,4 +122,5 @@ def notes(quality, teacher: pd.DataFrame, samples: int) -> list[str]:
     far = "For scale: as many real training images have a Frechet distance of {:.3g} to the held-out ones"
     real = teacher[teacher.solver == "real images"].itertuples()
     said = f"Quality is measured on {samples} samples of each student. {quality.note}"
-    return [said, *(far.format(r.fd_real) + f", and {r.agreement:.1%} of them agree with their class." for r in real)]
+    agree = ", and {:.1%} of them agree with their class" if "agreement" in teacher else ""
+    return [said, *(far.format(r.fd_real) + (agree and agree.format(r.agreement)) + "." for r in real)]

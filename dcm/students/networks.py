@@ -9,34 +9,30 @@ from torch import Tensor, nn
 from dcm.students.lora import TARGETS
 from dcm.support.errors import InputError
 from dcm.teachers.frozen import base_weights
-from dcm.teachers.unet import build_unet
-
-
-def _velocity(unet: nn.Module, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-    return unet(x, t, class_labels=condition, return_dict=False)[0]
+from dcm.teachers.unet import ask
 
 
 @cache
 def _compiled() -> Callable[..., Tensor]:
     """One compiled function for all networks: of the same architecture, only the first takes the time of compiling."""
-    return torch.compile(_velocity, dynamic=False)
+    return torch.compile(ask, dynamic=False)
 
 
-class VelocityNetwork(nn.Module):
-    """A student: the teacher's architecture, called as ``network(x, t, condition)``; predicts v.
+class UNetStudent(nn.Module):
+    """A student: the architecture of the teacher's `config`, called as ``network(x, t, condition)``; predicts what that does.
 
     ``autocast`` computes in bfloat16, ``compiled`` by torch.compile.
     """
 
     def __init__(self, config):
         super().__init__()
-        self.unet = build_unet(config)
+        self.config, self.unet = config, config.build()
         self.autocast = self.compiled = False
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """v (B, C, H, W)."""
+        """The network's output (B, C, H, W)."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast):
-            return (_compiled() if self.compiled else _velocity)(self.unet, x, t, condition).to(x.dtype)
+            return (_compiled() if self.compiled else ask)(self.unet, self.config, x, t, condition).to(x.dtype)
 
     def adapt(self, rank: int) -> None:
         """Freeze the network under a LoRA adapter (Hu et al. 2021) of this rank and alpha, as the paper's students have.

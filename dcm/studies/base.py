@@ -45,7 +45,8 @@ class Study:
     def reference(self, x: Tensor, n: int, condition: Tensor, guidance: float, grid: Grid) -> Tensor:
         """The best known solution from grid index n: DDIM's on the coarsest grid of 200 or more intervals that has `grid`'s."""
         T = self.teacher.schedule.T
-        fine = next(N for N in range(grid.intervals, T + 1, grid.intervals) if N >= REFERENCE_INTERVALS and T % N == 0)
+        least = min(REFERENCE_INTERVALS, T)
+        fine = next(N for N in range(grid.intervals, T + 1, grid.intervals) if N >= least and T % N == 0)
         return solve_in_chunks(self, x, condition, guidance, "ddim", Grid(fine, T), n * fine // grid.intervals)
 
     def before_training(self, students: Students, parameters, processes) -> None:

@@ -20,6 +20,7 @@ STUDIES: dict[str, tuple[Callable[..., Study], Callable[..., None]]] = {
     "gmm": (MixtureStudy, mixture.prepare),
     "digits": (ImageStudy, images.prepare),
     "cifar10": (ImageStudy, images.prepare),
+    "diffusers": (ImageStudy, images.prepare),
     "sdxl": (SDXLStudy, pipeline.prepare),
 }
 

@@ -115,7 +115,7 @@ def train_teacher(
         hidden = torch.rand(len(x_0), generator=g, device=state.device) < settings.label_dropout
         condition = torch.where(hidden, teacher.null_condition(condition), condition)
         v = schedule.alpha(t, x_0) * noise - schedule.sigma(t, x_0) * x_0
-        loss = (teacher.velocity(schedule.add_noise(x_0, noise, t), t, condition) - v).square().mean()
+        loss = (teacher.output(schedule.add_noise(x_0, noise, t), t, condition) - v).square().mean()
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         processes.average([p.grad for p in live])

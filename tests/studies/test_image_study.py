@@ -74,7 +74,7 @@ def test_students_start_as_copies_of_the_teacher(study):
     assert not torch.equal(students(x, t, c)[0], students(x[:1].expand(2, *x.shape[1:]), t, c)[1])
     study.start_from_teacher(students, [0, 1], 1)
     for m in range(2):
-        assert torch.equal(students(x, t, c)[m], study.teacher.velocity(x[m], t[m], c[m]))
+        assert torch.equal(students(x, t, c)[m], study.teacher.output(x[m], t[m], c[m]))
 
 
 def test_adapters_start_as_the_teacher_and_alone_are_trained(study, digits, monkeypatch):
@@ -83,7 +83,7 @@ def test_adapters_start_as_the_teacher_and_alone_are_trained(study, digits, monk
     study.start_from_teacher(students, [0, 1, 0], 1)
     x, t, c = torch.randn(3, 4, 1, 8, 8), torch.randint(1, 1001, (3, 4)), torch.randint(0, 10, (3, 4))
     for m in range(3):
-        assert torch.allclose(students(x, t, c)[m], study.teacher.velocity(x[m], t[m], c[m]), atol=1e-6)
+        assert torch.allclose(students(x, t, c)[m], study.teacher.output(x[m], t[m], c[m]), atol=1e-6)
     trained = {n for n, p in students.networks[0].named_parameters() if p.requires_grad}
     assert trained and all("lora_" in n for n in trained)
     state = [net.state_dict() for net in students.networks]
@@ -100,7 +100,7 @@ def test_adapters_start_as_the_teacher_and_alone_are_trained(study, digits, monk
     for net in students.networks:
         below = {n.replace(".base_layer.", "."): v for n, v in net.unet.state_dict().items() if "lora_" not in n}
         assert below.keys() == teacher.keys() and all(torch.equal(below[n], teacher[n]) for n in teacher)
-    moved = [float((students(x[:2], t[:2], c[:2])[m] - study.teacher.velocity(x[m], t[m], c[m])).std()) for m in (0, 1)]
+    moved = [float((students(x[:2], t[:2], c[:2])[m] - study.teacher.output(x[m], t[m], c[m])).std()) for m in (0, 1)]
     assert min(moved) > 1e-4
 
 

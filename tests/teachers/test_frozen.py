@@ -148,10 +148,10 @@ def test_a_frozen_image_teacher_holds_bf16_and_keeps_its_own_weights(image_teach
     """Samples and schedule stay as they are; the copy's rounding is bfloat16's; students copy float32 weights."""
     g = torch.Generator().manual_seed(0)
     x, t, c = torch.randn(6, 1, 8, 8, generator=g), torch.tensor([1, 10, 100, 300, 700, 1000]), torch.arange(6)
-    before, exact = {n: v.clone() for n, v in image_teacher.state_dict().items()}, image_teacher.velocity(x, t, c)
+    before, exact = {n: v.clone() for n, v in image_teacher.state_dict().items()}, image_teacher.output(x, t, c)
     image_teacher.freeze()
     assert {p.dtype for p in image_teacher._frozen[0].parameters()} == {torch.bfloat16}
-    found = image_teacher.velocity(x, t, c)
+    found = image_teacher.output(x, t, c)
     error = float((found - exact).square().mean() / exact.var())
     assert found.dtype == torch.float32 and 1e-8 < error < 1e-3
     after = image_teacher.state_dict()

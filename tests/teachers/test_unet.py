@@ -42,7 +42,7 @@ def test_velocity_becomes_noise_and_data_as_in_diffusers(unet):
     )
     x, t, c = batch()
     scheduler.set_timesteps(1000)
-    v, eps = unet.velocity(x, t, c), unet.predict_noise(x, t, c)
+    v, eps = unet.output(x, t, c), unet.predict_noise(x, t, c)
     alpha, sigma = unet.schedule.alpha(t, x), unet.schedule.sigma(t, x)
     noise = torch.randn(x.shape)
     # diffusers counts timesteps from 0
@@ -58,13 +58,13 @@ def test_noise_is_exact_where_the_velocity_is(unet, monkeypatch):
     noise = torch.randn(x_0.shape)
     x_t = unet.schedule.add_noise(x_0, noise, t)
     v = unet.schedule.alpha(t, x_0) * noise - unet.schedule.sigma(t, x_0) * x_0
-    monkeypatch.setattr(unet, "velocity", lambda *_: v)
+    monkeypatch.setattr(unet, "output", lambda *_: v)
     torch.testing.assert_close(unet.predict_noise(x_t, t, c), noise, atol=1e-5, rtol=1e-5)
 
 
 def test_the_network_sees_the_timestep_itself(unet, monkeypatch):
     seen = []
-    monkeypatch.setattr(unet, "velocity", lambda x, t, c: seen.append(t) or x)
+    monkeypatch.setattr(unet, "output", lambda x, t, c: seen.append(t) or x)
     solve(unet, batch()[0], 2, batch()[2], 1.0, "ddim", Grid(2))
     assert [int(t[0]) for t in seen] == [1000, 500]
 

@@ -8,7 +8,7 @@ from dcm.data.images import ImageSet
 from dcm.horizon import Group, resolve_horizon
 from dcm.pairs import Pairs
 from dcm.students.lockstep import MLPStudents, ModuleStudents
-from dcm.students.networks import VelocityNetwork
+from dcm.students.networks import UNetStudent
 from dcm.support.checkpoint import load_optimizer, optimizer_tensors
 from dcm.teachers.mixture import GaussianMixtureTeacher
 from dcm.teachers.unet import UNetConfig, UNetTeacher
@@ -34,7 +34,7 @@ def images():
     teacher = UNetTeacher(config).eval().requires_grad_(False).to(GPU).accelerate(compile=False)
     pixels, labels = torch.randint(256, (64, *teacher.shape), dtype=torch.uint8), torch.arange(64) % 10
     data = ImageSet(pixels, labels, pixels[:0], labels[:0], tuple("0123456789")).to(GPU)
-    networks = [VelocityNetwork(config) for _ in GROUP.members]
+    networks = [UNetStudent(config) for _ in GROUP.members]
     for network in networks:
         network.autocast = True
     return teacher, data, ModuleStudents(networks).to(GPU)

@@ -8,15 +8,20 @@ import torch
 
 from dcm.data.images import ImageSet
 from dcm.metrics.features import train_classifier
-from dcm.studies.images.study import SHIPPED, load_encoder, load_images
+from dcm.schedule import Grid
+from dcm.studies.images.study import SHIPPED, kind_of, load_encoder, load_images
 from dcm.support.files import read_json, verify, write_json
+from dcm.support.pretrained import locate
 from dcm.support.progress import tqdm
+from dcm.teachers.pipeline import read_pipeline
 from dcm.teachers.unet import UNetConfig, UNetTeacher
 from dcm.teachers.unet_training import TeacherTraining, train_teacher
 
 # Small enough that the whole digits study runs on two CPU cores in minutes.
 DIGITS_NETWORK: dict[str, Any] = dict(widths=(16, 32), attention=(False, False), layers=1, head_width=16, groups=16)
 CIFAR_NETWORK: dict[str, Any] = dict(widths=(96, 112, 96), attention=(False, True, True), layers=2, head_width=16, groups=16)
+OF_TRAINING = {"study", "seed", "updates", "batch", "lr", "data"}  # parameters that the teacher depends on
+OF_PIPELINE = {"study", "model", "null_class", "data"}
 CLASSIFIERS = {"digits": dict(updates=400, batch=64), "cifar10": dict(updates=4000, batch=256, width=64)}
 
 
@@ -26,21 +31,34 @@ def prepare(p, run_dir: Path, device: torch.device) -> None:
     An interrupted training goes on from its checkpoint; a finished one is not repeated for the same parameters.
     Raises :class:`InputError`.
     """
-    load_encoder(p.study)  # what measures later must be there before hours of work
+    if kind := kind_of(p.study, p.data):
+        load_encoder(kind)  # what measures later must be there before hours of work
     folder, done = run_dir / "teacher", run_dir / "teacher" / "teacher.json"
-    identity = {"parameters": p.model_dump(include={"study", "seed", "updates", "batch", "lr", "data"})}
+    identity = {"parameters": p.model_dump(include=OF_PIPELINE if p.study == "diffusers" else OF_TRAINING)}
     about = {"source": p.data, "folder": p.data_dir, "download": p.download, "count": p.teacher_images,
              "inception": p.inception}  # fmt: skip
-    if not (done.exists() and read_json(done).get("identity") == identity):
+    if p.study == "diffusers":  # read anew each time: what is in the folder may have changed
+        take_pipeline(p, folder, about)
+    elif not (done.exists() and read_json(done).get("identity") == identity):
         done.unlink(missing_ok=True)
         if p.updates == 0:  # the one that the repository ships
             shipped = SHIPPED / f"{p.study}_teacher"
-            images = load_images(about, UNetTeacher.load(shipped).to(device)).to(device)
+            images = load_images(about, UNetTeacher.load(shipped).to(device), folder).to(device)
             shutil.copytree(shipped, folder, dirs_exist_ok=True)
         else:
             images = make_teacher(p, folder, about, device)
         make_classifier(p.study, images, folder / "classifier.safetensors")
     write_json(done, {"study": p.study, "identity": identity, "data": about})
+
+
+def take_pipeline(p, folder: Path, about: dict) -> None:
+    """Copy the teacher of a diffusers pipeline into `folder`, when it suits the parameters and the images."""
+    teacher = read_pipeline(locate(p.model, "model", p.download, pipeline=True, low=False), p.null_class)
+    for intervals in (*p.intervals, 50):  # 50 are in notebook 1's figure
+        Grid(intervals, teacher.schedule.T)
+    if about["source"] != "teacher":
+        load_images(about, teacher)
+    teacher.save(folder, {"model": p.model})
 
 
 def make_teacher(p, folder: Path, about: dict, device: torch.device) -> ImageSet:

@@ -1,4 +1,4 @@
-"""The image studies: a UNet teacher, students that start as its copies, quality by features of a classifier."""
+"""The image studies: a UNet teacher, students that start as its copies, quality by features of encoders."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from dcm.metrics.encoders import EfficientNetFeatures, InceptionFeatures
 from dcm.metrics.features import Classifier, SelfSupervised
 from dcm.metrics.images import ImageQuality
 from dcm.students.lockstep import ModuleStudents, Students
-from dcm.students.networks import VelocityNetwork
+from dcm.students.networks import UNetStudent
 from dcm.studies.base import Study, teacher_record
 from dcm.support.errors import InputError
 from dcm.support.files import ROOT, fingerprint, project_path
@@ -27,23 +27,23 @@ class ImageStudy(Study):
 
     def __init__(self, name: str, run_dir: Path, device: torch.device):
         about: Any = teacher_record(run_dir, needed_by=name)
-        folder = run_dir / "teacher"
-        self_supervised = load_encoder(name).to(device)
+        folder, kind = run_dir / "teacher", kind_of(name, about["data"]["source"])
+        self_supervised = load_encoder(kind).to(device) if kind else None
         teacher = UNetTeacher.load(folder).to(device)
         if device.type == "cuda":
             teacher.accelerate(compile=False).freeze()
-        data = load_images(about["data"], teacher).to(device)
-        classifier = Classifier.load(folder / "classifier.safetensors").to(device)
+        data = load_images(about["data"], teacher, folder).to(device)
+        classifier = None if name == "diffusers" else Classifier.load(folder / "classifier.safetensors").to(device)
         extractor = classifier if name == "digits" else EfficientNetFeatures(device)
         inception = None
-        if name == "cifar10" and about["data"]["inception"] != "off":
+        if name != "digits" and about["data"]["inception"] != "off":
             try:
                 inception = InceptionFeatures(device, download=about["data"]["inception"] == "download")
             except InputError as missing:
                 print(f"FID and KID are not measured: {missing}")
         quality = ImageQuality(extractor, classifier, data.images("held_out")[0], self_supervised, inception)
         super().__init__(
-            name, teacher, data, quality, ConsistencyFunction(teacher.schedule),
+            name, teacher, data, quality, ConsistencyFunction(teacher.schedule, prediction=teacher.config.prediction),
             chunk=1024 if device.type == "cuda" else 256, exact=False, teacher_id=fingerprint(folder / "config.json"),
         )  # fmt: skip
 
@@ -53,7 +53,7 @@ class ImageStudy(Study):
         for seed in seeds:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                network = VelocityNetwork(self.teacher.config)
+                network = UNetStudent(self.teacher.config)
                 if lora_rank:
                     network.adapt(lora_rank)
             network.autocast = self.teacher.autocast
@@ -80,12 +80,33 @@ def load_encoder(study: str) -> SelfSupervised:
     return SelfSupervised.load(SHIPPED / f"{study}_encoder")
 
 
-def load_images(about: dict, teacher=None) -> image_data.ImageSet:
-    """The images that notebook 1 was told of; a trained `teacher` makes them where the source is ``teacher``."""
+def kind_of(study: str, source: str) -> str:
+    """Which study's encoders suit the images, by their `source`; empty for none, where a teacher of any images is given."""
+    return study if study != "diffusers" else "cifar10" * (source == "cifar10")
+
+
+def load_images(about: dict, teacher: UNetTeacher | None = None, folder: Path | None = None) -> image_data.ImageSet:
+    """The images that notebook 1 was told of.
+
+    Parameters
+    ----------
+    about : ``source``, and what that needs: ``folder``, ``download``, ``count``.
+    teacher : whose shape and classes the images must have; it makes them where the source is ``teacher``.
+    folder : where those are kept.
+
+    Raises :class:`InputError` for images that cannot be read, or do not suit the teacher.
+    """
+    shape, labelled = (teacher.shape, teacher.config.labelled) if teacher else ((3, 32, 32), True)
     if about["source"] == "builtin":
         return image_data.digits()
-    if about["source"] == "cifar10":
-        return image_data.cifar10(project_path(about["folder"]), about["download"])
+    if about["source"] == "teacher":
+        return image_data.teacher_samples(teacher, about["count"], kept=folder and folder / "samples.safetensors")
     if about["source"] == "folder":
-        return image_data.image_folder(project_path(about["folder"]), held_out=HELD_OUT, flip=True)
-    return image_data.teacher_samples(teacher, about["count"])
+        images = image_data.image_folder(project_path(about["folder"]), shape, HELD_OUT, flip=True, labelled=labelled)
+    else:
+        images = image_data.cifar10(project_path(about["folder"]), about["download"])
+    if teacher and (images.shape != shape or labelled and images.num_classes != teacher.num_classes):
+        has, needs = (f"{n} classes of images {' x '.join(map(str, of))}" for n, of in (
+            (images.num_classes, images.shape), (teacher.num_classes if labelled else "any", shape)))  # fmt: skip
+        raise InputError(f"data = {about['source']!r} has {has}, and the teacher needs {needs}; allowed: such images.")
+    return images
