@@ -11,10 +11,13 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
 import yaml
+from PIL import Image
+from tiny_pipeline import saved
 
 from dcm.analysis.runs import load
 from dcm.report.provenance import report
@@ -252,6 +255,25 @@ def test_the_image_path(tmp_path):
     out = study(config, tmp_path, "-j", "2")
     assert out.startswith("exit 0") and "arning" not in out and "ERROR" not in out, out
     check_results(tmp_path, "digits", sweeps=False)
+
+
+def test_a_strangers_pipeline(tmp_path):
+    """What DDPMPipeline saved, by configuration alone, with images in a folder: from the teacher to the last figure."""
+    model, images = saved(tmp_path / "model"), tmp_path / "images"
+    images.mkdir()
+    for i in range(30):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (8, 8), dtype=np.uint8)).save(images / f"{i}.png")
+    given = read("smoke_digits") | {"study": "diffusers", "run_dir": str(tmp_path / "run"), "results_dir": str(tmp_path / "results")}
+    given["teacher"] = read("diffusers")["teacher"] | {
+        "model": str(model), "data": "folder", "data_dir": str(images), "samples": 16, "intervals": [5, 10]}  # fmt: skip
+    given["groups"] = {"main": given["groups"]["main"] | {"guidance": [1.0], "snapshots": 0}}
+    given["evaluation"] = {"samples": 16, "steps": [1, 2]}
+    out = study(given, tmp_path, "-j", "2")
+    assert out.startswith("exit 0") and "arning" not in out and "ERROR" not in out, out
+    check_results(tmp_path, "diffusers", sweeps=False)
+    rows = pd.read_csv(tmp_path / "results/metrics.csv")
+    assert {"fd_teacher", "fd_real", "fd_pixels", "paired"} <= set(rows) and "agreement" not in rows
+    assert "EfficientNet-Lite0" in (tmp_path / "results/tab1.md").read_text()
 
 
 def test_the_regimes(gmm):
