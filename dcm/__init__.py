@@ -15,7 +15,7 @@ The map, from the bottom up: a module imports only what stands above it here, an
 
 What surrounds it:
 
-    teachers/                an exact Gaussian mixture, a UNet and its training, SDXL
+    teachers/                an exact Gaussian mixture, UNets of ours and of diffusers pipelines, SDXL
     students/                networks that train side by side as one group
     data/                    where images come from
     metrics/                 ODE error, Frechet distances, encoders

@@ -8,10 +8,6 @@ from torch import Tensor
 
 from dcm.schedule import Grid, NoiseSchedule, expand_to
 
-# An error of a student's noise prediction is one of x0_hat times 1 / alpha: 14.6 at most on SDXL's schedule, 157 on
-# DDPM's linear one. From here down x0_hat counts as if alpha were this: exact above, and below drawn towards alpha x.
-LEAST_ALPHA = 0.05
-
 
 @dataclass(frozen=True)
 class ConsistencyFunction:
@@ -25,12 +21,15 @@ class ConsistencyFunction:
     sigma_data : s_d, the data's standard deviation.
     timestep_scaling : k.
     prediction : what the network's output is: ``v_prediction``, ``epsilon`` or ``sample``.
+    least_alpha : the least that an ``epsilon`` is divided by. An error in it is one in x0_hat times 1 / alpha, 157 at the
+        end of DDPM's linear schedule; below this alpha x0_hat is drawn towards alpha x instead. SDXL's alpha stays above.
     """
 
     schedule: NoiseSchedule
     sigma_data: float = 0.5
     timestep_scaling: float = 10.0
     prediction: str = "v_prediction"
+    least_alpha: float = 0.05
 
     def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """(c_skip, c_out) for `t` (*batch), shaped to broadcast against `like`."""
@@ -42,7 +41,7 @@ class ConsistencyFunction:
         """x0_hat from the network's `output` at x_t = `x` (*batch, *shape)."""
         alpha, sigma = self.schedule.alpha(t, x), self.schedule.sigma(t, x)
         if self.prediction == "epsilon":  # as v, since (x - sigma eps) / alpha explodes where alpha is small
-            output = (output - sigma * x) / alpha.clamp(min=LEAST_ALPHA)
+            output = (output - sigma * x) / alpha.clamp(min=self.least_alpha)
         # v = alpha eps - sigma x_0 (Salimans & Ho 2022)
         return output if self.prediction == "sample" else alpha * x - sigma * output
 

@@ -24,10 +24,14 @@ TABLES = ("ode_error.csv", "ode_error_by_time.csv", "quality.csv", "teacher_qual
 
 
 def check_untracked(name: str, folder: str) -> None:
-    """Raise :class:`InputError` for a folder of files that git tracks: Snakemake deletes what a failed rule had made."""
-    there = project_path(folder)
+    """Raise :class:`InputError` for a folder of files that git tracks: Snakemake deletes what a failed rule had made.
+
+    What lies in results/, but for results/local, is the repository's own also where git cannot be asked.
+    """
+    there, results = project_path(folder).resolve(), ROOT / "results"
     found = subprocess.run(["git", "ls-files", "--", there], cwd=ROOT, capture_output=True, text=True)
-    if found.returncode == 0 and found.stdout:
+    shipped = there.is_relative_to(results) and not there.is_relative_to(results / "local")
+    if shipped or (found.returncode == 0 and found.stdout):
         raise InputError(
             f"{name} = {folder} holds files of the repository; allowed: a folder in results/local or runs, or elsewhere."
         )

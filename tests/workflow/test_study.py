@@ -136,7 +136,12 @@ def test_what_took_hours_is_asked_for(run):
     assert everything - left(run) == {"teacher/weights.safetensors", "provenance/2_distill-main.json"}
 
 
-def test_folders_of_the_repository_are_refused(tmp_path):
+@pytest.mark.parametrize("git", [True, False])
+def test_folders_of_the_repository_are_refused(tmp_path, monkeypatch, git):
+    """Also in a copy without git, where nobody knows which files are tracked."""
+    if not git:
+        absent = subprocess.CompletedProcess([], 128, "", "not a git repository")
+        monkeypatch.setattr(study.subprocess, "run", lambda *a, **k: absent)
     for name, folder in (("results_dir", "results/gmm"), ("run_dir", "results/digits"), ("results_dir", "results")):
         with pytest.raises(InputError, match=f"{name} = {folder} holds files of the repository"):
             study.prepared(configured(tmp_path, **{name: folder}), download=False)
