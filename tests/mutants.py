@@ -59,7 +59,7 @@ MUTANTS = [
     Mutant("dcm/solvers.py", "sum(moving) * calls", "len(n) * len(moving) * calls", SOLVERS),
     Mutant("dcm/consistency.py", "timestep_scaling: float = 10.0", "timestep_scaling: float = 1.0", HORIZON),
     Mutant("dcm/consistency.py", "kt / scale.sqrt()", "kt / scale", HORIZON),
-    Mutant("dcm/consistency.py", "* x - self.schedule.sigma(t, x) * output", "* x + self.schedule.sigma(t, x) * output", HORIZON),
+    Mutant("dcm/consistency.py", "alpha * x - sigma * output", "alpha * x + sigma * output", HORIZON),
     Mutant("dcm/consistency.py", "fresh_noise[k - 1].expand_as(x)", "noise.expand_as(x)", HORIZON),
     Mutant("dcm/horizon.py", "batch.t_hat[some]", "batch.t[some]", HORIZON),
     Mutant("dcm/horizon.py", "@torch.no_grad()\ndef horizon_target", "def horizon_target", HORIZON),
