@@ -21,15 +21,15 @@ class ConsistencyFunction:
     sigma_data : s_d, the data's standard deviation.
     timestep_scaling : k.
     prediction : what the network's output is: ``v_prediction``, ``epsilon`` or ``sample``.
-    least_alpha : the least that an ``epsilon`` is divided by. An error in it is one in x0_hat times 1 / alpha, 157 at the
-        end of DDPM's linear schedule; below this alpha x0_hat is drawn towards alpha x instead. SDXL's alpha stays above.
+    least_alpha : the least that an ``epsilon`` is divided by. An error in it is one in x0_hat times 1 / alpha: 15 at the end
+        of SDXL's schedule, 157 of DDPM's linear one. Below this alpha x0_hat is drawn towards alpha x instead.
     """
 
     schedule: NoiseSchedule
     sigma_data: float = 0.5
     timestep_scaling: float = 10.0
     prediction: str = "v_prediction"
-    least_alpha: float = 0.05
+    least_alpha: float = 0.1
 
     def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """(c_skip, c_out) for `t` (*batch), shaped to broadcast against `like`."""

@@ -139,12 +139,12 @@ def test_a_students_first_answer_does_not_explode_where_alpha_is_small():
     network = lambda x, t, c: unet(x, t - 1).sample  # noqa: E731
     x_0, t = data.images("held_out", 64)[0], torch.full((64,), 1000)
     x = schedule.add_noise(x_0, torch.randn(x_0.shape, generator=g), t)
-    found = {a: ConsistencyFunction(schedule, prediction="epsilon", least_alpha=a)(network, x, t, t) for a in (0.0, 0.05)}
+    found = {a: ConsistencyFunction(schedule, prediction="epsilon", least_alpha=a)(network, x, t, t) for a in (0.0, 0.1)}
     error = {a: float((estimate - x_0).square().mean().detach()) for a, estimate in found.items()}
-    assert float(loss.detach()) < 0.6 and error[0.0] > 200 and error[0.0] > 30 * error[0.05]
+    assert float(loss.detach()) < 0.6 and error[0.0] > 200 and error[0.0] > 100 * error[0.1]
     # The gradient that training begins with is as much smaller.
     size = {a: sum(float(w.norm()) for w in torch.autograd.grad(y.square().mean(), list(unet.parameters()))) for a, y in found.items()}
-    assert size[0.0] > 30 * size[0.05]
+    assert size[0.0] > 100 * size[0.1]
 
 
 def test_the_students_estimate_is_exact_down_to_the_least_alpha():
@@ -155,7 +155,7 @@ def test_the_students_estimate_is_exact_down_to_the_least_alpha():
     x = schedule.add_noise(x_0.double(), noise.double(), t)
     alpha = schedule.alpha(t, x)
     exact, found = alpha[:, 0] >= f.least_alpha, f.denoise(noise.double(), x, t)
-    assert 700 < int(exact.sum()) < 800, "so it is the last quarter of this schedule that is changed"
+    assert 600 < int(exact.sum()) < 700, "so it is the last third of this schedule that is changed"
     torch.testing.assert_close(found[exact], x_0[exact].double(), atol=1e-9, rtol=0)
     share = alpha / f.least_alpha
     expected = alpha * x + share * (x_0 - alpha * x)  # drawn towards alpha x

@@ -46,7 +46,7 @@ class SDXLStudy(Study):
         data = CachedLatents.load(run_dir / "teacher" / "cache", about["count"])
         self.network = PromptedUNet(unet, data.prompts, about["batch"])
         teacher = SDXLTeacher(self.network, schedule, tuple(data.latents.shape[1:]))
-        f = ConsistencyFunction(schedule, prediction="epsilon")
+        f = ConsistencyFunction(schedule, prediction="epsilon", least_alpha=0)  # the paper's
         quality = SDXLQuality(self.pictures, about["captions"], lambda: Encoders(about, device))
         mark = fingerprint(about["identity"])
         super().__init__(name, teacher, data, quality, f, chunk=about["batch"], exact=False, teacher_id=mark)
