@@ -163,13 +163,14 @@ def findings() -> str:
     cost = switch_rows("costs").groupby("method").relative
     told = table("switch", "predictions").outcome.value_counts()
     far = lambda student: np.exp(intervened.compared(intervened.rows_of("gmm16"), "switch", student, intervened.REFERENCE, "swd_teacher").value)
+    seen_by_loss = intervened.compared(intervened.rows_of("digits"), "from_cm", *(("features", m) for m in intervened.SECOND), "fd_self")
     cells = final_one_step(with_final(intervened.rows_of("metrics", "difficulty"), CELL)).groupby(CELL)
     harder = lambda *which: ", ".join(f"{np.exp(log_ratios(cells.get_group(c), SWITCH[PAIRS[0]], 'swd_teacher').mean()):.3g}" for c in which)
     return f"""\
 1. **From the same weights, the Direct objective solves the ODE better and its samples are worse**, by every measure, on {listed([*map(scale, held)])}. Direct / CM, {first}.{rest.replace('the guided', 'guided')}
 2. **What it gains in pixels it does not gain in features.** {features}.
 3. **Direct first, CM last is best**: halving *h* from N to 1 while training gives samples nearer to the teacher's than either objective alone, by every measure, on {nearer('anneal')}, with {span(cost.get_group('anneal'))} of the Direct CM's teacher evaluations; one switch from Direct to CM does on {nearer('direct>cm')}. Of {told.sum()} [predictions](docs/preregistration.md) {told.get('held', 0)} held, {told.get('failed', 0)} failed, {told.get('open', 0)} are open ([table](results/switch/README.md#predictions)).
-4. **Regression as such does no harm; what is regressed on does.** On the 16-D mixture a student that copies a trained CM by plain regression has the CM's samples: its distance is {far(intervened.COPY):.2f} times the CM's. One that regresses on the ODE's solution has {far(("plain", "Direct CM")):.2f} times. And C2 is there where the teacher's map is hard for the student: the ratio is {harder(*((d, 12, 64) for d in (2, 4, 8, 16)))} in 2, 4, 8 and 16 dimensions, and {harder(*((16, 12, w) for w in (64, 128, 256)))} for students of width 64, 128 and 256 ([interventions](docs/interventions.md))."""
+4. **Regression as such does no harm; what is regressed on does.** On the 16-D mixture a student that copies a trained CM by plain regression has the CM's samples: its distance is {far(intervened.COPY):.2f} times the CM's. One that regresses on the ODE's solution has {far(("plain", "Direct CM")):.2f} times. And C2 is there where the teacher's map is hard for the student: the ratio is {harder(*((d, 12, 64) for d in (2, 4, 8, 16)))} in 2, 4, 8 and 16 dimensions, and {harder(*((16, 12, w) for w in (64, 128, 256)))} for students of width 64, 128 and 256. What the loss sees is not it: on digits, with the judge's own features in both losses, C2 is {np.exp(seen_by_loss.value):.2f} from a CM's first half ([interventions](docs/interventions.md))."""
 
 
 def switch_table() -> str:
