@@ -130,6 +130,7 @@ class Clipped(ConsistencyFunction):
 def guided_start(study: Study, guidance: float) -> Callable[..., None]:
     """``study.start_from_teacher`` for students that begin as the guided teacher."""
     guided, teacher = copy(study), study.teacher
+    guided.teacher_id = f"{study.teacher_id}, w = {guidance:g}"  # its fit is kept apart
     predict_noise = lambda x, t, c: guided_noise(teacher, x, t, c, guidance)
     guided.teacher = SimpleNamespace(
         schedule=teacher.schedule, shape=teacher.shape, num_classes=teacher.num_classes, draw=teacher.draw, predict_noise=predict_noise

@@ -13,8 +13,7 @@ from dcm.consistency import sample
 from dcm.schedule import Grid
 from dcm.students.lockstep import Students
 from dcm.studies.base import Study, solve_in_chunks
-from dcm.support.errors import InputError
-from dcm.support.files import fingerprint, read_tensors, write_tensors
+from dcm.support.files import fingerprint, kept_tensors
 from dcm.support.progress import tqdm
 from dcm.support.seeds import sample_noise
 from dcm.training.saved import DistilledGroup
@@ -61,17 +60,8 @@ class EvaluationSet:
 
     def kept(self, name: str, make: Callable[[], Tensor], *parts) -> Tensor:
         """A tensor of ``run_dir/samples``; made where there is none, or a damaged one, or one of another :meth:`mark`."""
-        path, mark = self.run_dir / "samples" / f"{name}.safetensors", self.mark(*parts)
-        try:
-            tensors, about = read_tensors(path, self.home) if path.exists() else ({}, {})
-        except InputError:
-            print(f"{path} is damaged, and made again.")
-            about = {}
-        if about.get("mark") == mark:
-            return tensors["x"]
-        x = make().to(self.home)
-        write_tensors(path, {"x": x}, {"mark": mark})
-        return x
+        path = self.run_dir / "samples" / f"{name}.safetensors"
+        return kept_tensors(path, self.mark(*parts), lambda: {"x": make()}, self.home)["x"]
 
     @cache  # noqa: B019 - read once; a set lasts as long as its notebook
     def teacher_samples(self, solver: str, intervals: int, guidance: float) -> Tensor:

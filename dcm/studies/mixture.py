@@ -1,6 +1,7 @@
 """The exact teacher on a Gaussian mixture."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from dcm.metrics.mixture import MixtureQuality
 from dcm.schedule import Grid
 from dcm.students.lockstep import MLPStudents
 from dcm.studies.base import Study, teacher_record
-from dcm.support.files import write_json
+from dcm.support.files import fingerprint, kept_tensors, write_json
 from dcm.support.progress import tqdm
 from dcm.support.seeds import generator
 from dcm.teachers.mixture import GaussianMixtureTeacher, exact_solution
@@ -26,7 +27,7 @@ class MixtureStudy(Study):
     """Multilayer perceptrons as students of the mixture that notebook 1 noted in `run_dir`, before that the study's own."""
 
     def __init__(self, name: str, run_dir: Path, device: torch.device):
-        about = teacher_record(run_dir) or {}
+        about, self.run_dir = teacher_record(run_dir) or {}, run_dir
         mixture = about.get("dimension", 2), about.get("modes", 3)
         teacher = GaussianMixtureTeacher.of(*mixture)
         super().__init__(
@@ -45,14 +46,22 @@ class MixtureStudy(Study):
         """
         if updates == 0:
             return
-        unique = list(dict.fromkeys(seeds))
-        device, schedule = next(students.parameters()).device, self.teacher.schedule
-        fitted = self.make_students(unique, students.width).to(device)
+        unique, device = list(dict.fromkeys(seeds)), next(students.parameters()).device
+        mark = fingerprint(self.teacher_id, unique, students.width, updates, device.type)
+        fitted = lambda: self._fitted(unique, students.width, updates, device)
+        if self.run_dir.exists():  # its groups start alike, so that the first one's fit serves all
+            fitted = partial(kept_tensors, self.run_dir / f"starts/{mark}.safetensors", mark, fitted, device)
+        which = torch.tensor([unique.index(s) for s in seeds], device=device)
+        students.load_state_dict({name: value[which] for name, value in fitted().items()})
+
+    def _fitted(self, seeds: Sequence[int], width: int, updates: int, device: torch.device) -> dict[str, Tensor]:
+        """Weights of one student a seed, fitted to the teacher."""
+        schedule, fitted = self.teacher.schedule, self.make_students(seeds, width).to(device)
         optimizer = torch.optim.AdamW(fitted.parameters(), lr=2e-3, weight_decay=1e-4, fused=device.type in ("cpu", "cuda"))
         decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda u: min(1.0, 2 * (1 - u / updates)))
         for update in tqdm(range(updates), desc="start from the teacher", unit="update"):
             rows = []
-            for seed in unique:
+            for seed in seeds:
                 g = generator(device, seed, "teacher", update)
                 x_0, c = self.teacher.draw(g, 256)
                 t = torch.randint(1, schedule.T + 1, (256,), generator=g, device=device)
@@ -66,8 +75,7 @@ class MixtureStudy(Study):
             fitted.clip_gradients(1.0)
             optimizer.step()
             decay.step()
-        which = torch.tensor([unique.index(s) for s in seeds], device=device)
-        students.load_state_dict({name: value[which] for name, value in fitted.state_dict().items()})
+        return fitted.state_dict()
 
     def reference(self, x: Tensor, n: int, condition: Tensor, guidance: float, grid: Grid) -> Tensor:
         """True solution to about 1e-8, in float64."""

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -127,6 +127,19 @@ def read_tensors(path: str | Path, device: str | torch.device = "cpu") -> tuple[
         if "sha256" in header and header["sha256"] != tensors_digest(tensors, text):
             raise ValueError("its checksum does not fit its content")
         return {name: t.to(device) for name, t in tensors.items()}, json.loads(text)
+
+
+def kept_tensors(path: Path, mark: str, make: Callable[[], dict[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
+    """The tensors in `path`; made where there are none, or damaged ones, or those of another `mark`."""
+    try:
+        tensors, about = read_tensors(path, device) if path.exists() else ({}, {})
+    except InputError:
+        print(f"{path} is damaged, and made again.")
+        about = {}
+    if about.get("mark") != mark:
+        tensors = {name: t.to(device) for name, t in make().items()}
+        write_tensors(path, tensors, {"mark": mark})
+    return tensors
 
 
 def write_weights(folder: Path, tensors: dict[str, Tensor], about: dict) -> None:

@@ -18,6 +18,7 @@ from dcm.parameters.notebooks import DistillParameters
 from dcm.schedule import Grid
 from dcm.solvers import solve
 from dcm.studies.registry import load_study
+from dcm.support import files
 from dcm.support.files import RowStore
 from dcm.support.seeds import sample_noise
 from dcm.training.run import train_group
@@ -128,8 +129,8 @@ def test_samples_of_another_set_of_other_students_or_damaged_are_made_again(stud
 
 def test_the_teachers_solution_is_read_once(study, main, tmp_path, monkeypatch):
     sample_group(set_of(study, tmp_path), main, [1])
-    read, real = [], sampling.read_tensors
-    monkeypatch.setattr(sampling, "read_tensors", lambda path, *a: read.append(path.name) or real(path, *a))
+    read, real = [], files.read_tensors
+    monkeypatch.setattr(files, "read_tensors", lambda path, *a: read.append(path.name) or real(path, *a))
     evaluation = set_of(study, tmp_path)
 
     def measure(x, group, member):

@@ -7,6 +7,8 @@ from training.test_run import CPU, parameters, study  # noqa: F401
 
 from dcm.horizon import Group, distance, horizon_target
 from dcm.pairs import Pairs
+from dcm.students.lockstep import MLPStudents
+from dcm.studies.mixture import MixtureStudy
 from dcm.training import run
 from dcm.training.loop import distill
 from dcm.training.run import train_group
@@ -86,3 +88,15 @@ def test_the_loss_curve_is_the_mean_of_each_window(study, tmp_path, monkeypatch)
     pairs = Pairs(study.teacher, study.data, group, p.batch, CPU, p.updates_per_solve)
     losses = torch.stack([state.loss for state in distill(pairs, students, Settings.of(p), study.f)])
     torch.testing.assert_close(train_group(study, p, CPU).tensors["loss"], losses.unflatten(0, (5, 4)).mean(1))
+
+
+def test_groups_that_start_alike_share_one_fit(tmp_path, monkeypatch):
+    first, second, other = (MLPStudents([*seeds], 2, 4, 1000, 8) for seeds in ((0, 1, 0), (0, 1), (0, 2)))
+    MixtureStudy("gmm", tmp_path, CPU).start_from_teacher(first, [0, 1, 0], 3)
+    again = MixtureStudy("gmm", tmp_path, CPU)
+    monkeypatch.setattr(again, "_fitted", lambda *_: pytest.fail("it was fitted anew"))
+    again.start_from_teacher(second, [0, 1], 3)
+    assert torch.equal(first.weights[0][:2], second.weights[0]) and torch.equal(first.weights[0][0], first.weights[0][2])
+    for students, seeds, updates in ((other, [0, 2], 3), (second, [0, 1], 4)):
+        with pytest.raises(pytest.fail.Exception, match="anew"):
+            again.start_from_teacher(students, seeds, updates)
