@@ -20,6 +20,7 @@ def save(figure: Figure, folder: str | Path, record: dict) -> None:
     for kind, metadata in (("png", png), ("pdf", pdf)):
         with atomic(Path(folder) / f"{name}.{kind}") as path:
             figure.savefig(path, metadata=metadata)
+        figure.set_layout_engine("none")  # it is found, which takes as long as drawing does
 
 
 def escaped(text: str) -> str:
