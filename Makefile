@@ -19,24 +19,22 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: study switch regimes-all compare publish test shipped unit smoke faults nbval lowest lint notebooks lab browser site mutants clean
 
 # Figures, tables and pages go to results/local; what lies in results/ besides is the repository's own.
-RUN_STUDY = $(BIN)/python workflow/study.py workflow/config/$(1).yaml -j $(JOBS) $(if $(filter-out 0,$(DOWNLOAD)),--download)
-RUN_SWITCH = $(BIN)/python -m snakemake -s workflow/switch.smk -j 1 --rerun-incomplete --nolock --quiet all $(1)
+RUN_STUDIES = $(BIN)/python workflow/study.py $(1:%=workflow/config/%.yaml) -j $(JOBS) $(if $(filter-out 0,$(DOWNLOAD)),--download)
 COMPARE := $(BIN)/python workflow/compare.py
 
 study: $(BIN)/.ready
-	@for study in $(STUDIES); do $(call RUN_STUDY,$$study) || exit 1; done
-	@$(call RUN_SWITCH,--config studies='$(STUDIES)')
+	@$(call RUN_STUDIES,$(STUDIES)) --switch
 	@$(COMPARE) $(STUDIES:%=workflow/config/%.yaml) results/local/switch
 
 # Notebook 6 over the results of all studies, one's own or the repository's: half a minute.
 switch: $(BIN)/.ready
-	@$(call RUN_SWITCH)
+	@$(BIN)/python -m snakemake -s workflow/switch.smk -j 1 --rerun-incomplete --nolock --quiet all
 	@$(COMPARE) results/local/switch
 
 # One study by name: make study-gmm, study-digits, study-cifar10, study-sdxl (with DOWNLOAD=1 it fetches what it needs);
 # and the regimes of notebook 7: study-regimes, study-regimes_cifar10. What is finished is not run again.
 study-%: $(BIN)/.ready
-	@$(call RUN_STUDY,$*)
+	@$(call RUN_STUDIES,$*)
 	@$(COMPARE) workflow/config/$*.yaml
 
 # Notebook 7 over the results of both regimes: a minute, without students or a GPU.

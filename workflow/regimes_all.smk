@@ -26,8 +26,6 @@ rule when_it_fails:
         notebook="notebooks/7_when_it_fails.ipynb",
     output:
         f"{RESULTS}/metrics.csv",
-    log:
-        "runs/regimes_all/notebooks/7_when_it_fails.ipynb",
     params:
         values=validate(
             RegimeParameters, dict(runs=MEASURED, run_dir="runs/regimes_all", results_dir=RESULTS)

@@ -15,23 +15,26 @@ import threading
 import time
 from pathlib import Path
 
+import kernels
 import papermill
 import yaml
+from jupyter_client import AsyncKernelManager
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from dcm.support import lock  # and nothing that takes a kernel's time and memory to import
 
-# glibc hands a network's buffers back to the system after a layer and takes them anew, page by page, for the next.
-# Kernels keep up to a gigabyte instead, and buffers of more than 32 MB (the most that it allows) go back as ever. A C
-# library reads this when a process starts; others than glibc do not.
-KEEP_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
-    "MALLOC_TOP_PAD_": str(64 << 20),
-}
 KEPT = {".csv", ".json", ".md", ".png", ".pdf", ".safetensors"}
 LONGEST = 60  # letters of a folder in which sockets can be made: a path of theirs has at most 107
+
+
+class Kernels(AsyncKernelManager):
+    """Kernels of the study's server, where there is one: workflow/kernels.py."""
+
+    def format_kernel_cmd(self, extra_arguments=None):
+        """The command that a kernel is started with."""
+        command = super().format_kernel_cmd(extra_arguments)
+        return [sys.executable, kernels.__file__, *command[command.index("-f") :]] if kernels.SERVER in os.environ else command
 
 
 def execute(source: str, executed: Path, parameters: dict) -> None:
@@ -44,7 +47,7 @@ def execute(source: str, executed: Path, parameters: dict) -> None:
         # A kernel that is asked to stop logs an error; all that it made is kept by now.
         papermill.execute_notebook(
             source, executed, parameters, kernel_name="python3", progress_bar=False, stderr_file=sys.stderr,
-            config=Config({"KernelManager": settings}), shutdown_kernel="immediate",
+            config=Config({"KernelManager": settings}), kernel_manager_class=Kernels, shutdown_kernel="immediate",
         )  # fmt: skip
 
 
@@ -99,17 +102,18 @@ def end_with_the_study() -> None:
 def run_rule(rule) -> None:
     """What a rule of Snakemake asks for."""
     end_with_the_study()
-    source, executed, values = rule.input.notebook, Path(rule.log[0]), dict(rule.params.values)
-    for name, value in KEEP_MEMORY.items():
-        os.environ.setdefault(name, value)
+    source, values = rule.input.notebook, dict(rule.params.values)
+    run, name = Path(values["run_dir"]), "-".join([Path(source).stem, *filter(None, [values.get("group_name")])])
+    executed = run / f"notebooks/{name}.ipynb"  # no output of the rule: where one failed it stays
+    for variable, value in kernels.KEEP_MEMORY.items():
+        os.environ.setdefault(variable, value)
     os.environ["DCM_BATCH"] = "1"
     start = time.time()
-    sys.stderr.write(f"{executed.stem} ..\n")  # in one piece: another notebook's line may come at the same moment
+    sys.stderr.write(f"{run.name} {name} ..\n")  # in one piece: another notebook's line may come at the same moment
     run_or_exit(source, executed, values)
-    run, name = Path(values["run_dir"]), executed.stem
     made = run / "teacher" if name == "1_teacher" else Path(values.get("results_dir", "nowhere"))
     note(run, executed, rule.output, [made, run / "provenance" / f"{name}.json"])
-    sys.stderr.write(f"{name} done in {time.time() - start:.0f} s\n")
+    sys.stderr.write(f"{run.name} {name} done in {time.time() - start:.0f} s\n")
 
 
 def value(text: str):

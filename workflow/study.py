@@ -1,23 +1,25 @@
-"""Run a study, or the regimes of several: `python workflow/study.py workflow/config/gmm.yaml -j 2`.
+"""Run studies side by side, or the regimes of several: `python workflow/study.py workflow/config/gmm.yaml -j 2`.
 
-It holds the run's folder, so that a second study cannot start there; has damaged files made again; and becomes
+It holds the runs' folders, so that a second study cannot start there; has damaged files made again; and becomes
 Snakemake, to which every further word of the command line goes.
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import kernels
 import pandas as pd
-import yaml
+import torch
 
 from dcm.parameters.check import validate
 from dcm.parameters.study import RegimesConfig, StudyConfig, read_config
 from dcm.support import lock
 from dcm.support.errors import InputError
-from dcm.support.files import ROOT, project_path, read_json, read_tensors, sha256, write_text
+from dcm.support.files import ROOT, project_path, read_json, read_tensors, sha256
 
 DOWNLOADS = {"cifar10": {"download": True, "data": "cifar10"}, "sdxl": {"download": True}, "diffusers": {"download": True}}  # parameters of the teacher
 TABLES = ("ode_error.csv", "ode_error_by_time.csv", "quality.csv", "teacher_quality.csv", "solver_error.csv")
@@ -98,49 +100,60 @@ def remove_damaged(run: Path, costly: bool) -> bool:
     return bool(wrong)
 
 
-def prepared(config: Path, download: bool) -> tuple[str, list[Path]]:
-    """Check a configuration and hold its folder; returns its Snakefile, and the configurations to give it.
+def configured(configs: list[str], download: bool) -> tuple[list[StudyConfig], RegimesConfig | None]:
+    """The studies of configurations, checked, and the regimes where these are what a single configuration is of.
 
-    With `download` a second one, which has what the teachers need fetched.
+    With `download` what the teachers need is fetched.
     """
-    values = read_config(config)
-    regimes = "studies" in values
-    checked = validate(RegimesConfig if regimes else StudyConfig, values)
+    read, regimes = [read_config(path) for path in configs], None
+    if len(read) == 1 and "studies" in read[0]:
+        regimes = validate(RegimesConfig, read[0])
+        read = [regimes.study(name) for name in regimes.studies]
+    studies = [validate(StudyConfig, values) for values in read]
+    for study in studies if download else []:
+        study.teacher.update(DOWNLOADS.get(study.study, {}))
     for name in ("run_dir", "results_dir"):
-        check_untracked(name, getattr(checked, name))
-    run = project_path(checked.run_dir)
-    lock.hold(run)
-    studies = values["studies"] if regimes else {"": values}
-    for name, study in studies.items():
-        if remove_damaged(run / name, study["study"] == "sdxl") and regimes:
-            (run / name / "all_measured").unlink(missing_ok=True)
-    if regimes:
-        remove_damaged(run, costly=False)
-    snakefile, configs = "regimes.smk" if regimes else "Snakefile", [config]
-    if download:
-        altered = {name: {"teacher": DOWNLOADS.get(study["study"], {})} for name, study in studies.items()}
-        configs.append(run / "download.yaml")
-        write_text(configs[-1], yaml.safe_dump({"studies": altered} if regimes else altered[""]))
-    return snakefile, configs
+        if len({getattr(study, name) for study in studies}) < len(studies):
+            raise InputError(f"{name} is that of two studies; allowed: one for each.")
+    return studies, regimes
+
+
+def prepare(configs: list[str], download: bool) -> list[StudyConfig]:
+    """Check configurations, hold their folders and remove what is damaged there; returns the studies."""
+    studies, regimes = configured(configs, download)
+    for place in filter(None, [*studies, regimes]):
+        for name in ("run_dir", "results_dir"):
+            check_untracked(name, getattr(place, name))
+    for place in filter(None, [regimes, *studies]):
+        lock.hold(project_path(place.run_dir))
+        remove_damaged(project_path(place.run_dir), getattr(place, "study", "") == "sdxl")
+    return studies
 
 
 def main() -> None:
     """Take the command line to Snakemake."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path, help="workflow/config/gmm.yaml, or a copy of it")
+    parser.add_argument("configs", type=Path, nargs="+", help="workflow/config/gmm.yaml, or a copy of it; several")
     parser.add_argument("--download", action="store_true", help="fetch what the study needs: CIFAR-10, SDXL")
+    parser.add_argument("--switch", action="store_true", help="end with notebook 6 over the results of these studies")
     asked, rest = parser.parse_known_args()
+    configs = [str(path.resolve()) for path in asked.configs]
     try:
-        snakefile, configs = prepared(asked.config, asked.download)
+        studies = prepare(configs, asked.download)
     except InputError as error:
         sys.exit(str(error))
     # Snakemake's own lock is left behind by a kill; ours is not, and files are written whole or not at all.
     options = ["--nolock", "--rerun-incomplete", "--quiet", "all"]
     if asked.download:
         os.environ["HF_HUB_OFFLINE"] = "0"
-    command = ["-m", "snakemake", "-s", ROOT / "workflow" / snakefile, "--configfile", *configs, *options, *rest]
+    # Kernels that are forked are for this machine alone, and not for a GPU, which no fork may use.
+    if not (torch.cuda.is_available() or any(word.startswith(("-n", "--dry", "--profile", "-e", "--executor")) for word in rest)):
+        images = any(study.study != "gmm" for study in studies)
+        kernels.start(["dcm.notebook", "dcm.report.study", *(["diffusers.models.unets.unet_2d"] if images else [])], max(study.threads for study in studies))
+    given = [f"configs={json.dumps(configs)}", f"download={asked.download}", f"switch={asked.switch}"]
+    command = ["-m", "snakemake", "-s", str(ROOT / "workflow/Snakefile"), *options, *rest, "--config", *given]
     sys.stderr.flush()
-    os.execv(sys.executable, [sys.executable, *map(str, command)])
+    os.execv(sys.executable, [sys.executable, *command])
 
 
 if __name__ == "__main__":

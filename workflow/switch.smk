@@ -11,9 +11,10 @@ workdir: ROOT
 from dcm.parameters.notebooks import SwitchParameters
 from dcm.parameters.check import validate
 
-# One's own where they were measured here, else those of the repository.
-PLACES = [(f"results/local/{name}", f"results/{name}") for name in config.get("studies", "gmm gmm16 digits cifar10 cifar10_w9").split()]
-MEASURED = [folder for folder in (next((p for p in each if (ROOT / p / "metrics.csv").exists()), None) for each in PLACES) if folder]
+if "MEASURED" not in globals():  # else by the studies of workflow/Snakefile, which includes this
+    # One's own where they were measured here, else those of the repository.
+    PLACES = [(f"results/local/{name}", f"results/{name}") for name in config.get("studies", "gmm gmm16 digits cifar10 cifar10_w9").split()]
+    MEASURED = [folder for folder in (next((p for p in each if (ROOT / p / "metrics.csv").exists()), None) for each in PLACES) if folder]
 RESULTS = "results/local/switch"
 
 
@@ -23,8 +24,6 @@ rule the_switch:
         notebook="notebooks/6_the_switch.ipynb",
     output:
         f"{RESULTS}/metrics.csv",
-    log:
-        "runs/switch/notebooks/6_the_switch.ipynb",
     params:
         values=validate(
             SwitchParameters, dict(results=MEASURED, run_dir="runs/switch", results_dir=RESULTS)

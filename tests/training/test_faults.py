@@ -228,10 +228,9 @@ def test_a_dead_kernel_or_a_full_disk_ends_the_rule_in_one_sentence(tmp_path, fa
     )
     nbformat.write(book, tmp_path / "book.ipynb")
     if fault == "no room":
-        (tmp_path / "out").write_text("no folder")
+        (tmp_path / "notebooks").write_text("no folder")
     rule = SimpleNamespace(
-        input=SimpleNamespace(notebook=str(tmp_path / "book.ipynb")), params=SimpleNamespace(values={}), output=[],
-        log=[str(tmp_path / "out/book.ipynb")],
+        input=SimpleNamespace(notebook=str(tmp_path / "book.ipynb")), params=SimpleNamespace(values={"run_dir": str(tmp_path)}), output=[],
     )  # fmt: skip
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(ROOT / "workflow/run_notebook.py"), {"snakemake": rule})
@@ -248,8 +247,7 @@ def test_kernels_keep_memory_unless_told_otherwise(tmp_path, monkeypatch):
 
     monkeypatch.setattr("papermill.execute_notebook", execute)
     rule = SimpleNamespace(
-        input=SimpleNamespace(notebook="book.ipynb"), params=SimpleNamespace(values={}), output=[],
-        log=[str(tmp_path / "book.ipynb")],
+        input=SimpleNamespace(notebook="book.ipynb"), params=SimpleNamespace(values={"run_dir": str(tmp_path)}), output=[],
     )  # fmt: skip
     with mock.patch.dict(os.environ, {"MALLOC_TOP_PAD_": "1"}), pytest.raises(SystemExit, match="enough"):
         os.environ.pop("MALLOC_TRIM_THRESHOLD_", None)

@@ -2,14 +2,19 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import compare
+import cost
 import pandas as pd
 import pytest
+import run_notebook
+import study
 import torch
 import yaml
 
@@ -21,13 +26,6 @@ from dcm.support.errors import InputError
 from dcm.support.files import write_csv, write_json, write_tensors
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "workflow"))
-
-import compare  # noqa: E402
-import cost  # noqa: E402
-import run_notebook  # noqa: E402
-import study  # noqa: E402
-
 SMOKE = yaml.safe_load((ROOT / "workflow/config/smoke.yaml").read_text())
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != lock.HELD} | {"PYTHONPATH": str(ROOT)}
 
@@ -144,8 +142,18 @@ def test_folders_of_the_repository_are_refused(tmp_path, monkeypatch, git):
         monkeypatch.setattr(study.subprocess, "run", lambda *a, **k: absent)
     for name, folder in (("results_dir", "results/gmm"), ("run_dir", "results/digits"), ("results_dir", "results")):
         with pytest.raises(InputError, match=f"{name} = {folder} holds files of the repository"):
-            study.prepared(configured(tmp_path, **{name: folder}), download=False)
+            study.prepare([str(configured(tmp_path, **{name: folder}))], download=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_studies_side_by_side_have_folders_of_their_own(tmp_path):
+    (tmp_path / "other").mkdir()
+    first, other = configured(tmp_path), configured(tmp_path / "other", groups={"main": SMOKE["groups"]["main"]})
+    planned = script("study.py", first, other, "--switch", "-j", "1", "-n")
+    counts = dict(re.findall(r"^(\w+) +(\d+)$", planned.stdout + planned.stderr, re.MULTILINE))
+    assert counts == {"all": "1", "teacher": "2", "distill": "5", "ode_error": "2", "sample_quality": "2", "figures": "2", "the_switch": "1", "total": "15"}
+    with pytest.raises(InputError, match="run_dir is that of two studies; allowed: one for each."):
+        study.prepare([str(first), str(first)], download=False)
 
 
 def test_download_is_passed_on(tmp_path):
@@ -154,8 +162,9 @@ def test_download_is_passed_on(tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
     planned = script("study.py", tmp_path / "config.yaml", "-j", "1", "--download", "-n")
     assert planned.returncode == 0 and "rule teacher" in planned.stdout + planned.stderr
-    altered = yaml.safe_load((tmp_path / "run/download.yaml").read_text())
-    assert altered == {"teacher": {"download": True, "data": "cifar10"}}
+    [asked], _ = study.configured([str(tmp_path / "config.yaml")], download=True)
+    assert (asked.teacher["download"], asked.teacher["data"]) == (True, "cifar10")
+    assert asked.notebook("1_teacher")["download"]
 
 
 @pytest.fixture
@@ -268,4 +277,4 @@ def test_groups_are_ordered_by_what_they_cost(cheaper, dearer):
     for groups in ({"main": base | dearer, "other": base | cheaper}, {"other": base | cheaper, "main": base | dearer}):
         groups["ends"] = base | {"updates": 1}
         config = validate(StudyConfig, SMOKE | {"groups": groups, "main_group": "ends"})
-        assert cost.costliest_last(config) == ["ends", "other", "main"]
+        assert [group for _, group in cost.costliest_last([config])] == ["ends", "other", "main"]
