@@ -1,5 +1,7 @@
 """Quality of samples where the density is exact."""
 
+from functools import cache
+
 import numpy as np
 import torch
 from scipy import stats
@@ -10,10 +12,10 @@ from dcm.metrics.metric import Metric
 from dcm.support.seeds import generator
 
 
-def sliced_wasserstein(x: Tensor, y: Tensor, projections: int = 32) -> float:
-    """Sliced 2-Wasserstein distance between two equally large sets of points (B, D), in the units of x.
+def projected(x: Tensor, projections: int = 32) -> Tensor:
+    """Points (B, D) along each of some directions, sorted (B, projections).
 
-    Source: Bonneel et al. 2015; in 2-D with evenly spaced directions instead of random ones, which are drawn once.
+    In 2-D the directions are evenly spaced, else random ones, which are drawn once.
     """
     if x.shape[1] == 2:
         angle = np.pi * np.arange(projections) / projections
@@ -21,9 +23,15 @@ def sliced_wasserstein(x: Tensor, y: Tensor, projections: int = 32) -> float:
     else:
         directions = np.random.default_rng(0).standard_normal((projections, x.shape[1]))
         directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    u = torch.as_tensor(directions, dtype=torch.float32, device=x.device)
-    px, py = (x.float() @ u.T).sort(0).values, (y.float() @ u.T).sort(0).values
-    return float((px - py).double().square().mean().sqrt())
+    return (x.float() @ torch.as_tensor(directions, dtype=torch.float32, device=x.device).T).sort(0).values
+
+
+def sliced_wasserstein(x: Tensor, y: Tensor) -> float:
+    """Sliced 2-Wasserstein distance between two equally large sets of points, :func:`projected`, in their units.
+
+    Source: Bonneel et al. 2015.
+    """
+    return float((x - y).double().square().mean().sqrt())
 
 
 class MixtureQuality:
@@ -63,23 +71,31 @@ class MixtureQuality:
             self._data[len(condition)] = self.teacher.draw_class(g, condition)[0]
         return self._data[len(condition)]
 
+    def _seen(self, x: Tensor, condition: Tensor) -> list[tuple[Tensor, FeatureSet]]:
+        """Points (B, D) by class: :func:`projected`, and as a set."""
+        return [(projected(x[rows]), FeatureSet(x[rows])) for rows in (condition == c for c in condition.unique())]
+
+    @cache  # noqa: B019 - a quality lasts as long as its notebook
+    def _kept(self, x: Tensor, condition: Tensor) -> list[tuple[Tensor, FeatureSet]]:
+        """What every student is compared with, seen once."""
+        return self._seen(x, condition)
+
     def measure(self, x: Tensor, condition: Tensor, teacher_x: Tensor) -> dict[str, float]:
         """All metrics of samples `x` (B, D) of classes `condition` (B,), against `teacher_x` (B, D)."""
-        data, teacher = self._reference(condition), self.teacher
-        classes = condition.unique().tolist()
-        rows = [condition == c for c in classes]
-        sets = [(FeatureSet(x[r]), FeatureSet(teacher_x[r])) for r in rows]
+        own, joint = self._seen(x, condition), self.teacher.log_joint(x, condition)
+        teacher, data = (self._kept(y, condition) for y in (teacher_x, self._reference(condition)))
+        over = lambda distance, others, i: float(np.mean([distance(a[i], b[i]) for a, b in zip(own, others)]))
         return {
-            "swd_teacher": float(np.mean([sliced_wasserstein(x[r], teacher_x[r]) for r in rows])),
-            "swd_data": float(np.mean([sliced_wasserstein(x[r], data[r]) for r in rows])),
-            "nll": -float(teacher.log_density(x, condition).double().mean()),
-            **self._modes(x, condition),
-            "frechet": float(np.mean([frechet(*s) for s in sets])),
-            "paired": float(np.mean([paired_error(*s) for s in sets])),
+            "swd_teacher": over(sliced_wasserstein, teacher, 0),
+            "swd_data": over(sliced_wasserstein, data, 0),
+            "nll": -float(joint.logsumexp(0).double().mean()),
+            **self._modes(x, condition, joint.argmax(0)),
+            "frechet": over(frechet, teacher, 1),
+            "paired": over(paired_error, teacher, 1),
         }
 
-    def _modes(self, x: Tensor, condition: Tensor) -> dict[str, float]:
-        teacher, k = self.teacher, self.teacher.nearest_mode(x, condition)
+    def _modes(self, x: Tensor, condition: Tensor, k: Tensor) -> dict[str, float]:
+        teacher = self.teacher
         near = teacher.distance_to_mode(x, k) < self.near
         got = np.bincount(k[near].cpu(), minlength=len(teacher.labels))
         share = teacher.weights / np.bincount(teacher.labels, teacher.weights)[teacher.labels]

@@ -157,9 +157,13 @@ class GaussianMixtureTeacher:
         log_p, _ = self._components(x, alpha, sigma)
         return self._constants(x.device, x.dtype)["log_weights"][:, condition] + log_p
 
+    def log_joint(self, x_0: Tensor, condition: Tensor) -> Tensor:
+        """log p(x_0, k | c) in nats for data `x_0` (B, D); (K, B)."""
+        return self._log_joint(x_0, condition, x_0.new_ones(1), x_0.new_zeros(1))
+
     def log_density(self, x_0: Tensor, condition: Tensor) -> Tensor:
         """log p(x_0 | c) in nats for data `x_0` (B, D); (B,)."""
-        return self._log_joint(x_0, condition, x_0.new_ones(1), x_0.new_zeros(1)).logsumexp(0)
+        return self.log_joint(x_0, condition).logsumexp(0)
 
     def predict_noise(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """eps(x, t, c) = -sigma_t score; `x` (B, D), `t` and `condition` (B,)."""
@@ -172,7 +176,7 @@ class GaussianMixtureTeacher:
 
     def nearest_mode(self, x_0: Tensor, condition: Tensor) -> Tensor:
         """Index k of the component of class c that most likely made `x_0`; (*batch)."""
-        return self._log_joint(x_0, condition, x_0.new_ones(1), x_0.new_zeros(1)).argmax(0)
+        return self.log_joint(x_0, condition).argmax(0)
 
     def distance_to_mode(self, x_0: Tensor, k: Tensor) -> Tensor:
         """Mahalanobis distance (B,) of `x_0` (B, D) to component `k` (B,), in standard deviations."""

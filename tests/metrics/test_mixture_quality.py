@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from dcm.metrics.metric import ode_error
-from dcm.metrics.mixture import MixtureQuality, sliced_wasserstein
+from dcm.metrics.mixture import MixtureQuality, projected, sliced_wasserstein
 from dcm.support.seeds import generator
 
 
@@ -15,8 +15,8 @@ def test_sliced_wasserstein_of_a_shift():
     """A shift by v moves every projection by u.v, whose mean square over the circle is |v|^2 / 2."""
     x = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
     shift = torch.tensor([0.6, -0.8])
-    assert sliced_wasserstein(x, x) == 0
-    assert sliced_wasserstein(x, (x + shift)[torch.randperm(500)]) == pytest.approx(0.5**0.5, abs=1e-4)
+    assert sliced_wasserstein(projected(x), projected(x)) == 0
+    assert sliced_wasserstein(projected(x), projected((x + shift)[torch.randperm(500)])) == pytest.approx(0.5**0.5, abs=1e-4)
 
 
 def test_quality_of_exact_samples_and_of_lost_modes(teacher):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import multivariate_normal
 
-from dcm.metrics.mixture import MixtureQuality, sliced_wasserstein
+from dcm.metrics.mixture import MixtureQuality, projected, sliced_wasserstein
 from dcm.parameters.check import validate
 from dcm.parameters.notebooks import TeacherParameters
 from dcm.support.errors import InputError
@@ -50,7 +50,7 @@ def test_exact_samples_of_any_mixture_are_good(dimension, modes):
 def test_sliced_wasserstein_of_a_shift_in_many_dimensions():
     """The mean square of u.v over directions u is about |v|^2 / D."""
     x, shift = torch.randn(300, 8, generator=torch.Generator().manual_seed(0)), torch.eye(8)[0]
-    assert sliced_wasserstein(x, x + shift, projections=4000) == pytest.approx(8**-0.5, rel=0.05)
+    assert sliced_wasserstein(projected(x, 4000), projected(x + shift, 4000)) == pytest.approx(8**-0.5, rel=0.05)
 
 
 @pytest.mark.parametrize(
