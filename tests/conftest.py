@@ -10,7 +10,7 @@ from dcm.teachers.unet import UNetTeacher
 # Parts of the tests that each stay in one process (`pytest -n`), longest first, so that the processes end together.
 # All else is parted by file: its tests share fixtures. The notebooks need each other's results, in their order.
 PARTS = [
-    "tests/workflow/test_smoke.py", "notebooks", "tests/studies/sdxl", "test_the_image_path",
+    "tests/workflow/test_smoke.py", "tests/workflow/test_slurm.py", "notebooks", "tests/studies/sdxl", "test_the_image_path",
     "tests/workflow/test_notebooks.py", "tests/parameters/test_any_input.py", "test_a_bad_config_is_refused_before_anything_runs",
 ]  # fmt: skip
 

@@ -151,7 +151,7 @@ def main() -> None:
         images = any(study.study != "gmm" for study in studies)
         kernels.start(["dcm.notebook", "dcm.report.study", *(["diffusers.models.unets.unet_2d"] if images else [])], max(study.threads for study in studies))
     given = [f"configs={json.dumps(configs)}", f"download={asked.download}", f"switch={asked.switch}"]
-    command = ["-m", "snakemake", "-s", str(ROOT / "workflow/Snakefile"), *options, *rest, "--config", *given]
+    command = ["-m", "snakemake", "-s", str(ROOT / "workflow/Snakefile"), "--config", *given, *options, *rest]
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, *command])
 
