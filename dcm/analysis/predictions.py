@@ -123,9 +123,8 @@ PREDICTIONS: dict[int, tuple[str, Sequence[Ratio | Lower | Near | Stable]]] = {
 
 def _place(found: list[Results], scale: str, intervals: int, guidance: float) -> tuple[Results, pd.Series] | None:
     """The setting of a scale with DDIM at N and w: of the main group, or of one that trains as that does."""
-    for results in found:
-        settings = switch.settings(results)
-        if not SCALES[scale].items() <= results.teacher.items() or not len(settings):
+    for results in (results for results in found if SCALES[scale].items() <= results.teacher.items()):
+        if not len(settings := switch.settings(results)):
             continue
         how = {name: p.model_dump(exclude=FREE) for name, p in results.groups.items()}
         main = how[results.main]
