@@ -80,7 +80,7 @@ MUTANTS = [
     Mutant("dcm/training/run.py", "self.students.state_dict() | self.averaged", "self.students.state_dict()", SETTINGS),
     Mutant("dcm/training/run.py", "(self.loss_sum / self.window)", "self.loss_sum", SETTINGS),
     Mutant("dcm/metrics/metric.py", ".square().mean()", ".abs().mean()", MIXTURE),
-    Mutant("dcm/metrics/mixture.py", "(x[r], teacher_x[r])", "(x[r], data[r])", MIXTURE),
+    Mutant("dcm/metrics/mixture.py", "(sliced_wasserstein, teacher, 0)", "(sliced_wasserstein, data, 0)", MIXTURE),
     Mutant("dcm/metrics/mixture.py", "< self.near", "< 2 * self.near", MIXTURE),
     Mutant("dcm/metrics/images.py", "self.classifier.classify(x)", "self.classifier.classify(teacher_x)", MEASURED),
     Mutant("dcm/metrics/images.py", "precision_recall(own, teacher)", "precision_recall(teacher, own)", MEASURED),
