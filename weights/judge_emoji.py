@@ -1,0 +1,88 @@
+"""How good ``weights/emoji`` is: samples of captions against images that it never saw, and a grid to look at.
+
+    python weights/judge_emoji.py data/emoji --model weights/emoji
+
+Written into the model's report.json: by guidance w, the Frechet distance between samples of held-out captions and the
+held-out images in EfficientNet-Lite0's features, beside that of as many training images; and how many samples a small
+classifier of the nine categories, trained on the training images, puts into their own, beside held-out images. The
+grid has a training caption a row in both styles, and captions of no image in the last rows.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionXLPipeline
+from PIL import Image
+from torch import Tensor
+from train_emoji import SIZE, pixels
+
+from dcm.data.captions import captioned_images
+from dcm.data.images import ImageSet
+from dcm.metrics.distances import FeatureSet, frechet
+from dcm.metrics.encoders import EfficientNetFeatures
+from dcm.metrics.features import train_classifier
+from dcm.support.files import read_json, write_json
+
+STEPS = 50
+SHOWN = [
+    "grinning face", "red apple", "cat face", "waving hand sign, dark skin tone", "sun with face", "pizza", "rocket",
+    "flag: japan", "soccer ball", "heavy black heart", "red cat", "green heart with face",
+]  # fmt: skip
+
+
+def labelled(folder: Path) -> tuple[Tensor, Tensor, list[str], tuple[str, ...]]:
+    """Images (n, 3, 64, 64) of a part, their categories (n,), their captions, and the categories' names."""
+    items = captioned_images(folder)
+    listed = {row["file_name"]: row["category"] for row in map(json.loads, (folder / "metadata.jsonl").read_text().splitlines())}
+    names = tuple(sorted(set(listed.values())))
+    labels = torch.tensor([names.index(listed[path.relative_to(folder).as_posix()]) for path, _ in items])
+    return pixels(items), labels, [caption for _, caption in items], names
+
+
+def draw(pipe, captions: list[str], guidance: float, batch: int = 256) -> Tensor:
+    """Samples (n, 3, 64, 64) in [-1, 1], on the CPU, by diffusers' own pipeline."""
+    g = torch.Generator().manual_seed(0)
+    options = dict(num_inference_steps=STEPS, guidance_scale=guidance, height=SIZE, width=SIZE, output_type="pt", generator=g)
+    parts = [pipe(captions[i : i + batch], **options).images for i in range(0, len(captions), batch)]
+    return 2 * torch.cat(parts).float().cpu() - 1
+
+
+def main() -> None:
+    """Draw, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--model", type=Path, default=Path(__file__).parent / "emoji")
+    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 4.0, 9.0])
+    parser.add_argument("--count", type=int, default=783, help="samples, of the first held-out captions")
+    parser.add_argument("--updates", type=int, default=3000, help="of the classifier")
+    asked = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    pipe = StableDiffusionXLPipeline.from_pretrained(asked.model, torch_dtype=torch.float32).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    train, labels, _, names = labelled(asked.data / "train")
+    other, theirs, captions, _ = labelled(asked.data / "held_out")
+    n = min(asked.count, len(captions))
+    classifier = train_classifier(ImageSet(train, labels, other, theirs, names).to(device), asked.updates, width=48)
+    unit = lambda images: images.float() / 127.5 - 1
+    features = lambda x: FeatureSet(EfficientNetFeatures(device).features(x))
+    held_out = features(unit(other[:n]))
+    some = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:n]
+    found = {"images": n, "steps": STEPS, "held-out images put into their category": round(classifier.accuracy, 4)}
+    found["Frechet distance of as many training images"] = round(frechet(features(unit(train[some])), held_out), 3)
+    for w in asked.guidance:
+        x = draw(pipe, captions[:n], w)
+        right = (classifier.classify(x.to(device)).cpu() == theirs[:n]).float().mean().item()
+        found[f"w = {w:g}"] = {"Frechet distance": round(frechet(features(x), held_out), 3), "in their category": round(right, 4)}
+    write_json(asked.model / "report.json", read_json(asked.model / "report.json") | {"quality": found})
+    print(json.dumps(found, indent=1))
+    rows = [draw(pipe, [f"{name}, {style} style" for name in SHOWN for style in ("noto", "twemoji")], w) for w in asked.guidance]
+    cells = torch.stack(rows).reshape(len(rows), len(SHOWN), 2, 3, SIZE, SIZE).permute(1, 4, 0, 2, 5, 3)
+    picture = cells.reshape(len(SHOWN) * SIZE, len(rows) * 2 * SIZE, 3)
+    Image.fromarray(((picture + 1) * 127.5).round().clamp(0, 255).numpy().astype(np.uint8)).save(asked.model / "grid.png")
+
+
+if __name__ == "__main__":
+    main()
