@@ -11,7 +11,6 @@ from dcm.metrics.encoders import Encoders
 from dcm.metrics.metric import ENCODERS, Metric
 from dcm.support.progress import tqdm
 
-DECODED = 16  # images decoded at once
 
 
 class SDXLQuality:
@@ -20,14 +19,15 @@ class SDXLQuality:
     Parameters
     ----------
     pictures : latents (B, C, h, w) -> images (B, 3, H, W) in [-1, 1]. captions : of condition 0, 1, ..
-    find : gives the :class:`Encoders`, when they are first needed: training does not need them.
+    find : gives the :class:`Encoders`, when they are first needed: training does not need them. batch : images looked at
+        at once.
 
     Frechet distances are to the teacher's samples from the same noise, solver, N and w, as in the paper; ``paired``,
     ``paired_inception``, ``paired_dino`` and ``sharpness`` as in :mod:`dcm.metrics.images`.
     """
 
-    def __init__(self, pictures, captions: list[str], find: Callable[[], Encoders]):
-        self.pictures, self.captions, self._find = pictures, captions, find
+    def __init__(self, pictures, captions: list[str], find: Callable[[], Encoders], batch: int = 16):
+        self.pictures, self.captions, self._find, self.batch = pictures, captions, find, batch
         self.metrics = {
             "fid_teacher": Metric("FID to teacher (Inception, mode clean)", ratio=True),
             "fd_dino": Metric("FD-DINOv2 to teacher", ratio=True),
@@ -63,12 +63,12 @@ class SDXLQuality:
 
     def _looked_at(self, x: Tensor, condition: Tensor) -> dict[str, Tensor]:
         """Features, scores and power spectra of latents `x`; images are decoded a few at a time, once."""
-        parts, starts = [], range(0, len(x), DECODED)
+        parts, starts = [], range(0, len(x), self.batch)
         for i in tqdm(starts, desc="decode and encode", unit="batch", disable=len(starts) < 4, leave=False):
-            images = self.pictures(x[i : i + DECODED])
+            images = self.pictures(x[i : i + self.batch])
             part = {name: e.features(images) for name, e in self.encoders.features.items()}
             if self.encoders.clip:
-                asked = [self.captions[c] for c in condition[i : i + DECODED].tolist()]
+                asked = [self.captions[c] for c in condition[i : i + self.batch].tolist()]
                 part |= self.encoders.clip.scores(images, asked)
             parts.append(part | {"power": radial_power(images).expand(len(images), -1)})
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

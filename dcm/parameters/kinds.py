@@ -34,9 +34,9 @@ STUDIES = {  # a parameter that stands nowhere here is for every study
         _ELSEWHERE | {"teacher_images", "model", "null_class"}, _NETWORK, ("cifar10", "folder", "teacher"),
     ),
     "sdxl": Used(
-        _ELSEWHERE | set("seed batch model vae resolution flip precision clip dino aesthetic".split()),
-        frozenset("width gradient_checkpointing microbatch teacher_precision".split()),
-        ("folder",),
+        _ELSEWHERE | set("teacher_images seed batch model vae resolution flip precision clip dino aesthetic".split()),
+        frozenset("width lora_rank gradient_checkpointing microbatch teacher_precision".split()),
+        ("folder", "teacher"),
     ),
 }
 

@@ -141,7 +141,7 @@ class TrainingParameters(Parameters):
     pairs_per_trajectory: Annotated[int, k.between(1, 1000)] = 1
     optimizer: Annotated[str, k.one_of("adamw", "adamw8bit")] = "adamw"
     pretrain: k.Whole = 0
-    width: Annotated[int, k.between(1, 4096)] = 64
+    width: Annotated[int, k.between(0, 4096)] = 64
     lora_rank: Annotated[int, k.between(0, 4096)] = 0
     snapshots: Annotated[int, k.between(0, 1000)] = 0
     checkpoint_seconds: k.Positive = 60.0
@@ -171,7 +171,12 @@ class DistillParameters(Common, GroupParameters, TrainingParameters):
     def _trainable(self):
         check_reuse(self.pairs_per_trajectory, self.batch, self.intervals, self.solves_in_flight)
         check_used(self, "training")
-        if self.lora_rank and not self.pretrain:
+        sdxl = self.study == "sdxl"
+        if not (self.width or sdxl):
+            raise refusal("width", 0, "a whole number, at least 1")
+        if sdxl and self.width and self.lora_rank:
+            raise refusal("lora_rank", self.lora_rank, "0, or any with width = 0: width is the rank of adapters of one network")
+        if self.lora_rank and not (self.pretrain or sdxl):
             raise refusal("pretrain", 0, "1 with lora_rank above 0: an adapter needs the teacher below it")
         return self
 

@@ -121,16 +121,19 @@ class LoRAStudents(Students):
                     p.grad = None  # the optimiser leaves out what has no gradient
 
     def save(self, m: int, folder: str | Path) -> Path:
-        """Write member m in diffusers' LoRA format, for ``pipe.load_lora_weights(folder)``; returns the file."""
-        from diffusers import StableDiffusionXLPipeline
-        from peft.utils import get_peft_model_state_dict
+        """Write member m: :func:`save_adapter`."""
+        return save_adapter(self.network.unet, self.names[m], folder)
 
-        # Named as peft names them. (diffusers' convert_state_dict_to_diffusers renames the attention layers only, and
-        # load_lora_weights, which judges by the first name, then leaves those out without an error.)
-        state = get_peft_model_state_dict(self.network.unet, adapter_name=self.names[m])
-        path = Path(folder) / "pytorch_lora_weights.safetensors"
-        with atomic(path) as temporary:
-            StableDiffusionXLPipeline.save_lora_weights(
-                temporary.parent, unet_lora_layers=state, weight_name=temporary.name
-            )
-        return path
+
+def save_adapter(unet, name: str, folder: str | Path) -> Path:
+    """Write a network's adapter in diffusers' LoRA format, for ``pipe.load_lora_weights(folder)``; returns the file."""
+    from diffusers import StableDiffusionXLPipeline
+    from peft.utils import get_peft_model_state_dict
+
+    # Named as peft names them. (diffusers' convert_state_dict_to_diffusers renames the attention layers only, and
+    # load_lora_weights, which judges by the first name, then leaves those out without an error.)
+    state = get_peft_model_state_dict(unet, adapter_name=name)
+    path = Path(folder) / "pytorch_lora_weights.safetensors"
+    with atomic(path) as temporary:
+        StableDiffusionXLPipeline.save_lora_weights(temporary.parent, unet_lora_layers=state, weight_name=temporary.name)
+    return path

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from dcm.students.lora import TARGETS
+from dcm.students.lora import TARGETS, save_adapter
 from dcm.support.errors import InputError
 from dcm.teachers.frozen import base_weights
 from dcm.teachers.unet import ask
@@ -16,6 +17,20 @@ from dcm.teachers.unet import ask
 def _compiled() -> Callable[..., Tensor]:
     """One compiled function for all networks: of the same architecture, only the first takes the time of compiling."""
     return torch.compile(ask, dynamic=False)
+
+
+def adapt(unet: nn.Module, rank: int) -> None:
+    """Freeze a network under a LoRA adapter (Hu et al. 2021) of this rank and alpha, as the paper's students have.
+
+    The adapter starts at zero. Its first factor is drawn by peft from torch's global generator.
+    Raises :class:`InputError` where peft is not installed.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        why = "needs the package peft, which is not installed"
+        raise InputError(f"lora_rank = {rank} {why}; allowed here: 0.") from None
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS), unet)
 
 
 class UNetStudent(nn.Module):
@@ -34,21 +49,38 @@ class UNetStudent(nn.Module):
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast):
             return (_compiled() if self.compiled else ask)(self.unet, self.config, x, t, condition).to(x.dtype)
 
-    def adapt(self, rank: int) -> None:
-        """Freeze the network under a LoRA adapter (Hu et al. 2021) of this rank and alpha, as the paper's students have.
-
-        The adapter starts at zero. Its first factor is drawn by peft from torch's global generator.
-        Raises :class:`InputError` where peft is not installed.
-        """
-        try:
-            from peft import LoraConfig, inject_adapter_in_model
-        except ImportError:
-            why = "needs the package peft, which is not installed"
-            raise InputError(f"lora_rank = {rank} {why}; allowed here: 0.") from None
-        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS), self.unet)
-
     def start_as(self, teacher: nn.Module) -> None:
         """Take over the weights of the teacher's UNet; an adapter over them stays."""
         own = base_weights(self.unet)
         for name, value in teacher.state_dict().items():
             own[name].copy_(value)
+
+
+class PromptedStudent(nn.Module):
+    """A student with an SDXL UNet of its own: a copy of the teacher's in float32, trained whole or under an adapter.
+
+    `network` : the teacher's :class:`~dcm.teachers.sdxl.PromptedUNet`; its prompts and precision are used, its weights
+    copied. `rank` : of the adapter, 0 for none.
+    """
+
+    def __init__(self, network, rank: int = 0):
+        super().__init__()
+        self.unet, self._teacher = type(network.unet).from_config(network.unet.config), (network,)
+        self.unet.load_state_dict({name: weight.float() for name, weight in base_weights(network.unet).items()})
+        self.unet.to(network.device)
+        if rank:
+            adapt(self.unet, rank)
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """The noise (B, C, h, w), computed in the teacher's precision."""
+        [network] = self._teacher
+        text, added = network.prompts.of(condition, x.dtype)
+        with torch.autocast(x.device.type, network.dtype, enabled=network.dtype != torch.float32):
+            return self.unet(x, t, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False)[0].to(x.dtype)
+
+    def save(self, folder: Path) -> None:
+        """Write the network, or its adapter alone, as diffusers reads it."""
+        if hasattr(self.unet, "peft_config"):
+            save_adapter(self.unet, "default", folder)
+        else:
+            self.unet.save_pretrained(folder)

@@ -108,7 +108,7 @@ def test_adapters_start_as_the_teacher_and_alone_are_trained(study, digits, monk
     ("values", "message"),
     [
         (dict(study="gmm"), "lora_rank = 2 is not possible for the study gmm, which does not use it; allowed: 0"),
-        (dict(study="sdxl", pretrain=0), "lora_rank = 2 is not possible for the study sdxl"),
+        (dict(study="sdxl", pretrain=0), "lora_rank = 2 is not possible; allowed: 0, or any with width = 0"),
         (dict(study="digits", pretrain=0), "pretrain = 0 is not possible; allowed: 1 with lora_rank"),
     ],
 )

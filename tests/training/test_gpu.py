@@ -8,7 +8,7 @@ from dcm.data.images import ImageSet
 from dcm.horizon import Group, resolve_horizon
 from dcm.pairs import Pairs
 from dcm.students.lockstep import MLPStudents, ModuleStudents
-from dcm.students.networks import UNetStudent
+from dcm.students.networks import UNetStudent, adapt
 from dcm.support.checkpoint import load_optimizer, optimizer_tensors
 from dcm.teachers.mixture import GaussianMixtureTeacher
 from dcm.teachers.unet import UNetConfig, UNetTeacher
@@ -51,7 +51,7 @@ def adapted_images():
     teacher, data, students = images()
     torch.manual_seed(1)
     for network in students.networks:
-        network.adapt(4)
+        adapt(network.unet, 4)
     return teacher, data, students.to(GPU)
 
 

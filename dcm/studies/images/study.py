@@ -12,7 +12,7 @@ from dcm.metrics.encoders import EfficientNetFeatures, InceptionFeatures
 from dcm.metrics.features import Classifier, SelfSupervised
 from dcm.metrics.images import ImageQuality
 from dcm.students.lockstep import ModuleStudents, Students
-from dcm.students.networks import UNetStudent
+from dcm.students.networks import UNetStudent, adapt
 from dcm.studies.base import Study, teacher_record
 from dcm.support.errors import InputError
 from dcm.support.files import ROOT, fingerprint, project_path
@@ -55,7 +55,7 @@ class ImageStudy(Study):
                 torch.manual_seed(seed)
                 network = UNetStudent(self.teacher.config)
                 if lora_rank:
-                    network.adapt(lora_rank)
+                    adapt(network.unet, lora_rank)
             network.autocast = self.teacher.autocast
             if network.autocast:  # as the teacher's: what bfloat16 convolutions want
                 network.unet.to(memory_format=torch.channels_last)

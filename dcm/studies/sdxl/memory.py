@@ -81,6 +81,21 @@ def check(need: Need, available: int, parameters) -> None:
         raise InputError(f"training needs about {needs}, and {has}; {_lower(parameters, need.samples)}.")
 
 
+def check_own(students, dtype: torch.dtype, parameters) -> None:
+    """Raise :class:`InputError` for students with UNets of their own that cannot train: in float16, or for want of memory.
+
+    Weights and averages take 4 bytes each, and what trains 12 more; activations are left out.
+    """
+    if dtype == torch.float16:
+        raise InputError("precision = 'fp16' needs a loss scale, which width = 0 has not; allowed: bf16 and fp32, or a width.")
+    weights = list(students.parameters())
+    trained = sum(p.numel() for p in weights if p.requires_grad)
+    need = sum(p.numel() for p in weights) * (8 if parameters.ema else 4) + 12 * trained
+    if weights[0].is_cuda and need > (has := available(weights[0].device)):
+        ways = "it is lowered by fewer students in a group, lora_rank above 0, and most by a width above 0, which shares one UNet"
+        raise InputError(f"{students.size} UNets need at least {need / GIB:.1f} GiB of GPU memory, and {has / GIB:.1f} GiB can be had; {ways}.")
+
+
 def available(device: torch.device) -> int:
     """Bytes that this process may use in all: what is free, and what it holds already."""
     return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)

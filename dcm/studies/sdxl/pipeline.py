@@ -1,16 +1,20 @@
 """The SDXL pipeline on disk: checked, its encoders loaded, and notebook 1's work with them."""
 
 import json
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from dcm.data.captions import cache, captioned_images, pixels
+from dcm.schedule import Grid, NoiseSchedule
+from dcm.solvers import solve
 from dcm.support.errors import InputError
 from dcm.support.files import project_path, sha256, write_json
 from dcm.support.pretrained import check_packages, loading, locate, readable_model
 from dcm.support.seeds import generator, sample_noise
+from dcm.teachers.sdxl import Prompts, PromptedUNet, SDXLTeacher
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 OWN_VAE = "of the model"
@@ -20,15 +24,27 @@ IDENTITY = ("seed", "vae", "resolution", "flip", "precision")  # what the encode
 def prepare(p, run_dir: Path, device: torch.device) -> None:
     """Notebook 1's work: check the pipeline, encode what captions it has no whole file of; raises :class:`InputError`."""
     check_packages()
-    items = captioned_images(project_path(p.data_dir))
+    own = p.data == "teacher"
+    items = [] if own else captioned_images(project_path(p.data_dir))
     folder = locate(p.model, "model", p.download, pipeline=True, low=p.precision != "fp32")
+    items = captions_of(folder, p.teacher_images) if own else items
     if p.vae != OWN_VAE:
         locate(p.vae, "vae", p.download)
     identity = p.model_dump(include={"study", *IDENTITY}) | {"unet": check_pipeline(folder)}
     about = p.model_dump(include={"study", *IDENTITY, "batch", "download", "inception", "clip", "dino", "aesthetic"})
-    about |= {"folder": str(folder), "identity": identity, "captions": [c for _, c in items], "count": len(items)}
+    about |= {"folder": str(folder), "identity": identity | ({"drawn": True} if own else {}), "captions": [c for _, c in items], "count": len(items)}
     cache(items, lambda: Encoder(about, device), identity, run_dir / "teacher" / "cache")
     write_json(run_dir / "teacher" / "teacher.json", about)
+
+
+def captions_of(folder: Path, count: int) -> list[tuple[Path, str]]:
+    """The first `count` captions that lie beside a pipeline, a line each, in place of images; each with that file's path."""
+    path = folder / "captions.txt"
+    captions = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    if not (captions := [line.strip() for line in captions if line.strip()][:count]):
+        allowed = "data = 'folder', with images and captions in data_dir"
+        raise InputError(f"data = 'teacher' takes its captions from {path}, which is not there or empty; allowed: {allowed}.")
+    return [(path, caption) for caption in captions]
 
 
 def check_pipeline(folder: Path) -> dict[str, str]:
@@ -46,6 +62,20 @@ def check_pipeline(folder: Path) -> dict[str, str]:
     if not files:
         raise InputError(f"{folder}/unet holds no weights as safetensors; fetch them again.")
     return {path.name: sha256(path) for path in files}
+
+
+def load_teacher(about: dict, prompts: Prompts, shape: tuple[int, ...], device: torch.device) -> SDXLTeacher:
+    """The pipeline's UNet on its schedule, as teacher of latents of a `shape`; raises :class:`InputError`."""
+    from diffusers import DDPMScheduler, UNet2DConditionModel
+
+    folder, dtype = Path(about["folder"]), PRECISIONS[about["precision"]]
+    if not (folder / "unet").is_dir():
+        raise InputError(f"the pipeline is no longer in {folder}; put it back, or run notebook 1 again.")
+    with readable_model(folder):
+        options = loading(folder / "unet", dtype, low=dtype != torch.float32)
+        unet = UNet2DConditionModel.from_pretrained(folder / "unet", **options).to(device)
+        schedule = NoiseSchedule.from_betas(DDPMScheduler.from_pretrained(folder, subfolder="scheduler").betas)
+    return SDXLTeacher(PromptedUNet(unet, prompts, about["batch"]), schedule, shape)
 
 
 def load_vae(about: dict, device: torch.device):
@@ -79,15 +109,34 @@ class Encoder:
     def encode(self, rows: range, items: list[tuple[Path, str]]) -> dict[str, Tensor]:
         """One file. Item i depends on (seed, i) alone: its crop, its flip, its draw from the posterior."""
         seed, size, flip = (self.about[name] for name in ("seed", "resolution", "flip"))
+        embeddings, pooled = self.text([caption for _, caption in items])
+        if self.about["identity"].get("drawn"):
+            size_ids = torch.tensor([(size, size, 0, 0, size, size)], dtype=torch.int32).expand(len(items), -1)
+            latents = self.drawn(rows, Prompts(embeddings, pooled, size_ids))
+            return {"latents": latents, "embeddings": embeddings, "pooled": pooled, "size_ids": size_ids.contiguous()}
         draws = [generator("cpu", seed, "encode", i) for i in rows]
         made = [pixels(path, size, g, flip) for (path, _), g in zip(items, draws)]
         posterior = [self.vae.encode(x[None].to(self.device, self.vae.dtype)).latent_dist for x, _ in made]
         own = ([getattr(d, name) for d in posterior] for name in ("mean", "std"))
         mean, deviation = (torch.cat(each).float().cpu() * self.vae.config.scaling_factor for each in own)
         latents = mean + deviation * sample_noise(seed, "encode", rows, mean.shape[1:])
-        embeddings, pooled = self.text([caption for _, caption in items])
         size_ids = torch.tensor([ids for _, ids in made], dtype=torch.int32)
         return {"latents": latents, "embeddings": embeddings, "pooled": pooled, "size_ids": size_ids}
+
+    @cached_property
+    def teacher(self) -> SDXLTeacher:
+        """For data that it draws itself; its prompts are those of :meth:`drawn`."""
+        config, shrunk = self.vae.config, 2 ** (len(self.vae.config.block_out_channels) - 1)
+        shape = (config.latent_channels, *2 * [self.about["resolution"] // shrunk])
+        nothing = Prompts(*torch.zeros(3, 1))
+        return load_teacher(self.about, nothing, shape, self.device)
+
+    def drawn(self, rows: range, prompts: Prompts) -> Tensor:
+        """Latents (n, C, h, w) that the teacher draws for prompts, unguided, by DDIM with N = 50."""
+        self.teacher.network.prompts, self.teacher.num_classes = prompts, len(prompts)
+        noise = sample_noise(self.about["seed"], "teacher", rows, self.teacher.shape).to(self.device)
+        condition = torch.arange(len(prompts), device=self.device)
+        return solve(self.teacher, noise, 50, condition, 1.0, "ddim", Grid(50)).x.float().cpu()
 
     def text(self, captions: list[str]) -> tuple[Tensor, Tensor]:
         """Embeddings (n, L, E) and pooled ones (n, F) of captions."""
