@@ -12,7 +12,6 @@ from dcm.metrics.metric import ENCODERS, Metric
 from dcm.support.progress import tqdm
 
 
-
 class SDXLQuality:
     """Quality metrics of latents, on their decoded images.
 

@@ -14,7 +14,7 @@ from dcm.support.errors import InputError
 from dcm.support.files import project_path, sha256, write_json
 from dcm.support.pretrained import check_packages, loading, locate, readable_model
 from dcm.support.seeds import generator, sample_noise
-from dcm.teachers.sdxl import Prompts, PromptedUNet, SDXLTeacher
+from dcm.teachers.sdxl import PromptedUNet, Prompts, SDXLTeacher
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 OWN_VAE = "of the model"
