@@ -146,8 +146,8 @@ def main() -> None:
     options = ["--nolock", "--rerun-incomplete", "--quiet", "all"]
     if asked.download:
         os.environ["HF_HUB_OFFLINE"] = "0"
-    # Kernels that are forked are for this machine alone, and not for a GPU, which no fork may use.
-    if not (torch.cuda.is_available() or any(word.startswith(("-n", "--dry", "--profile", "-e", "--executor")) for word in rest)):
+    # Kernels that are forked are for this machine alone, and not for a GPU, which no fork may use, nor for what macOS links.
+    if sys.platform == "linux" and not (torch.cuda.is_available() or any(word.startswith(("-n", "--dry", "--profile", "-e", "--executor")) for word in rest)):
         images = any(study.study != "gmm" for study in studies)
         kernels.start(["dcm.notebook", "dcm.report.study", *(["diffusers.models.unets.unet_2d"] if images else [])], max(study.threads for study in studies))
     given = [f"configs={json.dumps(configs)}", f"download={asked.download}", f"switch={asked.switch}"]
