@@ -18,7 +18,7 @@ CHAPTERS = {  # the menu: caption -> pages
     "The study": ["docs/method", "docs/cifar10", "docs/interventions", "docs/regimes", "docs/sdxl"],
     "Notebooks": ["notebooks/[0-9]*"],
     "Results": ["results/*/README"],
-    "Use it": ["docs/extend", "docs/reproducibility", "benchmarks/README", "weights/README", "CONTRIBUTING", "CHANGELOG"],
+    "Use it": ["docs/extend", "docs/colab", "docs/reproducibility", "benchmarks/README", "weights/README", "CONTRIBUTING", "CHANGELOG"],
 }
 listed = sum(CHAPTERS.values(), [])
 CHAPTERS["Use it"] += [name for path in sorted(Path(__file__).parent.glob("*.md")) if (name := f"docs/{path.stem}") not in listed]

@@ -1,10 +1,9 @@
 """Kernels that begin with everything imported: one process of a study imports it, and forks for every notebook.
 
-`python kernels.py SOCKET MODULE ..` is that process; it ends with the one that started it. `python kernels.py -f FILE` is
+`python kernels.py SOCKET [diffusers]` is that process; it ends with the one that started it. `python kernels.py -f FILE` is
 what Jupyter starts as a kernel: it asks that process for one, and they end together.
 """
 
-import importlib
 import json
 import os
 import select
@@ -31,26 +30,31 @@ KEEP_MEMORY = {
 }
 
 
-def start(modules: list[str], threads: int) -> None:
-    """Start the server for this process, and for what it becomes by ``exec``; kernels have so many `threads`."""
+def start(diffusers: bool, threads: int) -> None:
+    """Start the server for this process, and for what it becomes by ``exec``; kernels have so many `threads`, and `diffusers` imported where that is asked for."""
     path = os.path.join(tempfile.mkdtemp(prefix="dcm-"), "kernels")
     # What libraries read when they are imported: the backend of every kernel, and what Snakemake tells every rule.
     own = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
     environment = KEEP_MEMORY | own | os.environ
-    server = subprocess.Popen([sys.executable, __file__, path, *modules], stdin=subprocess.PIPE, env=environment)
+    server = subprocess.Popen([sys.executable, __file__, path, *["diffusers"] * diffusers], stdin=subprocess.PIPE, env=environment)
     os.set_inheritable(server.stdin.fileno(), True)  # it closes when this process ends
     os.environ[SERVER] = path
 
 
-def serve(path: str, modules: list[str]) -> None:
-    """Import `modules`, then fork for whoever connects, until the standard input ends."""
+def serve(path: str, diffusers: bool) -> None:
+    """Import what notebooks do, then fork for whoever connects, until the standard input ends."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the kernels
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()
-        for name in ["ipykernel.kernelapp", *modules]:
-            with suppress(ImportError):  # the notebook that needs it says so
-                importlib.import_module(name)
+        import ipykernel.kernelapp  # noqa: F401
+
+        import dcm.notebook
+        import dcm.report.study  # noqa: F401
+
+        with suppress(ImportError):  # the notebook that needs it says so
+            if diffusers:
+                from diffusers.models.unets import unet_2d  # noqa: F401
         while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
             connection, _ = listener.accept()
             if os.fork() == 0:
@@ -98,4 +102,4 @@ if __name__ == "__main__":
         ask(sys.argv[1:])
     else:
         sys.path[0] = str(Path(__file__).parents[1])
-        serve(sys.argv[1], sys.argv[2:])
+        serve(sys.argv[1], len(sys.argv) > 2)

@@ -149,7 +149,7 @@ def main() -> None:
     # Kernels that are forked are for this machine alone, and not for a GPU, which no fork may use, nor for what macOS links.
     if sys.platform == "linux" and not (torch.cuda.is_available() or any(word.startswith(("-n", "--dry", "--profile", "-e", "--executor")) for word in rest)):
         images = any(study.study != "gmm" for study in studies)
-        kernels.start(["dcm.notebook", "dcm.report.study", *(["diffusers.models.unets.unet_2d"] if images else [])], max(study.threads for study in studies))
+        kernels.start(images, max(study.threads for study in studies))
     given = [f"configs={json.dumps(configs)}", f"download={asked.download}", f"switch={asked.switch}"]
     command = ["-m", "snakemake", "-s", str(ROOT / "workflow/Snakefile"), "--config", *given, *options, *rest]
     sys.stderr.flush()

@@ -26,6 +26,9 @@ BETWEEN = {"anneal / direct>cm": ("anneal", "direct>cm")}
 UNBLURRED = {f"{pair}, teacher's spectrum": (f"{a} as teacher", f"{b} as teacher") for pair, (a, b) in SWITCH.items()}
 BLURRED = {f"{pair}, CM blurred": (a, f"{b} as {a}") for pair, (a, b) in SWITCH.items()}
 
+# Of samples in several steps, with fresh noise between them.
+FEW_STEPS = {f"{pair}, {k} steps": (k, methods) for k in (2, 4) for pair, methods in SWITCH.items()}
+
 
 def at(rows: pd.DataFrame, setting: Sequence) -> pd.DataFrame:
     """Those of one of the :func:`settings`."""
@@ -51,6 +54,7 @@ def effects(results: Results) -> pd.DataFrame:
     """Every pair of methods in every setting: :func:`dcm.analysis.runs.judged`.
 
     With the column ``cm`` (:func:`dcm.analysis.compare.stability`). Where the CM is not stable the verdict is that it is not.
+    In several steps there is no ODE error: fresh noise leads them off the solution that they would be compared with.
     """
     last = final_one_step(results.rows)
     columns = [c for c in measures(results.study) if c in last]
@@ -60,6 +64,8 @@ def effects(results: Results) -> pd.DataFrame:
         for rows, pairs in ((every, SWITCH | GAINS | EQUAL | BETWEEN | UNBLURRED | BLURRED), (last, PLAIN))
         for pair, methods in pairs.items()
     ]  # fmt: skip
+    ends = results.rows[results.rows.final].merge(settings(results)).assign(ode_error=np.nan)
+    each += [judged(results.study, ends[ends.steps == k], SETTING_OF_RUN, pair, methods) for pair, (k, methods) in FEW_STEPS.items()]
     table = pd.concat(each, ignore_index=True)
     return where_stable(table, results.rows, SETTING_OF_RUN) if len(table) else table
 

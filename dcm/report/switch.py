@@ -12,7 +12,7 @@ from dcm.analysis.compare import STABLE, interval
 from dcm.analysis.measured import final_one_step
 from dcm.analysis.predictions import FAILED, HELD, OPEN
 from dcm.analysis.runs import REGIME, Results
-from dcm.analysis.switch import BLURRED, EQUAL, GAINS, SWITCH, TERMS, UNBLURRED
+from dcm.analysis.switch import BLURRED, EQUAL, FEW_STEPS, GAINS, SWITCH, TERMS, UNBLURRED
 from dcm.report.page import Page
 from dcm.report.sentences import counted
 from dcm.solvers import SOLVER_NAMES
@@ -99,6 +99,11 @@ class Switch:
     def gains(self) -> pd.DataFrame:
         """What ``direct>cm`` and ``anneal`` gain at equal updates, and evaluations: a line a setting and measure."""
         return self._wide(GAINS | EQUAL, ["error", "teacher"], better)
+
+    def few_steps(self) -> pd.DataFrame:
+        """C2 in one sampling step and in several: a line a setting and measure."""
+        there = self.effects[self.effects.pair.isin(FEW_STEPS)].name
+        return self._wide(SWITCH | FEW_STEPS, ["teacher"], lambda e: e.verdict, there)
 
     def blur(self) -> pd.DataFrame:
         """C2 of samples as they are, with the teacher's power spectrum, and of blurred CMs: a line a setting and measure."""

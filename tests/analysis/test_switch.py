@@ -29,6 +29,19 @@ def test_the_pairs_of_the_switch_are_judged(tmp_path):
     assert set(table.pair) == PAIRS
 
 
+def test_in_several_steps_distances_alone_are_judged(tmp_path):
+    last = MEASURED[MEASURED.final]
+    half = np.where(last.method.isin(["Direct CM", "cm>direct"]), 0.5, 1)
+    two = last.assign(steps=2, swd_teacher=last.swd_teacher * half)
+    [found] = runs.load(folder(tmp_path / "gmm16", stable(pd.concat([MEASURED, two]))))
+    table = switch.effects(found)
+    few = table[table.pair.isin(switch.FEW_STEPS)]
+    assert set(few.pair) == {f"{pair}, 2 steps" for pair in switch.SWITCH} and "error" not in set(few.role)
+    value = table[table.metric == "swd_teacher"].set_index("pair").value
+    assert all(value[f"{pair}, 2 steps"] == pytest.approx(0.5 * value[pair]) for pair in switch.SWITCH)
+    assert set(few.cm) == {"stable"}
+
+
 def test_both_pairs_start_from_equal_weights(tmp_path):
     [found] = runs.load(folder(tmp_path / "gmm16"))
     before = switch.course(found, switch.settings(found).iloc[0])["before"]

@@ -10,7 +10,6 @@ import tiny_sdxl
 import torch
 from sdxl_helpers import CPU, batch, teacher_parameters
 
-from dcm.consistency import ConsistencyFunction
 from dcm.students.lora import TARGETS, LoRAStudents
 from dcm.studies.registry import load_study
 from dcm.studies.sdxl import memory
@@ -131,9 +130,8 @@ def test_missing_packages_are_named(monkeypatch):
 
 
 def test_an_eps_student_at_its_start_is_the_teachers_denoiser(study):
-    f = ConsistencyFunction(study.teacher.schedule, prediction="epsilon")
     x, t, c = batch(study)
     eps = study.teacher.predict_noise(x, t, c)
     x0_hat = (x - study.teacher.schedule.sigma(t, x) * eps) / study.teacher.schedule.alpha(t, x)
-    own = f(LoRAStudents(study.network, [0], 2), x[None], t[None], c[None])[0]
+    own = study.f(LoRAStudents(study.network, [0], 2), x[None], t[None], c[None])[0]
     assert torch.allclose(own, x0_hat, atol=1e-4 * float(x0_hat.std()))
