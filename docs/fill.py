@@ -152,13 +152,13 @@ def findings() -> str:
         at = measured[measured.final].merge(rows.drop_duplicates("name")[["run", "group", "intervals", "guidance", "name"]])
         for name, part in at.dropna(subset="on_mode").groupby("name", sort=False):
             share = 100 * part.groupby("method").on_mode.mean()
-            rest += f" On a mode of the {scale(name)} lie {share['CM']:.1f} % of the CM's samples and {share['Direct CM']:.1f} % of the Direct CM's."
+            rest += f" ({scale(name)}: {share['CM']:.1f} % of the CM's samples lie on a mode, {share['Direct CM']:.1f} % of the Direct CM's.)"
     few = clear[clear.pair.isin(FEW_STEPS) & (clear.role == "teacher")]
     in_steps = lambda k: span(few.value[few.pair.str.endswith(f"{k} steps")])
     nearer_again = "; ".join(f"{scale(name)} {span(own.value[own.pair.str.endswith('2 steps')])}" for name, own in few.groupby("name", sort=False))
     seen = equal[equal.role == "features"]
     features = "; ".join(
-        f"{scale(name)}: error after the encoder {span(own.value)} times the CM's, better in {(own.verdict == 'supported').sum()} and worse in {(own.verdict == 'contradicted').sum()} of {len(own)} comparisons"
+        f"{scale(name)} {span(own.value)} times the CM's, better in {(own.verdict == 'supported').sum()} and worse in {(own.verdict == 'contradicted').sum()} of {len(own)} comparisons"
         for name, own in seen.groupby("name", sort=False)
     )
     listed = lambda names: " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:]))) or "none"
@@ -172,7 +172,7 @@ def findings() -> str:
     return f"""\
 1. **From the same weights, the Direct objective solves the ODE better and its samples are worse**, by every measure, on {listed([*map(scale, held)])}. Direct / CM, {first}.{rest.replace('the guided', 'guided')}
 2. **It is a matter of one step.** Sampled in two steps, with fresh noise between them, the same students rank the other way, or are even: Direct / CM of the distances {nearer_again}; in four steps {in_steps(4)} over all ([table](results/switch/README.md#few_steps)). No prediction was made of it.
-3. **What it gains in pixels it does not gain in features.** {features}.
+3. **What it gains in pixels it does not gain in features.** Error after the encoder: {features}.
 4. **Direct first, CM last is best in one step**: halving *h* from N to 1 while training gives samples nearer to the teacher's than either objective alone, by every measure, on {nearer('anneal')}, with {span(cost.get_group('anneal'))} of the Direct CM's teacher evaluations; one switch from Direct to CM does on {nearer('direct>cm')}. Of {told.sum()} [predictions](docs/preregistration.md) {told.get('held', 0)} held, {told.get('failed', 0)} failed, {told.get('open', 0)} are open ([table](results/switch/README.md#predictions)).
 5. **Regression as such does no harm; what is regressed on does.** On the 16-D mixture a student that copies a trained CM by plain regression has the CM's samples: its distance is {far(intervened.COPY):.2f} times the CM's. One that regresses on the ODE's solution has {far(("plain", "Direct CM")):.2f} times. And C2 is there where the teacher's map is hard for the student: the ratio is {harder(*((d, 12, 64) for d in (2, 4, 8, 16)))} in 2, 4, 8 and 16 dimensions, and {harder(*((16, 12, w) for w in (64, 128, 256)))} for students of width 64, 128 and 256. What the loss sees is not it: on digits, with the judge's own features in both losses, C2 is {np.exp(seen_by_loss.value):.2f} from a CM's first half ([interventions](docs/interventions.md))."""
 
