@@ -3,10 +3,13 @@
 import shutil
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import yaml
 from test_smoke import ENVIRONMENT, ROOT, command, read
+
+from dcm.support.files import read_json
 
 PROFILE = ROOT / "workflow/profiles/slurm"
 LONGEST = 900  # seconds of a part of the test: of seconds on an idle machine, of minutes on a busy one
@@ -30,13 +33,12 @@ def test_the_profile_names_rules_and_resources_that_there_are():
 
 
 def test_a_killed_job_goes_on_and_ends_with_the_same_numbers(tmp_path):
-    """The smoke study's main group alone, up to its ODE errors: through SLURM with its job killed after a checkpoint, and without."""
+    """The smoke study's main group alone: through SLURM with its job killed after a checkpoint, and without SLURM."""
     base, results = read("smoke"), {}
     base["groups"] = {"main": base["groups"]["main"] | {"updates": 1000, "checkpoint_seconds": 0.5}}
     for name in ("slurm", "plain"):
         (tmp_path / name).mkdir()
         results[name] = base | {"run_dir": str(tmp_path / name / "run"), "results_dir": str(tmp_path / name / "results")}
-    measured = lambda name: ["--", str(tmp_path / name / "run/ode_error.csv")]
     profile = yaml.safe_load((PROFILE / "config.yaml").read_text())
     profile["default-resources"]["mem_mb"] = 300  # a small machine must hold two jobs at once
     (tmp_path / "profile").mkdir()
@@ -44,7 +46,7 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_numbers(tmp_path):
     options = ["--profile", str(tmp_path / "profile"), "--slurm-init-seconds-before-status-checks", "1", "--seconds-between-status-checks", "2"]
     options += ["--slurm-logdir", str(tmp_path / "logs")]
     start = lambda: subprocess.Popen(
-        command(results["slurm"], tmp_path / "slurm", *options, *measured("slurm")), cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command(results["slurm"], tmp_path / "slurm", *options), cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     jobs = lambda: [line.split() for line in said("squeue", "-h", "-t", "all", "-o", "%i %P %T %k").splitlines()]
     before = {job[0] for job in jobs()}
@@ -58,7 +60,7 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_numbers(tmp_path):
     [training] = [job for job in mine() if job[2] == "RUNNING"]
     assert training[1] == "gpu" and "distill" in training[3]
     said("scancel", training[0])
-    assert first.wait(LONGEST) != 0 and not (tmp_path / "slurm/run/ode_error.csv").exists()
+    assert first.wait(LONGEST) != 0 and not (tmp_path / "slurm/results/metrics.csv").exists()
 
     second = start()
     out, _ = second.communicate(timeout=LONGEST)
@@ -66,7 +68,7 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_numbers(tmp_path):
     assert "Going on after update" in (tmp_path / "slurm/run/notebooks/2_distill-main.ipynb").read_text()
     assert {(job[1], job[2]) for job in mine()} == {("gpu", "CANCELLED"), ("gpu", "COMPLETED"), ("cpu", "COMPLETED")}
 
-    plain = subprocess.run(command(results["plain"], tmp_path / "plain", "-j", "2", *measured("plain")), cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    plain = subprocess.run(command(results["plain"], tmp_path / "plain", "-j", "2"), cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
     assert plain.returncode == 0, plain.stderr
-    ours, theirs = (tmp_path / name / "run/ode_error.csv" for name in results)
-    assert ours.read_bytes() == theirs.read_bytes() and ours.stat().st_size > 1000
+    ours, theirs = (Path(r["results_dir"]) / "metrics.csv" for r in (results["slurm"], results["plain"]))
+    assert ours.read_bytes() == theirs.read_bytes() and read_json(ours.with_name("provenance.json"))["notebooks"]
