@@ -118,6 +118,10 @@ PREDICTIONS: dict[int, tuple[str, Sequence[Ratio | Lower | Near | Stable]]] = {
     26: ("CIFAR-10, N = 10, w = 9: the CM is stable", [Stable("CIFAR-10", 10, 9)]),
     27: ("LoRA on CIFAR-10, N = 100, w = 9: both claims (D>D / D>CM)", [Ratio("CIFAR-10", FIRST, r, s, 100, 9) for r, s in CLAIMS]),
     28: ("the same, plain: the Direct CM is better in both", [Ratio("CIFAR-10", PLAINLY, r, -1, 100, 9) for r, _ in CLAIMS]),
+    29: (
+        "CIFAR-10, N = 50 and LoRA: in two steps C2 is reversed (D>D / D>CM)",
+        [Ratio("CIFAR-10", f"{FIRST}, 2 steps", "teacher", -1, n, w) for n, w in ((50, 2), (50, 9), (100, 9))],
+    ),
 }  # fmt: skip
 
 
