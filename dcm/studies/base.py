@@ -36,7 +36,7 @@ class Study:
     precision = "auto"  # of the teacher's solves
 
     def make_students(self, seeds: Sequence[int], width: int, lora_rank: int = 0) -> Students:
-        """Fresh students, one a seed, of a `width` that the study interprets; `lora_rank` is for image studies."""
+        """Fresh students, one a seed, of a `width` that the study interprets; `lora_rank` is for those of networks."""
         raise NotImplementedError
 
     def start_from_teacher(self, students: Students, seeds: Sequence[int], updates: int) -> None:
