@@ -2,7 +2,7 @@
 
     python weights/judge_emoji.py data/emoji --model weights/emoji
 
-Written into the model's report.json: by guidance w, the Frechet distance between samples of held-out captions and the
+The classifier is kept beside the model, as ``emoji_classifier``: the study `emoji` judges by it, too. Written into the model's report.json: by guidance w, the Frechet distance between samples of held-out captions and the
 held-out images in EfficientNet-Lite0's features, beside that of as many training images; and how many samples a small
 classifier of the nine categories, trained on the training images, puts into their own, beside held-out images. The
 grid has a training caption a row in both styles, and captions of no image in the last rows.
@@ -24,7 +24,7 @@ from dcm.data.images import ImageSet
 from dcm.metrics.distances import FeatureSet, frechet
 from dcm.metrics.encoders import EfficientNetFeatures
 from dcm.metrics.features import train_classifier
-from dcm.support.files import read_json, write_json
+from dcm.support.files import read_json, sha256, write_json
 
 STEPS = 50
 SHOWN = [
@@ -33,13 +33,16 @@ SHOWN = [
 ]  # fmt: skip
 
 
-def labelled(folder: Path) -> tuple[Tensor, Tensor, list[str], tuple[str, ...]]:
-    """Images (n, 3, 64, 64) of a part, their categories (n,), their captions, and the categories' names."""
-    items = captioned_images(folder)
-    listed = {row["file_name"]: row["category"] for row in map(json.loads, (folder / "metadata.jsonl").read_text().splitlines())}
-    names = tuple(sorted(set(listed.values())))
-    labels = torch.tensor([names.index(listed[path.relative_to(folder).as_posix()]) for path, _ in items])
-    return pixels(items), labels, [caption for _, caption in items], names
+def labelled(folder: Path) -> ImageSet:
+    """All emoji below `folder`, with their categories as classes; each part in the order of its paths."""
+    parts: list[Tensor] = []
+    names: tuple[str, ...] = ()
+    for part in (folder / "train", folder / "held_out"):
+        rows = map(json.loads, (part / "metadata.jsonl").read_text().splitlines())
+        category = {row["file_name"]: row["category"] for row in rows}
+        names, items = names or tuple(sorted(set(category.values()))), captioned_images(part)
+        parts += [pixels(items), torch.tensor([names.index(category[path.relative_to(part).as_posix()]) for path, _ in items])]
+    return ImageSet(*parts, classes=names)
 
 
 def draw(pipe, captions: list[str], guidance: float, batch: int = 256) -> Tensor:
@@ -62,16 +65,17 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pipe = StableDiffusionXLPipeline.from_pretrained(asked.model, torch_dtype=torch.float32).to(device)
     pipe.set_progress_bar_config(disable=True)
-    train, labels, _, names = labelled(asked.data / "train")
-    other, theirs, captions, _ = labelled(asked.data / "held_out")
-    n = min(asked.count, len(captions))
-    classifier = train_classifier(ImageSet(train, labels, other, theirs, names).to(device), asked.updates, width=48)
-    unit = lambda images: images.float() / 127.5 - 1
+    data, captions = labelled(asked.data), [caption for _, caption in captioned_images(asked.data / "held_out")]
+    n, theirs = min(asked.count, len(captions)), data.held_out_labels
+    classifier = train_classifier(data.to(device), asked.updates)
+    classifier.save((kept := asked.model.with_name(f"{asked.model.name}_classifier")) / "weights.safetensors")
+    about = {"settings": {"updates": asked.updates}, "held-out accuracy": classifier.accuracy, "torch": torch.__version__}
+    write_json(kept / "config.json", {"sha256": sha256(kept / "weights.safetensors"), **about})
     features = lambda x: FeatureSet(EfficientNetFeatures(device).features(x))
-    held_out = features(unit(other[:n]))
-    some = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:n]
+    held_out = features(data.unit(data.held_out[:n]))
+    some = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))[:n]
     found = {"images": n, "steps": STEPS, "held-out images put into their category": round(classifier.accuracy, 4)}
-    found["Frechet distance of as many training images"] = round(frechet(features(unit(train[some])), held_out), 3)
+    found["Frechet distance of as many training images"] = round(frechet(features(data.unit(data.train[some])), held_out), 3)
     for w in asked.guidance:
         x = draw(pipe, captions[:n], w)
         right = (classifier.classify(x.to(device)).cpu() == theirs[:n]).float().mean().item()
