@@ -10,6 +10,7 @@ weights are saved as a StableDiffusionXLPipeline in float16, with captions.txt, 
 import argparse
 import json
 import math
+import random
 import time
 from collections.abc import Callable
 from copy import deepcopy
@@ -230,7 +231,8 @@ def save(pipe: StableDiffusionXLPipeline, captions: list[str], out: Path, about:
     half = deepcopy({name: getattr(pipe, name) for name in ("vae", "unet", "text_encoder", "text_encoder_2")})
     pipe.register_modules(**{name: network.to("cpu", torch.float16).eval() for name, network in half.items()})
     pipe.save_pretrained(out, safe_serialization=True)
-    write_text(out / "captions.txt", "".join(f"{caption}\n" for caption in captions))
+    mixed = random.Random(0).sample(captions, len(captions))  # so that the first few are of every kind
+    write_text(out / "captions.txt", "".join(f"{caption}\n" for caption in mixed))
     digests = {p.relative_to(out).as_posix(): sha256(p) for p in sorted(out.rglob("*.safetensors"))}
     count = {name: sum(p.numel() for p in network.parameters()) for name, network in half.items()}
     write_json(out / "report.json", {"sha256": digests, "parameters": count, "training": about})

@@ -33,6 +33,8 @@ class SDXLQuality:
             "clip_score": Metric("CLIP score (cosine)", lower_is_better=False),
             "aesthetic": Metric("LAION aesthetic score", lower_is_better=False),
             "fd_teacher": Metric("Frechet distance to teacher (EfficientNet-Lite0 features)", ratio=True),
+            "fd_classifier": Metric("Frechet distance to teacher (classifier features)", ratio=True),
+            "fd_self": Metric("Frechet distance to teacher (self-supervised features)", ratio=True),
             "sharpness": Metric("high-frequency power [teacher = 1]", judged=False),
         } | {
             column: Metric(f"ODE error, {name} features", ratio=True, judged=False)

@@ -4,10 +4,12 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dcm.metrics.features import Classifier, SelfSupervised
 from dcm.support.errors import InputError
 from dcm.support.files import project_path, read_tensors, verify
 from dcm.support.pretrained import locate, readable_model
@@ -162,11 +164,21 @@ class ClipScores(Encoder):
         return {name: v.double() for name, v in out.items()}
 
 
+def own_encoders(about: dict, device: torch.device | str) -> dict:
+    """By metric, the project's own networks that `about` names a folder of: a self-supervised encoder, a classifier.
+
+    Raises :class:`InputError` for missing, altered or foreign files.
+    """
+    kinds = {"encoder": ("fd_self", SelfSupervised.load), "classifier": ("fd_classifier", Classifier.shipped)}
+    named = {name: kind for name, kind in kinds.items() if about[name] != "none"}
+    return {metric: load(project_path(about[name])).to(device) for name, (metric, load) in named.items()}
+
+
 class Encoders:
     """The encoders that are on this machine, and for the others where they were looked for.
 
     `about` is notebook 1's record: where to look, and whether the hub may be asked. ``features``: by metric (fd_teacher,
-    fid_teacher, fd_dino), what gives its features. ``clip``: where it is, CLIP with the aesthetic head. ``missing``: by
+    fid_teacher, fd_dino, fd_self, fd_classifier), what gives its features. ``clip``: where it is, CLIP with the aesthetic head. ``missing``: by
     metric, one sentence that says why it is not measured.
     """
 
@@ -180,6 +192,8 @@ class Encoders:
                 self.missing.update(dict.fromkeys(metrics, str(why)))
 
         def local(name: str, kind):
+            if about[name] == "none":
+                raise InputError(f"{name} is none.")
             folder = locate(about[name], name, about["download"])
             with readable_model(folder):
                 return kind(folder, device)
@@ -194,7 +208,7 @@ class Encoders:
             "fid_teacher": attempt(inception, "fid_teacher"),
             "fd_dino": attempt(lambda: local("dino", DinoFeatures), "fd_dino"),
         }
-        self.features: dict[str, Encoder] = {name: encoder for name, encoder in found.items() if encoder}
+        self.features: dict[str, Any] = {name: encoder for name, encoder in found.items() if encoder} | own_encoders(about, device)
         self.clip: ClipScores | None = attempt(lambda: local("clip", ClipScores), "clip_score", "aesthetic")
         if self.clip:
             width = self.clip.network.config.projection_dim

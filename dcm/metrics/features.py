@@ -63,6 +63,12 @@ class Classifier(nn.Module):
         write_tensors(path, self.state_dict(), about)
 
     @classmethod
+    def shipped(cls, folder: Path) -> "Classifier":
+        """:meth:`load` of ``weights.safetensors``, checked against ``config.json`` beside it; raises :class:`InputError`."""
+        read_weights(folder)  # which checks them
+        return cls.load(folder / "weights.safetensors")
+
+    @classmethod
     def load(cls, path: str | Path) -> "Classifier":
         """Read what :meth:`save` wrote, frozen. Raises :class:`InputError` for a missing, damaged or foreign file."""
         tensors, about = read_tensors(path)

@@ -16,8 +16,8 @@ class Metric:
 
 
 # By study, by encoder: the columns of the Frechet distances to the teacher's samples and to held-out images, and of the
-# paired error, the ODE error in the encoder's space. The first is primary; Inception's and SDXL's need weights, and
-# diffusers' self-supervised one measures CIFAR-10 alone.
+# paired error, the ODE error in the encoder's space. The first is primary; Inception's and SDXL's need weights, the
+# last two of SDXL's suit small pictures, and diffusers' self-supervised one measures CIFAR-10 alone.
 ENCODERS: dict[str, dict[str, tuple[str, str, str]]] = {
     "gmm": {"x": ("frechet", "", "paired")},
     "digits": {
@@ -41,6 +41,8 @@ ENCODERS: dict[str, dict[str, tuple[str, str, str]]] = {
         "EfficientNet-Lite0": ("fd_teacher", "", "paired"),
         "Inception": ("fid_teacher", "", "paired_inception"),
         "DINOv2": ("fd_dino", "", "paired_dino"),
+        "classifier": ("fd_classifier", "", "paired_classifier"),
+        "self-supervised": ("fd_self", "", "paired_self"),
     },
 }
 

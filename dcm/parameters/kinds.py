@@ -34,7 +34,7 @@ STUDIES = {  # a parameter that stands nowhere here is for every study
         _ELSEWHERE | {"teacher_images", "model", "null_class"}, _NETWORK, ("cifar10", "folder", "teacher"),
     ),
     "sdxl": Used(
-        _ELSEWHERE | set("teacher_images seed batch model vae resolution flip precision clip dino aesthetic".split()),
+        _ELSEWHERE | set("teacher_images seed batch model vae resolution flip precision clip dino aesthetic encoder classifier".split()),
         frozenset("width lora_rank gradient_checkpointing microbatch teacher_precision".split()),
         ("folder", "teacher"),
     ),

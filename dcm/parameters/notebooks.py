@@ -85,6 +85,8 @@ class TeacherParameters(Common):
     clip: k.Source = "openai/clip-vit-large-patch14"
     dino: k.Source = "facebook/dinov2-large"
     aesthetic: k.Source = "data/aesthetic.safetensors"
+    encoder: k.Source = "none"
+    classifier: k.Source = "none"
 
     @model_validator(mode="after")
     def _possible(self):

@@ -16,8 +16,10 @@ import emoji_images
 import train_emoji
 
 from dcm.data.captions import captioned_images
+from dcm.metrics.features import Classifier, SelfSupervised
 from dcm.support.files import read_json, sha256
 
+SHIPPED = Path(__file__).parents[2] / "weights"
 EMOJI = [
     {"name": f"FACE {i}", "category": "Smileys & Emotion", "image": f"{i}.png", "has_img_google": True, "has_img_twitter": i > 2}
     for i in range(30)
@@ -98,3 +100,25 @@ def test_a_trained_pipeline_is_sdxls_own_in_miniature(emoji, tmp_path, monkeypat
     assert abs(latents.std() * pipe.vae.config.scaling_factor - 1) < 0.05  # float16 rounds
     x = pipe("face 3, noto style", num_inference_steps=1, guidance_scale=4.0, height=64, width=64, output_type="pt").images
     assert x.shape == (1, 3, 64, 64) and x.isfinite().all()
+
+
+def test_the_shipped_model_is_the_one_that_was_trained_and_draws_what_is_asked_for():
+    """Of two captions each that is no mixture of both: an apple is red, a leaf green, by either style."""
+    from diffusers import StableDiffusionXLPipeline
+
+    folder = SHIPPED / "emoji"
+    report = read_json(folder / "report.json")
+    assert all(sha256(folder / name) == digest for name, digest in report["sha256"].items()) and len(report["sha256"]) == 4
+    pipe = StableDiffusionXLPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    things = [f"{thing}, {style} style" for thing in ("red apple", "green heart") for style in ("noto", "twemoji")]
+    g = torch.Generator().manual_seed(0)
+    x = pipe(things, num_inference_steps=8, guidance_scale=4.0, height=64, width=64, output_type="pt", generator=g).images
+    red, green = x[:, 0, 24:40, 24:40].mean((1, 2)), x[:, 1, 24:40, 24:40].mean((1, 2))
+    assert (red[:2] > green[:2] + 0.3).all() and (green[2:] > red[2:] + 0.1).all() and (x[:, :, 0, 0] > 0.9).all()
+
+
+def test_the_shipped_judges_tell_more_than_pixels():
+    accuracy = SelfSupervised.load(SHIPPED / "emoji_encoder").accuracy
+    assert accuracy["kNN, k 20"] > 0.8
+    assert Classifier.shipped(SHIPPED / "emoji_classifier").num_classes == 10

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dcm.data.captions import cache, captioned_images, pixels
+from dcm.metrics.encoders import own_encoders
 from dcm.schedule import Grid, NoiseSchedule
 from dcm.solvers import solve
 from dcm.support.errors import InputError
@@ -31,8 +32,11 @@ def prepare(p, run_dir: Path, device: torch.device) -> None:
     if p.vae != OWN_VAE:
         locate(p.vae, "vae", p.download)
     identity = p.model_dump(include={"study", *IDENTITY}) | {"unet": check_pipeline(folder)}
-    about = p.model_dump(include={"study", *IDENTITY, "batch", "download", "inception", "clip", "dino", "aesthetic"})
+    about = p.model_dump(include={"study", *IDENTITY, "batch", "download", "inception", "clip", "dino", "aesthetic", "encoder", "classifier"})
+    own_encoders(about, device)  # what measures later must be there before hours of work
     about |= {"folder": str(folder), "identity": identity | ({"drawn": True} if own else {}), "captions": [c for _, c in items], "count": len(items)}
+    if cut := cut_captions(folder, [caption for _, caption in items]):
+        print(f"{cut} of {len(items)} captions are longer than the tokenizer takes; what is beyond is cut.")
     cache(items, lambda: Encoder(about, device), identity, run_dir / "teacher" / "cache")
     write_json(run_dir / "teacher" / "teacher.json", about)
 
@@ -45,6 +49,16 @@ def captions_of(folder: Path, count: int) -> list[tuple[Path, str]]:
         allowed = "data = 'folder', with images and captions in data_dir"
         raise InputError(f"data = 'teacher' takes its captions from {path}, which is not there or empty; allowed: {allowed}.")
     return [(path, caption) for caption in captions]
+
+
+def cut_captions(folder: Path, captions: list[str]) -> int:
+    """How many have more tokens than the pipeline's tokenizers take."""
+    from transformers import CLIPTokenizer
+
+    with readable_model(folder):
+        read = [CLIPTokenizer.from_pretrained(folder / name) for name in ("tokenizer", "tokenizer_2")]
+    longest = [(one(captions).input_ids, one.model_max_length) for one in read]
+    return sum(any(len(ids[i]) > most for ids, most in longest) for i in range(len(captions)))
 
 
 def check_pipeline(folder: Path) -> dict[str, str]:

@@ -68,6 +68,13 @@ def test_an_interrupted_encoding_goes_on_and_nothing_half_written_is_used(made, 
     assert (cache / "00000.safetensors").stat().st_mtime_ns == before
 
 
+def test_captions_that_are_too_long_are_counted(made, tmp_path, capsys):
+    """The tokenizer's tokens are letters, twelve with both ends."""
+    p = teacher_parameters(made, tmp_path)
+    sdxl_pipeline.prepare(p, tmp_path, CPU)
+    assert "4 of 6 captions are longer than the tokenizer takes; what is beyond is cut." in capsys.readouterr().out
+
+
 def test_captions_in_metadata_files(tmp_path):
     tiny_sdxl.write_images(tmp_path, 3)
     for path in tmp_path.glob("*.txt"):

@@ -11,9 +11,11 @@ import torch
 from sdxl_helpers import CPU
 
 from dcm.evaluation.samples import EvaluationSet
-from dcm.metrics.encoders import ClipScores, DinoFeatures, aesthetic_head
+from dcm.metrics.encoders import ClipScores, DinoFeatures, aesthetic_head, own_encoders
+from dcm.metrics.features import Classifier, SelfSupervised
 from dcm.studies.registry import load_study
 from dcm.support.errors import InputError
+from dcm.support.files import sha256
 
 
 def test_quality_of_the_teacher_against_itself_and_what_is_not_measured(study, prepared, monkeypatch):
@@ -99,3 +101,27 @@ def test_dino_features_are_the_normed_class_token(made):
     with torch.no_grad():
         theirs = Dinov2Model.from_pretrained(made["dino"]).eval()(pixels).pooler_output
     assert np.allclose(features.features(x), theirs, atol=1e-5)
+
+
+def test_networks_of_our_own_measure_small_pictures(prepared, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(prepared / "teacher", folder / "teacher")
+    about = json.loads((folder / "teacher/teacher.json").read_text())
+    Classifier((3, 64, 64), 2, 8).save(tmp_path / "judge/weights.safetensors")
+    digest = sha256(tmp_path / "judge/weights.safetensors")
+    (tmp_path / "judge/config.json").write_text(json.dumps({"sha256": digest}))
+    SelfSupervised(3, (4, 8)).eval().save(tmp_path / "encoder", {})
+    about |= {"clip": "none", "dino": "none", "encoder": str(tmp_path / "encoder"), "classifier": str(tmp_path / "judge")}
+    (folder / "teacher/teacher.json").write_text(json.dumps(about))
+    quality = load_study("sdxl", folder, CPU).quality
+    assert [*quality.encoders.features] == ["fd_teacher", "fd_self", "fd_classifier"]
+    assert "FD-DINOv2 to teacher is not measured: dino is none." in quality.note
+    x = torch.randn(6, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    own, other = (quality.measure(v, torch.arange(6), x) for v in (x, x.flip(1)))
+    for name in ("fd_self", "fd_classifier", "paired_self", "paired_classifier"):
+        assert abs(own[name]) < 1e-6 < other[name]
+    (tmp_path / "judge/weights.safetensors").write_bytes(b"altered")
+    with pytest.raises(InputError, match="judge/weights.safetensors .*SHA-256"):
+        own_encoders(about, CPU)
+    with pytest.raises(InputError, match="config.json is missing; restore it"):
+        own_encoders(about | {"classifier": str(tmp_path)}, CPU)
