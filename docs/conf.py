@@ -15,7 +15,7 @@ author = "The Direct-CM study's authors"
 extensions = ["myst_nb"]
 root_doc = "README"
 CHAPTERS = {  # the menu: caption -> pages
-    "The study": ["docs/method", "docs/cifar10", "docs/interventions", "docs/regimes", "docs/sdxl"],
+    "The study": ["docs/method", "docs/cifar10", "docs/interventions", "docs/regimes", "docs/emoji", "docs/sdxl"],
     "Notebooks": ["notebooks/[0-9]*"],
     "Results": ["results/*/README"],
     "Use it": ["docs/extend", "docs/colab", "docs/reproducibility", "benchmarks/README", "weights/README", "CONTRIBUTING", "CHANGELOG"],

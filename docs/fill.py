@@ -248,7 +248,28 @@ def dry_run() -> str:
     return (ROOT / "results/sdxl/dry_run.md").read_text().strip()
 
 
-BLOCKS = {"findings": findings, "switch": switch_table, "counts": counts_table, "rates": rates_table, "difficulty": difficulty_table, "interventions": interventions_table, "guided": guided_table, "sdxl dry run": dry_run}
+def emoji_table() -> str:
+    """What the small model of SDXL's kind is, and how good, as its scripts noted it."""
+    about = json.loads((ROOT / "weights/emoji/report.json").read_text())
+    size, good, trained = about["parameters"], about["quality"], about["training"]
+    million, text = lambda n: f"{n / 1e6:.2f} million", size["text_encoder"] + size["text_encoder_2"]
+    lines = [
+        ("UNet", "2.57 billion parameters", f"{million(size['unet'])}, same block types, attention at two of three resolutions"),
+        ("text encoders", "0.82 billion, 77 tokens", f"{million(text)}, 24 tokens, trained with the UNet; a tokenizer of the captions' words"),
+        ("autoencoder", "1024 pixels to 4 x 128 x 128", f"{million(size['vae'])}; 64 pixels to 4 x 16 x 16"),
+        ("data", "an internal set", f"{trained['images']:,} images, a caption each"),
+        ("training", "800,000 updates of 2,048 (Podell et al. 2023), then more at 1024 pixels", f"{trained['minutes'][0]:g} and {trained['minutes'][1]:g} minutes: {trained['updates'][0]:,} updates of the autoencoder, {trained['updates'][1]:,} of the rest"),
+        ("on disk, float16", "7 GB", f"{2 * sum(size.values()) / 1e6:.1f} MB"),
+    ]  # fmt: skip
+    table = [{"": name, "SDXL": theirs, "here": ours} for name, theirs, ours in lines]
+    real = {"samples of held-out captions": "as many training images in place of samples", "Frechet distance": good["Frechet distance of as many training images"]}
+    rows = [{"samples of held-out captions": name, "Frechet distance": of["Frechet distance"], "in their category": f"{of['in their category']:.1%}"} for name, of in good.items() if isinstance(of, dict)]
+    rows.append(real | {"in their category": ""})
+    rows.append({"samples of held-out captions": "held-out images in place of samples", "Frechet distance": "", "in their category": f"{good['held-out images put into their category']:.1%}"})
+    return f"{compact(table)}\n\nQuality on {good['images']} held-out captions, {good['steps']} steps; distances are to their images, in EfficientNet-Lite0's features, and a classifier of ten categories tells which one a sample shows:\n\n{compact(rows)}"
+
+
+BLOCKS = {"findings": findings, "switch": switch_table, "counts": counts_table, "rates": rates_table, "difficulty": difficulty_table, "interventions": interventions_table, "guided": guided_table, "emoji": emoji_table, "sdxl dry run": dry_run}
 NUMBERS = {f.__name__: f for f in (effect, ratio, solver_error, minutes, between)}
 
 

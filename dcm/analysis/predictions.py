@@ -18,6 +18,7 @@ FREE = set("solver intervals guidance horizons seeds group_name lr lr_decay snap
 FREE |= set("checkpoint_seconds updates_per_solve solves_in_flight run_dir device threads".split())
 SCALES: dict[str, dict] = {
     "CIFAR-10": {"study": "cifar10"}, "digits": {"study": "digits"},
+    "emoji": {"study": "sdxl", "model": "weights/emoji"},
     "16-D mixture": {"study": "gmm", "dimension": 16, "modes": 12}, "2-D mixture": {"study": "gmm", "dimension": 2, "modes": 3},
 }  # fmt: skip
 FIRST, PLAINLY, FILTERED = (next(iter(pairs)) for pairs in (SWITCH, PLAIN, UNBLURRED))
@@ -79,16 +80,17 @@ class Near(NamedTuple):
 
 
 class Stable(NamedTuple):
-    """That the CM is stable with DDIM at N and w."""
+    """That the CM is stable with DDIM at N and w, or is not (`sign` -1)."""
 
     scale: str
     intervals: int
     guidance: float
+    sign: int = 1
 
     def tests(self, found: list[Results], table: pd.DataFrame) -> Iterator[Test]:
         """One, by :func:`dcm.analysis.compare.stability`, which has no p."""
         if place := _place(found, self.scale, self.intervals, self.guidance):
-            yield 1, 1.0 if _stable(place) else -1.0, 0.0, True
+            yield self.sign, 1.0 if _stable(place) else -1.0, 0.0, True
 
 
 def both(scale: str, *roles: str) -> list[Ratio]:
@@ -122,6 +124,10 @@ PREDICTIONS: dict[int, tuple[str, Sequence[Ratio | Lower | Near | Stable]]] = {
         "CIFAR-10, N = 50 and LoRA: in two steps C2 is reversed (D>D / D>CM)",
         [Ratio("CIFAR-10", f"{FIRST}, 2 steps", "teacher", -1, n, w) for n, w in ((50, 2), (50, 9), (100, 9))],
     ),
+    30: ("emoji on two cores, N = 10, w = 2: both claims (D>D / D>CM)", [Ratio("emoji", FIRST, r, s) for r, s in CLAIMS]),
+    31: ("emoji, LoRA, N = 100, w = 2: both claims (D>D / D>CM)", [Ratio("emoji", FIRST, r, s, 100) for r, s in CLAIMS]),
+    32: ("emoji, LoRA, N = 100, w = 9: the CM is not stable", [Stable("emoji", 100, 9, -1)]),
+    33: ("emoji, N = 10 and 100, w = 2: in two steps C2 is reversed (D>D / D>CM)", [Ratio("emoji", f"{FIRST}, 2 steps", "teacher", -1, n) for n in (10, 100)]),
 }  # fmt: skip
 
 
