@@ -23,7 +23,7 @@ from dcm.analysis.switch import FEW_STEPS, SWITCH, log_ratios
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ALL = "regimes_all"
-SCALES = {"gmm": "2-D mixture", "gmm16": "16-D mixture", "cifar10": "CIFAR-10", "cifar10_w9": "guided CIFAR-10"}
+SCALES = {"gmm": "2-D mixture", "gmm16": "16-D mixture", "cifar10": "CIFAR-10", "cifar10_w9": "guided CIFAR-10", "emoji_cpu": "emoji"}
 PAIRS = tuple(SWITCH)
 
 
@@ -181,7 +181,7 @@ def switch_table() -> str:
     """The README's figure and table: both claims from equal weights in the main settings."""
     rows, lines = switch_rows(), []
     for (name, pair), part in rows[rows.pair.isin(PAIRS)].groupby(["name", "pair"], sort=False):
-        line = {"setting": f"{name}, {part.seeds.max()} seeds", "pair": pair}
+        line = {"setting": f"{name}, {part.seeds.max()} seeds" if pair == PAIRS[0] else "", "pair": pair}
         for role, column in (("error", "C1: ODE error"), ("teacher", "C2: distance of samples")):
             own = part[part.role == role]
             line[column] = "; ".join(f"{marked(e)} {e.label.partition(', ')[2]}".strip() for _, e in own.iterrows())
