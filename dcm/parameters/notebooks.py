@@ -178,6 +178,8 @@ class DistillParameters(Common, GroupParameters, TrainingParameters):
             raise refusal("width", 0, "a whole number, at least 1")
         if sdxl and self.width and self.lora_rank:
             raise refusal("lora_rank", self.lora_rank, "0, or any with width = 0: width is the rank of adapters of one network")
+        if self.microbatch and not self.width:
+            raise refusal("microbatch", self.microbatch, "0 with width = 0, where each student has a network of its own")
         if self.lora_rank and not (self.pretrain or sdxl):
             raise refusal("pretrain", 0, "1 with lora_rank above 0: an adapter needs the teacher below it")
         return self

@@ -68,6 +68,8 @@ def test_they_train_switch_and_are_written_for_diffusers(study, prepared, pipe, 
 def test_what_cannot_be_is_refused_before_training(study, prepared):
     with pytest.raises(InputError, match="lora_rank = 2 is not possible; allowed: 0, or any with width = 0"):
         distill_parameters(prepared, lora_rank=2)
+    with pytest.raises(InputError, match="microbatch = 2 is not possible; allowed: 0 with width = 0"):
+        distill_parameters(prepared, **OWN | {"microbatch": 2})
     students = study.make_students([0], 0)
     with pytest.raises(InputError, match="precision = 'fp16' needs a loss scale, .* allowed: bf16 and fp32"):
         memory.check_own(students, torch.float16, distill_parameters(prepared, **OWN))
