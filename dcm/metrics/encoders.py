@@ -169,7 +169,7 @@ def own_encoders(about: dict, device: torch.device | str) -> dict:
 
     Raises :class:`InputError` for missing, altered or foreign files.
     """
-    kinds = {"encoder": ("fd_self", SelfSupervised.load), "classifier": ("fd_classifier", Classifier.shipped)}
+    kinds: dict[str, tuple[str, Callable]] = {"encoder": ("fd_self", SelfSupervised.load), "classifier": ("fd_classifier", Classifier.shipped)}
     named = {name: kind for name, kind in kinds.items() if about[name] != "none"}
     return {metric: load(project_path(about[name])).to(device) for name, (metric, load) in named.items()}
 
