@@ -2,10 +2,11 @@
 
     python weights/judge_emoji.py data/emoji --model weights/emoji
 
-The classifier is kept beside the model, as ``emoji_classifier``: the study `emoji` judges by it, too. Written into the model's report.json: by guidance w, the Frechet distance between samples of held-out captions and the
+Written into the model's report.json: by guidance w, the Frechet distance between samples of held-out captions and the
 held-out images in EfficientNet-Lite0's features, beside that of as many training images; and how many samples a small
 classifier of the ten categories, trained on the training images, puts into their own, beside held-out images. The
-grid has a training caption a row in both styles, and captions of no image in the last rows.
+classifier is kept beside the model, as ``emoji_classifier``: the study judges by it, too. The grid has the name of an emoji
+a row in both styles, and of none in the last rows.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 from torch import Tensor
+from train_classifier import keep
 from train_emoji import SIZE, pixels
 
 from dcm.data.captions import captioned_images
@@ -24,7 +26,7 @@ from dcm.data.images import ImageSet
 from dcm.metrics.distances import FeatureSet, frechet
 from dcm.metrics.encoders import EfficientNetFeatures
 from dcm.metrics.features import train_classifier
-from dcm.support.files import read_json, sha256, write_json
+from dcm.support.files import read_json, write_json
 
 STEPS = 50
 SHOWN = [
@@ -76,9 +78,7 @@ def main() -> None:
     data, captions = labelled(asked.data), [caption for _, caption in captioned_images(asked.data / "held_out")]
     n, theirs = min(asked.count, len(captions)), data.held_out_labels
     classifier = train_classifier(data.to(device), asked.updates)
-    classifier.save((kept := asked.model.with_name(f"{asked.model.name}_classifier")) / "weights.safetensors")
-    about = {"settings": {"updates": asked.updates}, "held-out accuracy": classifier.accuracy, "torch": torch.__version__}
-    write_json(kept / "config.json", {"sha256": sha256(kept / "weights.safetensors"), **about})
+    keep(classifier, {"updates": asked.updates}, asked.model.with_name(f"{asked.model.name}_classifier"))
     features = lambda x: FeatureSet(EfficientNetFeatures(device).features(x))
     held_out = features(data.unit(data.held_out[:n]))
     some = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))[:n]

@@ -14,11 +14,18 @@ from pathlib import Path
 import torch
 
 from dcm.data.images import digits, image_folder
-from dcm.metrics.features import train_classifier
+from dcm.metrics.features import Classifier, train_classifier
 from dcm.studies.images.prepare import CLASSIFIERS
 from dcm.studies.images.study import HELD_OUT
 from dcm.support.files import sha256, write_json
 from dcm.support.processes import find_device
+
+
+def keep(classifier: Classifier, settings: dict, folder: Path) -> None:
+    """Write what :meth:`Classifier.shipped` reads."""
+    classifier.save(folder / "weights.safetensors")
+    about = {"settings": settings, "held-out accuracy": classifier.accuracy, "torch": torch.__version__}
+    write_json(folder / "config.json", {"sha256": sha256(folder / "weights.safetensors"), **about})
 
 
 def main() -> None:
@@ -32,9 +39,7 @@ def main() -> None:
     torch.set_num_threads(2)  # the sums' order depends on it
     images = image_folder(given.images, held_out=HELD_OUT, flip=True) if given.images else digits()
     classifier = train_classifier(images.to(device), **CLASSIFIERS[study])
-    classifier.save(out / "weights.safetensors")
-    about = {"settings": CLASSIFIERS[study], "held-out accuracy": classifier.accuracy, "torch": torch.__version__}
-    write_json(out / "config.json", {"sha256": sha256(out / "weights.safetensors"), **about})
+    keep(classifier, CLASSIFIERS[study], out)
 
 
 if __name__ == "__main__":

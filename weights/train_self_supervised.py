@@ -1,12 +1,13 @@
-"""How ``weights/cifar10_encoder``, ``emoji_encoder`` and ``digits_encoder`` were trained, without labels, on one GPU or the CPU.
+"""How ``weights/cifar10_encoder``, ``emoji_encoder`` and ``digits_encoder`` were trained, without labels.
 
     python weights/train_self_supervised.py --images FOLDER --out weights/cifar10_encoder --seconds 440
     python weights/train_self_supervised.py --emoji data/emoji --out weights/emoji_encoder --seconds 300
     python weights/train_self_supervised.py --digits --out weights/digits_encoder
 
-FOLDER holds one folder of images a class (see dcm.data.image_folder), data/emoji is that of emoji_images.py; labels serve the accuracies alone, which are those
-of the project's own held-out images. The averaged weights are written with each report and at the end, as float16; a
-run cut off before its end leaves the last ones. With --seconds the rates follow the clock, and compilation counts.
+FOLDER holds one folder of images a class (see dcm.data.image_folder), data/emoji is that of emoji_images.py; labels
+serve the accuracies alone, which are those of the project's own held-out images. The averaged weights are written with
+each report and at the end, as float16; a run cut off before its end leaves the last ones. With --seconds the rates
+follow the clock, and compilation counts.
 """
 
 import argparse
