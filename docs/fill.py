@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import intervened
+import miniature
 import numpy as np
 import pandas as pd
 
@@ -23,7 +24,7 @@ from dcm.analysis.switch import FEW_STEPS, SWITCH, log_ratios
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ALL = "regimes_all"
-SCALES = {"gmm": "2-D mixture", "gmm16": "16-D mixture", "cifar10": "CIFAR-10", "cifar10_w9": "guided CIFAR-10", "emoji_cpu": "emoji"}
+SCALES = {"gmm": "2-D mixture", "gmm16": "16-D mixture", "cifar10": "CIFAR-10", "cifar10_w9": "guided CIFAR-10", "emoji": "emoji"}
 PAIRS = tuple(SWITCH)
 
 
@@ -85,7 +86,7 @@ def minutes(folder: str) -> str:
 def marked(at: pd.Series) -> str:
     """A verdict as the README's table shows it: bold where the claim is supported, in brackets where undecided."""
     form = {"supported": "**{:.3g}**", "contradicted": "{:.3g}", "inconclusive": "({:.3g})"}.get(at.verdict, "{:.3g} (unstable CM)")
-    return form.format(at.value) + f" [{at.low:.3g},&nbsp;{at.high:.3g}]"
+    return form.format(at.value) + f" [{at.low:.3g}, {at.high:.3g}]"
 
 
 def compact(lines: list[dict]) -> str:
@@ -140,25 +141,27 @@ def findings() -> str:
     at = equal[equal.name.isin(held)]
     scale = lambda name: name.partition(",")[0]
     first = "; ".join(
-        f"{scale(name)}: ODE error {span(own.value[own.role == 'error'])} times, distances {span(own.value[own.role == 'teacher'])} times"
+        f"{scale(name)}: ODE error {span(own.value[own.role == 'error'])}, distances {span(own.value[own.role == 'teacher'])}"
         for name, own in at.groupby("name", sort=False)
     )
-    rest = "".join(
-        f" On the {scale(name)} samples are {'not worse' if (own.verdict != 'supported').all() else 'worse by some measures alone'}: distances {span(own.value)} times."
-        for name, own in equal[equal.name.isin(others) & (equal.role == "teacher")].groupby("name", sort=False)
-    )
+    also = {True: [], False: []}  # type: dict[bool, list[str]]
+    for name, own in equal[equal.name.isin(others) & (equal.role == "teacher")].groupby("name", sort=False):
+        also[(own.verdict == "supported").any()].append(f"{scale(name)} {span(own.value)}")
+    at_9 = table("switch")[lambda t: (t.run == "emoji") & (t.group == "paper") & t.pair.isin(PAIRS) & (t.role == "teacher")]
+    also[bool((at_9.verdict == "supported").any())].append(f"emoji with [the paper's numbers](docs/emoji.md) {span(at_9.value)}")
+    rest = f" Worse by some measures alone: {'; '.join(also[True])}. Not worse: {'; '.join(also[False])}."
     rest += f" No verdict for want of a stable CM: {'; '.join(unstable)}." if len(unstable) else ""
     if "on_mode" in (measured := table("switch", "metrics")):
         at = measured[measured.final].merge(rows.drop_duplicates("name")[["run", "group", "intervals", "guidance", "name"]])
         for name, part in at.dropna(subset="on_mode").groupby("name", sort=False):
             share = 100 * part.groupby("method").on_mode.mean()
-            rest += f" ({scale(name)}: {share['CM']:.1f} % of the CM's samples lie on a mode, {share['Direct CM']:.1f} % of the Direct CM's.)"
+            rest += f" (On a mode of the {scale(name)} lie {share['CM']:.1f} % of the CM's samples, {share['Direct CM']:.1f} % of the Direct CM's.)"
     few = clear[clear.pair.isin(FEW_STEPS) & (clear.role == "teacher")]
     in_steps = lambda k: span(few.value[few.pair.str.endswith(f"{k} steps")])
     nearer_again = "; ".join(f"{scale(name)} {span(own.value[own.pair.str.endswith('2 steps')])}" for name, own in few.groupby("name", sort=False))
     seen = equal[equal.role == "features"]
     features = "; ".join(
-        f"{scale(name)} {span(own.value)} times the CM's, better in {(own.verdict == 'supported').sum()} and worse in {(own.verdict == 'contradicted').sum()} of {len(own)} comparisons"
+        f"{scale(name)} {span(own.value)} ({(own.verdict == 'supported').sum()} better, {(own.verdict == 'contradicted').sum()} worse of {len(own)})"
         for name, own in seen.groupby("name", sort=False)
     )
     listed = lambda names: " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:]))) or "none"
@@ -170,9 +173,9 @@ def findings() -> str:
     cells = final_one_step(with_final(intervened.rows_of("metrics", "difficulty"), CELL)).groupby(CELL)
     harder = lambda *which: ", ".join(f"{np.exp(log_ratios(cells.get_group(c), SWITCH[PAIRS[0]], 'swd_teacher').mean()):.3g}" for c in which)
     return f"""\
-1. **From the same weights, the Direct objective solves the ODE better and its samples are worse**, by every measure, on {listed([*map(scale, held)])}. Direct / CM, {first}.{rest.replace('the guided', 'guided')}
+1. **From the same weights, the Direct objective solves the ODE better and its samples are worse**, by every measure, on {listed([*map(scale, held)])}. Direct / CM: {first}.{rest}
 2. **It is a matter of one step.** Sampled in two steps, with fresh noise between them, the same students rank the other way, or are even: Direct / CM of the distances {nearer_again}; in four steps {in_steps(4)} over all ([table](results/switch/README.md#few_steps)). No prediction was made of it.
-3. **What it gains in pixels it does not gain in features.** Error after the encoder: {features}.
+3. **Where samples are worse, what it gains in pixels it does not gain in features.** After an encoder, Direct / CM: {features}.
 4. **Direct first, CM last is best in one step**: halving *h* from N to 1 while training gives samples nearer to the teacher's than either objective alone, by every measure, on {nearer('anneal')}, with {span(cost.get_group('anneal'))} of the Direct CM's teacher evaluations; one switch from Direct to CM does on {nearer('direct>cm')}. Of {told.sum()} [predictions](docs/preregistration.md) {told.get('held', 0)} held, {told.get('failed', 0)} failed, {told.get('open', 0)} are open ([table](results/switch/README.md#predictions)).
 5. **Regression as such does no harm; what is regressed on does.** On the 16-D mixture a student that copies a trained CM by plain regression has the CM's samples: its distance is {far(intervened.COPY):.2f} times the CM's. One that regresses on the ODE's solution has {far(("plain", "Direct CM")):.2f} times. And C2 is there where the teacher's map is hard for the student: the ratio is {harder(*((d, 12, 64) for d in (2, 4, 8, 16)))} in 2, 4, 8 and 16 dimensions, and {harder(*((16, 12, w) for w in (64, 128, 256)))} for students of width 64, 128 and 256. What the loss sees is not it: on digits, with the judge's own features in both losses, C2 is {np.exp(seen_by_loss.value):.2f} from a CM's first half ([interventions](docs/interventions.md))."""
 
@@ -243,33 +246,23 @@ def guided_table() -> str:
     return compact(intervened.guided_table())
 
 
+def emoji_model() -> str:
+    """The small model of SDXL's kind: what it is, and how good."""
+    said, lines = miniature.quality()
+    return f"{compact(miniature.model())}\n\n{said}\n\n{compact(lines)}"
+
+
+def emoji_results() -> str:
+    """What the study on it measured."""
+    return f"{compact(miniature.ratios())}\n\nODE errors in one step while they train, means over seeds:\n\n{compact(miniature.while_training())}"
+
+
 def dry_run() -> str:
     """The SDXL dry run's table, as ``benchmarks/sdxl_dry_run.py`` wrote it."""
     return (ROOT / "results/sdxl/dry_run.md").read_text().strip()
 
 
-def emoji_table() -> str:
-    """What the small model of SDXL's kind is, and how good, as its scripts noted it."""
-    about = json.loads((ROOT / "weights/emoji/report.json").read_text())
-    size, good, trained = about["parameters"], about["quality"], about["training"]
-    million, text = lambda n: f"{n / 1e6:.2f} million", size["text_encoder"] + size["text_encoder_2"]
-    lines = [
-        ("UNet", "2.57 billion parameters", f"{million(size['unet'])}, same block types, attention at two of three resolutions"),
-        ("text encoders", "0.82 billion, 77 tokens", f"{million(text)}, 24 tokens, trained with the UNet; a tokenizer of the captions' words"),
-        ("autoencoder", "1024 pixels to 4 x 128 x 128", f"{million(size['vae'])}; 64 pixels to 4 x 16 x 16"),
-        ("data", "an internal set", f"{trained['images']:,} images, a caption each"),
-        ("training", "800,000 updates of 2,048 (Podell et al. 2023), then more at 1024 pixels", f"{trained['minutes'][0]:g} and {trained['minutes'][1]:g} minutes: {trained['updates'][0]:,} updates of the autoencoder, {trained['updates'][1]:,} of the rest"),
-        ("on disk, float16", "7 GB", f"{2 * sum(size.values()) / 1e6:.1f} MB"),
-    ]  # fmt: skip
-    table = [{"": name, "SDXL": theirs, "here": ours} for name, theirs, ours in lines]
-    real = {"samples of held-out captions": "as many training images in place of samples", "Frechet distance": good["Frechet distance of as many training images"]}
-    rows = [{"samples of held-out captions": name, "Frechet distance": of["Frechet distance"], "in their category": f"{of['in their category']:.1%}"} for name, of in good.items() if isinstance(of, dict)]
-    rows.append(real | {"in their category": ""})
-    rows.append({"samples of held-out captions": "held-out images in place of samples", "Frechet distance": "", "in their category": f"{good['held-out images put into their category']:.1%}"})
-    return f"{compact(table)}\n\nQuality on {good['images']} held-out captions, {good['steps']} steps; distances are to their images, in EfficientNet-Lite0's features, and a classifier of ten categories tells which one a sample shows:\n\n{compact(rows)}"
-
-
-BLOCKS = {"findings": findings, "switch": switch_table, "counts": counts_table, "rates": rates_table, "difficulty": difficulty_table, "interventions": interventions_table, "guided": guided_table, "emoji": emoji_table, "sdxl dry run": dry_run}
+BLOCKS = {"findings": findings, "switch": switch_table, "counts": counts_table, "rates": rates_table, "difficulty": difficulty_table, "interventions": interventions_table, "guided": guided_table, "emoji": emoji_model, "emoji results": emoji_results, "sdxl dry run": dry_run}
 NUMBERS = {f.__name__: f for f in (effect, ratio, solver_error, minutes, between)}
 
 

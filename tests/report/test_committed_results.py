@@ -23,6 +23,7 @@ STUDIES = ("gmm", "gmm16", "digits", "cifar10", "cifar10_w9")
 # of cifar10_w9, which fig1 shows, were gone with their machine.
 WITHOUT = {name: {f"fig{i}.png" for i in (3, 4, 5, 8)} for name in ("digits", "gmm16", "cifar10")}
 WITHOUT["cifar10_w9"] = WITHOUT["cifar10"] | {"fig1.png"}
+ROWS = ("emoji",)  # rows of students alone, of groups that were measured when the machine's time was over
 SOURCES = ("regimes", "regimes_cifar10")  # what notebook 7 is run on again
 FILES = [p for p in RESULTS.rglob("*") if p.is_file() and p.relative_to(RESULTS).parts[0] != "local"]
 
@@ -77,13 +78,14 @@ def test_committed_figures_are_not_stale():
 
 def test_committed_results_come_from_the_committed_configuration():
     """Every notebook ran with the parameters that the configuration has today, to the last default."""
-    for study in STUDIES:
+    for study in (*STUDIES, *ROWS):
         config = validate(StudyConfig, read_config(ROOT / f"workflow/config/{study}.yaml"))
         ran = records(study)
         expected = {name: config.notebook(name) for name in NOTEBOOKS if name != "2_distill"}
         expected |= {f"2_distill-{g}": config.notebook("2_distill", g) for g in config.groups}
-        assert set(ran) == set(expected)
-        for name, values in expected.items():
+        assert set(ran) == set(expected) or (study in ROWS and {"1_teacher", "2_distill-main"} <= set(ran) <= set(expected))
+        for name in ran:
+            values = expected[name]
             # A parameter that came later stood at its default; results are published from another folder.
             parameters = without_gone(ran[name]["parameters"])
             parameters |= {k: v for k, v in values.items() if k == "results_dir"}
