@@ -56,11 +56,20 @@ class UNetStudent(nn.Module):
             own[name].copy_(value)
 
 
+def _keep_adapter(module: nn.Module, state: dict[str, Tensor], prefix: str, _) -> None:
+    for name in [n for n in state if n.startswith(prefix) and "lora_" not in n]:
+        del state[name]
+
+
+def _ask_for_adapter(module: nn.Module, keys) -> None:
+    keys.missing_keys[:] = [name for name in keys.missing_keys if "lora_" in name]
+
+
 class PromptedStudent(nn.Module):
     """A student with an SDXL UNet of its own: a copy of the teacher's in float32, trained whole or under an adapter.
 
     `network` : the teacher's :class:`~dcm.teachers.sdxl.PromptedUNet`; its prompts and precision are used, its weights
-    copied. `rank` : of the adapter, 0 for none.
+    copied. `rank` : of the adapter, 0 for none; its weights alone are then the student's state.
     """
 
     def __init__(self, network, rank: int = 0):
@@ -70,6 +79,9 @@ class PromptedStudent(nn.Module):
         self.unet.to(network.device)
         if rank:
             adapt(self.unet, rank)
+            # The teacher's weights beneath would make a file of many students many times as large.
+            self.register_state_dict_post_hook(_keep_adapter)
+            self.register_load_state_dict_post_hook(_ask_for_adapter)
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """The noise (B, C, h, w), computed in the teacher's precision."""

@@ -75,7 +75,7 @@ class GroupTraining:
         study.before_training(self.students, p, processes)
         self.optimizer = make_optimizer(self.students, self.settings)
         # Found once: a search through every network at each update takes time.
-        self.weights = {n: w.detach() for n, w in self.students.named_parameters()} if p.ema else {}
+        self.weights = {n: w.detach() for n, w in self.students.named_parameters() if w.requires_grad} if p.ema else {}
         self.take_over = get_ema_multi_avg_fn(p.ema)
         tensors, about = read_checkpoint(self.checkpoint, self.identity, device, study.costly)
         if tensors:

@@ -49,6 +49,10 @@ def test_they_train_switch_and_are_written_for_diffusers(study, prepared, pipe, 
     m = methods.index("Direct CM")
     assert sorted(methods) == ["CM", "Direct CM", "direct>cm"]
     students = group.students(study, 4, CPU)
+    kept = [n for n in group.tensors if n != "loss"]
+    assert all("lora_" in n for n in kept) == (lora_rank > 0)  # of the teacher's weights beneath there is no copy
+    with pytest.raises(RuntimeError, match="Missing key"):
+        students.load_state_dict({})
     x, t, c = batch(study)
     own = students(*(v.expand(3, *v.shape) for v in (x, t, c)))
     assert not torch.allclose(own[m], study.teacher.predict_noise(x, t, c), atol=1e-4)
