@@ -16,7 +16,7 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 # Every notebook is a process that imports torch: seconds more, each time, where Python may not keep what it compiles.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: study switch regimes-all compare publish test shipped unit smoke faults nbval lowest lint notebooks lab browser site mutants clean
+.PHONY: study switch sdxl-rehearsal regimes-all compare publish test shipped unit smoke faults nbval lowest lint notebooks lab browser site mutants clean
 
 # Figures, tables and pages go to results/local; what lies in results/ besides is the repository's own.
 RUN_STUDIES = $(BIN)/python workflow/study.py $(1:%=workflow/config/%.yaml) -j $(JOBS) $(if $(filter-out 0,$(DOWNLOAD)),--download)
@@ -36,6 +36,10 @@ switch: $(BIN)/.ready
 study-%: $(BIN)/.ready
 	@$(call RUN_STUDIES,$*)
 	@$(COMPARE) workflow/config/$*.yaml
+
+# SDXL's study on random weights of its size, on a GPU, before anything is downloaded: what works, and what it costs.
+sdxl-rehearsal: $(BIN)/.ready
+	$(BIN)/python benchmarks/sdxl_rehearsal.py $(REHEARSAL)
 
 # Notebook 7 over the results of both regimes: a minute, without students or a GPU.
 regimes-all: $(BIN)/.ready

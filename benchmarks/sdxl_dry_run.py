@@ -17,7 +17,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler
+from random_sdxl import SDXL_UNET, random_unet
 from torch import Tensor
 
 from dcm.consistency import ConsistencyFunction
@@ -43,27 +44,6 @@ RESULT = ROOT / "results" / "sdxl" / "dry_run.json"
 UPDATES, EVALUATION_SAMPLES, SEED = 250, 10274, 24  # of the paper
 STUDENT_STEPS = 2 * 2 * (1 + 2 + 4 + 3)  # of sdxl.yaml: notebooks 3 and 4, two students, steps 1, 2, 4, three snapshots
 GIB = 2**30
-# The UNet of SDXL base 1.0 as published: unet/config.json of stabilityai/stable-diffusion-xl-base-1.0, less what
-# equals the defaults of diffusers' UNet2DConditionModel. It has 2,567,463,684 parameters.
-SDXL_UNET = dict(
-    sample_size=128, in_channels=4, out_channels=4, block_out_channels=[320, 640, 1280], layers_per_block=2,
-    down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"], use_linear_projection=True,
-    transformer_layers_per_block=[1, 2, 10], attention_head_dim=[5, 10, 20], cross_attention_dim=2048,
-    addition_embed_type="text_time", addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816,
-)  # fmt: skip
-
-
-def random_unet(config: dict, device: torch.device, dtype: torch.dtype):
-    """The UNet of `config` with fresh weights, made on `device` in `dtype`."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device), torch.random.fork_rng():
-            torch.manual_seed(0)
-            return UNet2DConditionModel(**config)
-    finally:
-        torch.set_default_dtype(before)
 
 
 class RandomLatents:

@@ -10,8 +10,9 @@ import json
 from pathlib import Path
 
 import torch
+from random_sdxl import SDXL_UNET, random_unet
 from report import Report, matrix_rate
-from sdxl_dry_run import SDXL_UNET, RandomLatents, random_prompts, random_unet
+from sdxl_dry_run import RandomLatents, random_prompts
 from targets import Meter, difference, longest_of, paper_loop, scheduled_evaluations
 
 from dcm.horizon import Group

@@ -64,6 +64,8 @@ class Session:
         """
         wall, ended = round(time.time() - self.started, 1), datetime.now(UTC).isoformat(timespec="seconds")
         about = self.record | {"wall_seconds": wall, "ended": ended} | more
+        if self.device.type == "cuda":
+            about["peak_gib"] = round(torch.cuda.max_memory_allocated(self.device) / 2**30, 2)
         write_json(self.run_dir / "provenance" / f"{name or self.notebook}.json", about)
         folders: dict[Path, list[Path]] = {}
         for path in dict.fromkeys(filter(Path.exists, WRITTEN)):

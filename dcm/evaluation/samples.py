@@ -13,11 +13,13 @@ from dcm.consistency import sample
 from dcm.schedule import Grid
 from dcm.students.lockstep import Students
 from dcm.studies.base import Study, solve_in_chunks
-from dcm.support.files import fingerprint, kept_tensors
+from dcm.support.files import fingerprint, kept_tensors, read_header
+from dcm.support.processes import ALONE, Processes
 from dcm.support.progress import tqdm
 from dcm.support.seeds import sample_noise
 from dcm.training.saved import DistilledGroup
 
+COMPILED = 2000  # calls of a costly teacher from which on the minute that compiling takes is won back
 KEPT = 1 << 26  # bytes of one set of students' samples that are still worth their room on the disk
 
 
@@ -60,23 +62,44 @@ class EvaluationSet:
 
     def kept(self, name: str, make: Callable[[], Tensor], *parts) -> Tensor:
         """A tensor of ``run_dir/samples``; made where there is none, or a damaged one, or one of another :meth:`mark`."""
-        path = self.run_dir / "samples" / f"{name}.safetensors"
-        return kept_tensors(path, self.mark(*parts), lambda: {"x": make()}, self.home)["x"]
+        return kept_tensors(self._path(name), self.mark(*parts), lambda: {"x": make()}, self.home)["x"]
+
+    def _path(self, name: str) -> Path:
+        return self.run_dir / "samples" / f"{name}.safetensors"
 
     @cache  # noqa: B019 - read once; a set lasts as long as its notebook
     def teacher_samples(self, solver: str, intervals: int, guidance: float) -> Tensor:
         """The teacher's N-step solutions (B, *shape) from the noise."""
-        grid, name = Grid(intervals, self.study.teacher.schedule.T), f"{solver}-{intervals}-{guidance:g}"
+        if self.study.costly:
+            return torch.cat(self.teacher_parts(solver, intervals, guidance))
+        return self.kept(f"{solver}-{intervals}-{guidance:g}", lambda: self._solved(slice(None), solver, intervals, guidance))
 
-        def make(rows: slice = slice(None)) -> Tensor:
-            x, c = (v[rows].to(self.device) for v in (self.noise, self.condition))
-            return solve_in_chunks(self.study, x, c, guidance, solver, grid)
+    def _solved(self, rows: slice, solver: str, intervals: int, guidance: float) -> Tensor:
+        x, c = (v[rows].to(self.device) for v in (self.noise, self.condition))
+        return solve_in_chunks(self.study, x, c, guidance, solver, Grid(intervals, self.study.teacher.schedule.T))
 
-        if not self.study.costly:
-            return self.kept(name, make)
-        parts = [slice(i, i + self.study.chunk) for i in range(0, self.samples, self.study.chunk)]
-        bar = tqdm(parts, desc=f"teacher's samples, {name}", unit="chunk", leave=False)
-        return torch.cat([self.kept(f"{name}-parts/{rows.start:06d}", lambda: make(rows)) for rows in bar])
+    @property
+    def parts(self) -> list[slice]:
+        """What of a costly study lies in files of its own, so that a kill loses one."""
+        return [slice(i, i + self.study.chunk) for i in range(0, self.samples, self.study.chunk)]
+
+    def missing(self, solver: str, intervals: int, guidance: float) -> list[slice]:
+        """The :attr:`parts` of the teacher's samples that are not there, or of another :meth:`mark`."""
+        path = lambda rows: self._path(f"{solver}-{intervals}-{guidance:g}-parts/{rows.start:06d}")
+        return [rows for rows in self.parts if read_header(path(rows)).get("mark") != self.mark()]
+
+    def teacher_parts(self, solver: str, intervals: int, guidance: float, processes: Processes = ALONE) -> list[Tensor]:
+        """The teacher's samples by :attr:`parts`; of several `processes` each makes its own."""
+        name, own = f"{solver}-{intervals}-{guidance:g}", self.parts[processes.rank :: processes.size]
+        left, teacher = len(self.missing(solver, intervals, guidance)), self.study.teacher
+        if self.device.type == "cuda" and hasattr(teacher, "compile_for") and left * intervals > COMPILED:
+            teacher.compile_for(self.study.chunk * (1 if guidance == 1 else 2))
+        bar = tqdm(own, desc=f"teacher's samples, {name}", unit="chunk", leave=False, disable=not processes.first)
+        make = lambda rows: self.kept(f"{name}-parts/{rows.start:06d}", lambda: self._solved(rows, solver, intervals, guidance))
+        made = [make(rows) for rows in bar]
+        if hasattr(teacher, "forget"):
+            teacher.forget()  # the fast copy's memory is for the students now
+        return made
 
     @cache  # noqa: B019
     def exact_samples(self, guidance: float) -> Tensor:

@@ -1,8 +1,9 @@
-"""Training in several processes of this machine."""
+"""Work in several processes of this machine: training, above all."""
 
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -28,8 +29,8 @@ def distil_group(study: Study, p: DistillParameters, device: torch.device) -> Di
     return load_group(p.run_dir, p.group_name)
 
 
-def launch(p: DistillParameters) -> None:
-    """Distil a group in ``p.processes`` processes of this machine; returns when its students are written.
+def launch(p: DistillParameters, module: str = "dcm.training.launch") -> None:
+    """Run a `module` that calls :func:`joined` in ``p.processes`` processes of this machine; returns when they have ended.
 
     Raises :class:`InputError` for more processes than GPUs or an uneven batch, before anything starts, and with the
     processes' own sentence when they stop early.
@@ -42,26 +43,25 @@ def launch(p: DistillParameters) -> None:
     write_text(path, p.model_dump_json())
     # torchrun, since accelerate's own launcher starts one process only where there is no GPU; accelerate joins either.
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(p.processes)]
-    command, said = [*command, "-m", "dcm.training.launch", str(path)], ""
+    command, said = [*command, "-m", module, str(path)], ""
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         for line in process.stdout or ():  # a notebook shows what this process prints, not what its children do
             print(line, end="", flush=True)
             said = line.split("InputError: ")[1].strip() if "InputError: " in line else said
     if process.returncode:
-        raise InputError(said or f"training in {p.processes} processes stopped; its last words are above.")
+        raise InputError(said or f"{module} in {p.processes} processes stopped; its last words are above.")
     path.unlink()
 
 
-def main(path: str) -> None:
-    """What each process of :func:`launch` does: ``torchrun -m dcm.training.launch PARAMETERS.json``, or ``accelerate launch``."""
+def joined(path: str, work: Callable[[Study, DistillParameters, torch.device, Processes], object]) -> None:
+    """What each process does, of :func:`launch` (``torchrun -m MODULE PARAMETERS.json``) or of ``accelerate launch``."""
     from accelerate import Accelerator
 
     p = validate(DistillParameters, json.loads(Path(path).read_text()))
     accelerator = Accelerator(cpu=p.device == "cpu")
     ready_device(accelerator.device, p.threads)
     try:
-        study = load_study(p.study, p.run_dir, accelerator.device)
-        train_group(study, p, accelerator.device, Processes(accelerator))
+        work(load_study(p.study, p.run_dir, accelerator.device), p, accelerator.device, Processes(accelerator))
     except InputError as error:
         sys.exit(f"InputError: {error}")
     finally:
@@ -69,4 +69,4 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    joined(sys.argv[1], train_group)

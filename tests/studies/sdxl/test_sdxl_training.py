@@ -13,6 +13,7 @@ from sdxl_helpers import CPU, batch, distill_parameters, trained
 
 from dcm.consistency import sample
 from dcm.evaluation.samples import EvaluationSet
+from dcm.evaluation.share import sample_in_processes
 from dcm.metrics.metric import ode_error
 from dcm.schedule import Grid
 from dcm.students.lora import LoRAStudents
@@ -81,6 +82,12 @@ def test_two_processes_train_as_one(study, distilled, prepared, tmp_path):
     apart = sum((one[n] - two[n]).square().sum() for n in start) / sum(v.square().sum() for v in one.values())
     assert 0 < apart**0.5 < 0.01
     assert (tmp_path / "adapters/main/direct-w2-seed24/pytorch_lora_weights.safetensors").exists()
+    # And each samples its own parts of the teacher's.
+    own, alone = EvaluationSet(study, tmp_path, 16, 0, CPU), EvaluationSet(study, tmp_path / "alone", 16, 0, CPU)
+    assert len(own.missing("ddim", 4, 2.0)) == 4
+    sample_in_processes(own, both, distill_parameters(tmp_path, processes=2, samples=16))
+    assert own.missing("ddim", 4, 2.0) == [] and len(own.missing("ddim", 4, 3.0)) == 4
+    assert torch.allclose(own.teacher_samples("ddim", 4, 2.0), alone.teacher_samples("ddim", 4, 2.0), atol=1e-6)
 
 
 def test_a_batch_must_be_shareable(tmp_path, monkeypatch):

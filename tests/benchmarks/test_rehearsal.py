@@ -1,0 +1,57 @@
+"""The dress rehearsal of SDXL: what it refuses, what it adds up. (`python benchmarks/sdxl_rehearsal.py --tiny` runs it.)"""
+
+from types import SimpleNamespace
+
+import pytest
+import random_sdxl
+import sdxl_rehearsal
+import torch
+
+from dcm.parameters.check import validate
+from dcm.parameters.study import StudyConfig
+from dcm.support.errors import InputError
+
+GIVEN = SimpleNamespace(
+    folder="runs/rehearsal", tiny=False, updates=4, samples=32, intervals=20, solves_in_flight=16, processes=2,
+    precision="fp16", optimizer="adamw8bit",
+)  # fmt: skip
+
+
+def test_the_published_sizes_are_those_of_the_papers_models():
+    from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection, CLIPVisionConfig
+
+    sizes, count = random_sdxl.Sizes(), lambda module: sum(p.numel() for p in module.parameters())
+    text = lambda size, to: random_sdxl.text_config(size, to, 49408, 77)
+    with torch.device("meta"):
+        assert count(CLIPTextModelWithProjection(text(sizes.text_2, 1280))) == 694_659_840  # SDXL's second text encoder
+        vision = CLIPVisionConfig(image_size=224, patch_size=14, projection_dim=768, **sizes.vision)
+        clip = CLIPConfig(text_config=text(sizes.clip_text, 768).to_dict(), vision_config=vision.to_dict(), projection_dim=768)
+        assert count(CLIPModel(clip)) == 427_616_513  # openai/clip-vit-large-patch14
+
+
+def test_what_it_runs_is_a_study_that_the_parameters_allow():
+    config = sdxl_rehearsal.configuration(GIVEN, {"model": "here", "data_dir": "there"})
+    study = validate(StudyConfig, config)
+    p = study.notebook("2_distill", "main")
+    assert (p["processes"], p["optimizer"], p["solves_in_flight"], p["intervals"]) == (2, "adamw8bit", 16, 20)
+    assert p["horizons"] == ["cm", "direct", "direct>cm"] and study.notebook("1_teacher")["model"] == "here"
+
+
+def test_it_refuses_a_machine_that_is_too_small(monkeypatch):
+    with pytest.raises(InputError, match="at SDXL's size needs a GPU, and none is present; allowed here: --tiny"):
+        sdxl_rehearsal.check(GIVEN, torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=24 * 2**30))
+    with pytest.raises(InputError, match="needs a GPU of 32 GiB, and this one has 24 GiB; .* lower what training takes"):
+        sdxl_rehearsal.check(GIVEN, torch.device("cuda"))
+
+
+def test_the_whole_runs_hours_are_its_counts_times_the_rates():
+    rates = {"encode an image": 0.0, "teacher evaluation, as it stands": 1.0, "teacher evaluation, fast path": 0.5,
+             "student evaluation": 0.0, "decode and measure an image": 0.0}  # fmt: skip
+    # Two updates of three students took 2 s each beyond the teacher's 10 evaluations.
+    trained = {"seconds": 2 * 2.0 + 20 * 0.5, "evaluations": 20, "updates": 2, "students": 3}
+    one, two = (sdxl_rehearsal.whole_run(rates, trained, gpus) for gpus in (1, 2))
+    own = 2.0 * 2 / 3  # of the paper's two students
+    assert one["train"] == pytest.approx(250 * (own + 0.5 * 16 * 101) / 3600) and two["train"] == pytest.approx(one["train"] / 2)
+    assert one["teacher's samples"] == pytest.approx(0.5 * 2 * 100 * 10274 / 3600)
+    assert one["encode images"] == one["decode and measure"] == 0
