@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dcm.data.captions import cache, captioned_images, pixels
+from dcm.data.captions import cache, pixels
 from dcm.metrics.encoders import own_encoders
 from dcm.schedule import Grid, NoiseSchedule
 from dcm.solvers import solve
+from dcm.studies.sdxl.needs import survey
 from dcm.support.errors import InputError
-from dcm.support.files import project_path, sha256, write_json
+from dcm.support.files import sha256, write_json
 from dcm.support.pretrained import check_packages, loading, locate, readable_model
 from dcm.support.seeds import generator, sample_noise
 from dcm.teachers.sdxl import PromptedUNet, Prompts, SDXLTeacher
@@ -25,12 +26,9 @@ IDENTITY = ("seed", "vae", "resolution", "flip", "precision")  # what the encode
 def prepare(p, run_dir: Path, device: torch.device) -> None:
     """Notebook 1's work: check the pipeline, encode what captions it has no whole file of; raises :class:`InputError`."""
     check_packages()
+    folder, items = survey(p)
     own = p.data == "teacher"
-    items = [] if own else captioned_images(project_path(p.data_dir))
-    folder = locate(p.model, "model", p.download, pipeline=True, low=p.precision != "fp32")
     items = captions_of(folder, p.teacher_images) if own else items
-    if p.vae != OWN_VAE:
-        locate(p.vae, "vae", p.download)
     identity = p.model_dump(include={"study", *IDENTITY}) | {"unet": check_pipeline(folder)}
     about = p.model_dump(include={"study", *IDENTITY, "batch", "download", "inception", "clip", "dino", "aesthetic", "encoder", "classifier"})
     own_encoders(about, device)  # what measures later must be there before hours of work

@@ -99,6 +99,16 @@ def test_bad_input_gets_one_sentence_before_any_work(made, tmp_path, change, mes
     assert "\n" not in str(error.value) and not (tmp_path / "teacher").exists()
 
 
+def test_one_screen_says_what_is_missing_and_what_it_costs(made, tmp_path, capsys):
+    lacks = {"model": "no/model", "data_dir": "nowhere", "dino": "no/dino", "aesthetic": "none"}
+    with pytest.raises(InputError, match="model = 'no/model' is not here"):
+        sdxl_pipeline.prepare(teacher_parameters(made, tmp_path, **lacks), tmp_path, CPU)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0].strip() for line in lines] == ["model", "data_dir", "inception", "dino", "clip"]
+    assert all(line.endswith("Nothing works without it.") for line in lines[:2])
+    assert lines[2].endswith("Without it: no FID.") and lines[3].endswith("Without it: no FD-DINOv2.") and lines[4].endswith(made["clip"])
+
+
 def test_missing_pieces_are_named(made, prepared, tmp_path):
     with pytest.raises(InputError, match="holds no teacher of the study sdxl; run notebook 1"):
         load_study("sdxl", tmp_path, CPU)
