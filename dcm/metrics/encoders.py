@@ -29,9 +29,11 @@ class Encoder:
     """A `network` of others as feature extractor on `device`, of images resized as clean-fid does it, ``batch`` at once."""
 
     name, size, batch = "", 224, 250
+    few = 4  # at once on a CPU: what a layer makes of more does not stay in its cache, and an image takes four times as long
 
     def __init__(self, network, device: torch.device | str):
         self.network, self.device = network.to(device).eval(), device
+        self.batch = self.few if torch.device(device).type == "cpu" else self.batch
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Features (B, F) of images (B, 3, size, size) in [0, 255]."""

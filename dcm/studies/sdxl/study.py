@@ -36,7 +36,8 @@ class SDXLStudy(Study):
         data = CachedLatents.load(run_dir / "teacher" / "cache", about["count"])
         teacher = load_teacher(about, data.prompts, tuple(data.latents.shape[1:]), device)
         self.run_dir, self.vae = run_dir, load_vae(about, device)
-        self.network, self.at_once = teacher.network, max(1, MEGAPIXEL // about["resolution"] ** 2)
+        area = MEGAPIXEL if device.type == "cuda" else MEGAPIXEL // 8  # what a CPU's cache holds
+        self.network, self.at_once = teacher.network, max(1, area // about["resolution"] ** 2)
         f = ConsistencyFunction(teacher.schedule, prediction="epsilon", least_alpha=0)  # the paper's
         quality = SDXLQuality(self.pictures, about["captions"], lambda: Encoders(about, device), 16 * self.at_once)
         mark = fingerprint(about["identity"])
