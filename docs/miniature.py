@@ -9,7 +9,12 @@ from dcm.analysis.compare import interval
 from dcm.analysis.switch import SWITCH
 
 ROOT = Path(__file__).parents[1]
-SHOWN = {"paper": "adapters, w = 9: the paper's", "main": "adapters, w = 2", "full": "full fine-tuning, w = 2, a tenth of the rate", "euler": "adapters, w = 9, Euler"}
+# By run and group.
+SHOWN = {
+    ("emoji", "paper"): "the paper's: adapters, N = 100, w = 9", ("emoji", "main"): "the same, w = 2",
+    ("emoji", "full"): "full fine-tuning, w = 2, a tenth of the rate", ("emoji", "euler"): "the paper's, Euler",
+    ("emoji_cpu", "main"): "two cores: adapters, N = 10, w = 2",
+}  # fmt: skip
 METHODS = ["Direct CM", "direct>cm", "cm>direct", "CM"]
 
 
@@ -47,9 +52,9 @@ def quality() -> tuple[str, list[dict]]:
 def ratios() -> list[dict]:
     """The switch, and both trained whole, by setting: the claims."""
     found, lines = pd.read_csv(ROOT / "results/switch/verdicts.csv"), []
-    for group, says in SHOWN.items():
+    for (run, group), says in SHOWN.items():
         for pair in (*SWITCH, "Direct CM / CM"):
-            rows = found[(found.run == "emoji") & (found.group == group) & (found.pair == pair)]
+            rows = found[(found.run == run) & (found.group == group) & (found.pair == pair)]
             told = {row.label: f"{interval(row)} {row.verdict}" for row in rows[rows.role.isin(["error", "teacher"])].itertuples()}
             if told:
                 lines.append({"setting": says, "pair": pair} | {label.removeprefix("distance to teacher, "): text for label, text in told.items()})
@@ -61,7 +66,7 @@ def while_training() -> list[dict]:
     rows, lines = pd.read_csv(ROOT / "results/emoji/metrics.csv"), []
     rows = rows[rows.steps == 1]
     updates = sorted(rows["update"].unique())
-    for group, says in SHOWN.items():
+    for says, group in ((says, group) for (run, group), says in SHOWN.items() if run == "emoji"):
         for method in METHODS:
             means = rows[(rows.group == group) & (rows.method == method)].groupby("update").ode_error.mean()
             if len(means):

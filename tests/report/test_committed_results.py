@@ -18,10 +18,10 @@ from dcm.training.run import SAMPLING
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
-STUDIES = ("gmm", "gmm16", "digits", "cifar10", "cifar10_w9")
+STUDIES = ("gmm", "gmm16", "digits", "cifar10", "cifar10_w9", "emoji_cpu")
 # Figures that a study's groups do not give; cifar10's fig8 was drawn of two horizons, before it needed three. The students
 # of cifar10_w9, which fig1 shows, were gone with their machine.
-WITHOUT = {name: {f"fig{i}.png" for i in (3, 4, 5, 8)} for name in ("digits", "gmm16", "cifar10")}
+WITHOUT = {name: {f"fig{i}.png" for i in (3, 4, 5, 8)} for name in ("digits", "gmm16", "cifar10", "emoji_cpu")}
 WITHOUT["cifar10_w9"] = WITHOUT["cifar10"] | {"fig1.png"}
 ROWS = ("emoji",)  # rows of students alone, of groups that were measured when the machine's time was over
 SOURCES = ("regimes", "regimes_cifar10")  # what notebook 7 is run on again
