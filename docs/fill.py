@@ -148,8 +148,10 @@ def findings() -> str:
     for name, own in equal[equal.name.isin(others) & (equal.role == "teacher")].groupby("name", sort=False):
         also[(own.verdict == "supported").any()].append(f"{scale(name)} {span(own.value)}")
     at_9 = table("switch")[lambda t: (t.run == "emoji") & (t.group == "paper") & t.pair.isin(PAIRS) & (t.role == "teacher")]
-    also[bool((at_9.verdict == "supported").any())].append(f"emoji with [the paper's numbers](docs/emoji.md) {span(at_9.value)}")
-    rest = f" Worse by some measures alone: {'; '.join(also[True])}. Not worse: {'; '.join(also[False])}."
+    if len(at_9):
+        also[bool((at_9.verdict == "supported").any())].append(f"emoji with [the paper's numbers](docs/emoji.md) {span(at_9.value)}")
+    said = {"Worse by some measures alone": also[True], "Not worse": also[False]}
+    rest = "".join(f" {words}: {'; '.join(places)}." for words, places in said.items() if places)
     rest += f" No verdict for want of a stable CM: {'; '.join(unstable)}." if len(unstable) else ""
     if "on_mode" in (measured := table("switch", "metrics")):
         at = measured[measured.final].merge(rows.drop_duplicates("name")[["run", "group", "intervals", "guidance", "name"]])
