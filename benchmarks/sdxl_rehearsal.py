@@ -99,11 +99,11 @@ def rates(config: dict, run: Path, device: torch.device) -> dict[str, float]:
     x, c = (v[: len(rows)].to(device) for v in (evaluation.noise, evaluation.condition))
     group = load_group(run, "main")
     N, w, calls = group.group.intervals, group.group.guidance[0], 2 * min(5, group.group.intervals) * len(rows)
-    slow = lambda: solve(study.teacher, x, N, c, w, "ddim", Grid(N), steps=min(5, N))
-    found["teacher evaluation, as it stands"] = timed(slow, calls)
+    solving = lambda: solve(study.teacher, x, N, c, w, "ddim", Grid(N), steps=min(5, N))
+    found["teacher evaluation, as it stands"] = timed(solving, calls)
     if device.type == "cuda":
         study.teacher.compile_for(2 * len(rows))
-        found["teacher evaluation, fast path"] = timed(slow, calls)
+        found["teacher evaluation, fast path"] = timed(solving, calls)
         study.teacher.forget()
     students = group.students(study, group.updates[-1], device)
     size = students.size
@@ -116,7 +116,7 @@ def rates(config: dict, run: Path, device: torch.device) -> dict[str, float]:
 def whole_run(seconds: dict[str, float], trained: dict, gpus: int) -> dict[str, float]:
     """Hours of the paper's whole run, from the `seconds` of each kind of work and what training took here."""
     config = read_config(CONFIG)
-    samples, group, sets = config["evaluation"]["samples"], config["groups"]["main"], 0
+    samples, group = config["evaluation"]["samples"], config["groups"]["main"]
     N, snapshots, steps = group["intervals"], group["snapshots"] + 1, config["evaluation"]["steps"]
     evaluation = seconds.get("teacher evaluation, fast path", seconds["teacher evaluation, as it stands"])
     batch, updates, students = config["training"]["batch"], config["training"]["updates"], len(group["horizons"])

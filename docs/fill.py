@@ -144,7 +144,7 @@ def findings() -> str:
         f"{scale(name)}: ODE error {span(own.value[own.role == 'error'])}, distances {span(own.value[own.role == 'teacher'])}"
         for name, own in at.groupby("name", sort=False)
     )
-    also = {True: [], False: []}  # type: dict[bool, list[str]]
+    also: dict[bool, list[str]] = {True: [], False: []}
     for name, own in equal[equal.name.isin(others) & (equal.role == "teacher")].groupby("name", sort=False):
         also[(own.verdict == "supported").any()].append(f"{scale(name)} {span(own.value)}")
     at_9 = table("switch")[lambda t: (t.run == "emoji") & (t.group == "paper") & t.pair.isin(PAIRS) & (t.role == "teacher")]
