@@ -16,9 +16,11 @@ HELD, FAILED, OPEN = "held", "failed", "open"
 # What a group may differ in from the main group and still have its place in a sweep over guidance and grid.
 FREE = set("solver intervals guidance horizons seeds group_name lr lr_decay snapshots steps samples evaluation_seed".split())
 FREE |= set("checkpoint_seconds updates_per_solve solves_in_flight run_dir device threads".split())
+# By parameters of the main group and its teacher.
 SCALES: dict[str, dict] = {
     "CIFAR-10": {"study": "cifar10"}, "digits": {"study": "digits"},
-    "emoji": {"study": "sdxl", "model": "weights/emoji"},
+    "emoji": {"model": "weights/emoji", "updates": 250}, "emoji on two cores": {"model": "weights/emoji", "updates": 48},
+    "emoji, trained longer": {"model": "weights/emoji", "updates": 1000},
     "16-D mixture": {"study": "gmm", "dimension": 16, "modes": 12}, "2-D mixture": {"study": "gmm", "dimension": 2, "modes": 3},
 }  # fmt: skip
 FIRST, PLAINLY, FILTERED = (next(iter(pairs)) for pairs in (SWITCH, PLAIN, UNBLURRED))
@@ -47,15 +49,16 @@ class Ratio(NamedTuple):
 
 
 class Lower(NamedTuple):
-    """That the distance's ratio D>D / D>CM is lower at (N, w) = `there` than at `here`."""
+    """That the distance's ratio D>D / D>CM is lower at (N, w) = `there` than at `here`, or there at another scale."""
 
     scale: str
     here: tuple[int, float]
     there: tuple[int, float]
+    other: str = ""
 
     def tests(self, found: list[Results], table: pd.DataFrame) -> Iterator[Test]:
         """As of :class:`Ratio`, by differences between log ratios of one seed."""
-        here, there = (_place(found, self.scale, *at) for at in (self.here, self.there))
+        here, there = _place(found, self.scale, *self.here), _place(found, self.other or self.scale, *self.there)
         if here and there:
             before, after = (_log_ratios(place, FIRST) for place in (here, there))
             for column in (c for c in before if c in after):
@@ -98,6 +101,7 @@ def both(scale: str, *roles: str) -> list[Ratio]:
     return [Ratio(scale, pair, role, -1 if role == "error" else 1) for pair in SWITCH for role in ("error", *roles)]
 
 
+LONG = "emoji, trained longer"
 HARD = ("CIFAR-10", "digits", "16-D mixture")
 BETWEEN = [("Direct CM", "error", 1), ("direct>cm", "error", -1), ("Direct CM", "teacher", -1), ("direct>cm", "teacher", 1)]
 STEPS = [Lower("16-D mixture", (10, a), (10, b)) for a, b in ((1, 2), (2, 4), (4, 9))]
@@ -124,17 +128,25 @@ PREDICTIONS: dict[int, tuple[str, Sequence[Ratio | Lower | Near | Stable]]] = {
         "CIFAR-10, N = 50 and LoRA: in two steps C2 is reversed (D>D / D>CM)",
         [Ratio("CIFAR-10", f"{FIRST}, 2 steps", "teacher", -1, n, w) for n, w in ((50, 2), (50, 9), (100, 9))],
     ),
-    30: ("emoji on two cores, N = 10, w = 2: both claims (D>D / D>CM)", [Ratio("emoji", FIRST, r, s) for r, s in CLAIMS]),
+    30: ("emoji on two cores, N = 10, w = 2: both claims (D>D / D>CM)", [Ratio("emoji on two cores", FIRST, r, s) for r, s in CLAIMS]),
     31: ("emoji, LoRA, N = 100, w = 2: both claims (D>D / D>CM)", [Ratio("emoji", FIRST, r, s, 100) for r, s in CLAIMS]),
     32: ("emoji, LoRA, N = 100, w = 9: the CM is not stable", [Stable("emoji", 100, 9, -1)]),
-    33: ("emoji, N = 10 and 100, w = 2: in two steps C2 is reversed (D>D / D>CM)", [Ratio("emoji", f"{FIRST}, 2 steps", "teacher", -1, n) for n in (10, 100)]),
+    33: (
+        "emoji, N = 10 and 100, w = 2: in two steps C2 is reversed (D>D / D>CM)",
+        [Ratio(s, f"{FIRST}, 2 steps", "teacher", -1, n) for s, n in (("emoji on two cores", 10), ("emoji", 100))],
+    ),
+    34: ("emoji, trained longer, N = 100, w = 9 and 2: the CM is stable", [Stable(LONG, 100, w) for w in (9, 2)]),
+    35: ("the same, w = 2: both claims (D>D / D>CM)", [Ratio(LONG, FIRST, r, s, 100) for r, s in CLAIMS]),
+    36: ("the same, w = 9: C1 holds, C2 does not come back (D>D / D>CM)", [Ratio(LONG, FIRST, r, -1, 100, 9) for r, _ in CLAIMS]),
+    37: ("the same, w = 9: C2 is higher than with the paper's numbers", [Lower(LONG, (100, 9), (100, 9), "emoji")]),
 }  # fmt: skip
 
 
 def _place(found: list[Results], scale: str, intervals: int, guidance: float) -> tuple[Results, pd.Series] | None:
     """The setting of a scale with DDIM at N and w: of the main group, or of one that trains as that does."""
-    for results in (results for results in found if SCALES[scale].items() <= results.teacher.items()):
-        if not len(settings := switch.settings(results)):
+    for results in found:
+        of = results.teacher | results.groups[results.main].model_dump()
+        if not SCALES[scale].items() <= of.items() or not len(settings := switch.settings(results)):
             continue
         how = {name: p.model_dump(exclude=FREE) for name, p in results.groups.items()}
         main = how[results.main]
