@@ -11,8 +11,9 @@ from dcm.analysis.switch import SWITCH
 ROOT = Path(__file__).parents[1]
 # By run and group.
 SHOWN = {
-    ("emoji", "paper"): "the paper's: adapters, N = 100, w = 9", ("emoji", "main"): "the same, w = 2",
+    ("emoji_paper", "paper"): "the paper's: adapters, N = 100, w = 9", ("emoji", "main"): "the same, w = 2",
     ("emoji", "full"): "full fine-tuning, w = 2, a tenth of the rate", ("emoji", "euler"): "the paper's, Euler",
+    ("emoji", "heun"): "the paper's, Heun",
     ("emoji_cpu", "main"): "two cores: adapters, N = 10, w = 2",
 }  # fmt: skip
 METHODS = ["Direct CM", "direct>cm", "cm>direct", "CM"]
@@ -63,12 +64,12 @@ def ratios() -> list[dict]:
 
 def while_training() -> list[dict]:
     """ODE errors in one step by update, means over seeds."""
-    rows, lines = pd.read_csv(ROOT / "results/emoji/metrics.csv"), []
-    rows = rows[rows.steps == 1]
+    runs, lines = ("emoji_paper", "emoji"), []
+    rows = pd.concat([pd.read_csv(ROOT / "results" / run / "metrics.csv").assign(run=run) for run in runs]).query("steps == 1")
     updates = sorted(rows["update"].unique())
-    for says, group in ((says, group) for (run, group), says in SHOWN.items() if run == "emoji"):
+    for (run, group), says in ((of, says) for of, says in SHOWN.items() if of[0] in runs):
         for method in METHODS:
-            means = rows[(rows.group == group) & (rows.method == method)].groupby("update").ode_error.mean()
+            means = rows[(rows.run == run) & (rows.group == group) & (rows.method == method)].groupby("update").ode_error.mean()
             if len(means):
                 cells = {str(u): f"{means[u]:.3f}" if u in means else "" for u in updates}
                 lines.append({"setting": says, "method": method} | cells)
