@@ -69,13 +69,15 @@ class Switch:
         return [(r, s.iloc[0]) for r in self.results if len(s := analysis.settings(r))]
 
     def courses(self) -> list[tuple[str, str, str, dict[str, pd.DataFrame]]]:
-        """The panels of :func:`dcm.figures.switch.switch`."""
+        """The panels of :func:`dcm.figures.switch.switch`, of settings that were measured at the switch too."""
         out, cm = [], self.effects.drop_duplicates("name").set_index("name").cm
         for r, setting in self.main:
+            if not len((of := analysis.course(r, setting))["before"]):
+                continue
             name = named(setting, r.main)
             column, metric = next((c, metric) for c, (role, metric) in runs.measures(r.study).items() if role == "teacher")
             label = metric.label.replace(" to teacher", "")
-            out.append((name + f" ({cm[name]})" * (cm[name] != STABLE), label, column, analysis.course(r, setting)))
+            out.append((name + f" ({cm[name]})" * (cm[name] != STABLE), label, column, of))
         return out
 
     def page(self, folder: str, own: dict) -> Page:
