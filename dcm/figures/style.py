@@ -35,7 +35,10 @@ def use_style() -> None:
 
 
 class LogTicks(mpl.ticker.Locator):
-    """Three to seven ticks, with labels, on a logarithmic axis, however little or much it spans."""
+    """Three ticks and more, with labels, on a logarithmic axis, however little or much it spans; thinned to `most`."""
+
+    def __init__(self, most: int = 7):
+        self.most = most
 
     def __call__(self):
         """Ticks between the axis' limits, at powers of ten where these are enough."""
@@ -45,7 +48,7 @@ class LogTicks(mpl.ticker.Locator):
         each += [mpl.ticker.MaxNLocator(n, steps=[1, 2, 5, 10]).tick_values(low, high) for n in (5, 7, 9)]
         inside = [ticks[(ticks >= low) & (ticks <= high)] for ticks in each]
         ticks = next((some for some in inside if len(some) >= 3), inside[-1])
-        return ticks[:: -(-len(ticks) // 7)]
+        return ticks[:: -(-len(ticks) // self.most)]
 
 
 def scale(ax: Axes, which: str, values, log: bool = True, at_values: bool = False) -> None:
@@ -83,13 +86,13 @@ def measured(ax: Axes, metric: Metric, values: pd.Series) -> None:
     ax.set_ylabel(textwrap.fill(" ".join(first) + unit, 28, break_on_hyphens=False))
 
 
-def panels(count: int, height: float = 2.7, **options) -> tuple[Figure, list[Axes]]:
-    """A figure as wide as a page, with two panels a row, `height` inches each; and its axes in order.
+def panels(count: int, height: float = 2.7, columns: int = 2, **options) -> tuple[Figure, list[Axes]]:
+    """A figure as wide as a page, with so many `columns` of panels, `height` inches each; and its axes in order.
 
     `options` are those of ``plt.subplots``. A place that is left free takes the legend, see :func:`key`.
     """
-    lines = -(-count // 2)
-    figure, axes = plt.subplots(lines, min(2, count), figsize=(WIDTH, height * lines), squeeze=False, **options)
+    lines = -(-count // columns)
+    figure, axes = plt.subplots(lines, min(columns, count), figsize=(WIDTH, height * lines), squeeze=False, **options)
     for ax in axes.flat[count:]:
         ax.set_axis_off()
     return figure, list(axes.flat[:count])
@@ -102,9 +105,12 @@ def key(figure: Figure, ncols: int = 4) -> Figure:
     order = sorted(handles, key=late)
     for legend in filter(None, [ax.get_legend() for ax in figure.axes]):
         legend.remove()
-    free = next((ax for ax in figure.axes if not ax.axison), None)
-    where: dict = dict(loc="outside lower center", ncols=ncols) if free is None else dict(loc="center")
-    (free or figure).legend([handles[text] for text in order], order, **where)
+    free = [ax for ax in figure.axes if not ax.axison]
+    columns = figure.axes[0].get_subplotspec().get_gridspec().ncols
+    inside = len(free) >= columns - 1 > 0  # one place of three is too narrow
+    over_two = inside and columns > 2
+    where: dict = dict(loc="center left" if over_two else "center") if inside else dict(loc="outside lower center", ncols=ncols)
+    (free[0] if inside else figure).legend([handles[text] for text in order], order, **where).set_in_layout(not over_two)
     return figure
 
 

@@ -24,7 +24,8 @@ def switch(panels: Sequence[tuple[str, str, str, dict[str, pd.DataFrame]]]) -> F
 
     A panel for each (title, distance, its column, :func:`dcm.analysis.switch.course`); faint points are single seeds.
     """
-    figure, axes = style.panels(len(panels), 3.2)
+    many = len(panels) > 4
+    figure, axes = style.panels(len(panels), 2.5 if many else 3.2, 3 if many else 2)
     for ax, (title, label, column, of) in zip(axes, panels):
         for start, (direct, cm) in zip((("Direct CM", "s"), ("CM", "o")), SWITCH.values()):
             _arrows(ax, of, column, start, {direct: "Direct CM", cm: "CM"})
@@ -36,8 +37,10 @@ def switch(panels: Sequence[tuple[str, str, str, dict[str, pd.DataFrame]]]) -> F
         every = pd.concat(of.values())
         style.scale(ax, "y", every[column])
         style.scale(ax, "x", every.ode_error)
+        if many:
+            ax.xaxis.set_major_locator(style.LogTicks(most=3))
         ax.margins(0.12)
-        ax.set(title=title, xlabel=style.ODE_ERROR.label, ylabel=label)
+        ax.set(title=title, xlabel="ODE error" if many else style.ODE_ERROR.label, ylabel=label)
     return style.key(figure, ncols=2)
 
 

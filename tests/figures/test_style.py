@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dcm.figures import study, style
+from dcm.figures import study, style, switch
 from dcm.metrics.metric import Metric
 
 DISTANCE = Metric("Frechet distance to teacher (EfficientNet-Lite0 features)", ratio=True)
@@ -77,6 +77,18 @@ def test_the_legend_lies_outside_of_data_and_says_what_is_hollow(shown):
         assert all(
             t.get_fontsize() >= 9 for t in [ax.title, ax.xaxis.label, *ax.get_xticklabels(), *legend.get_texts()]
         )
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 7, 8, 9])
+def test_the_legend_of_the_switch_lies_in_the_figure_and_outside_of_data(count):
+    """From five panels on there are three in a row, and one free place of three is too narrow for it."""
+    ends = pd.DataFrame([(m, 0.1 + 0.02 * i, 1.0 + i) for i, m in enumerate(["Direct CM", "direct>cm", "cm>direct", "CM"])], columns=["method", "ode_error", "d"])
+    figure = switch.switch([(f"panel {k}", "distance, EfficientNet-Lite0", "d", {"before": ends, "after": ends}) for k in range(count)])
+    figure.canvas.draw()
+    [legend] = [*figure.legends, *(ax.get_legend() for ax in figure.axes if ax.get_legend())]
+    box = legend.get_window_extent()
+    assert not any(box.overlaps(ax.get_tightbbox()) for ax in figure.axes if ax.axison)
+    assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
 
 
 def test_nothing_is_hollow_where_every_point_has_seeds_and_one_method_is_enough():
