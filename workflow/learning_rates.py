@@ -7,11 +7,11 @@ python workflow/learning_rates.py workflow/config/gmm.yaml --lr 5e-4 1e-3 2e-3
 """
 
 import argparse
+import json
 import sys
 from types import SimpleNamespace
 
 import pandas as pd
-import yaml
 
 from dcm.evaluation.samples import EvaluationSet
 from dcm.evaluation.students import describe
@@ -65,7 +65,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--lr", type=float, nargs="+", required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--samples", type=int, default=1024)
-    parser.add_argument("--set", metavar="YAML", default="{}", help="other parameters of notebook 2: 'updates: 600', say")
+    names_and_values = lambda text: dict(json.loads(text))
+    parser.add_argument("--set", metavar="JSON", type=names_and_values, default="{}", help="other parameters of notebook 2, such as '{\"updates\": 600}'")
     given = parser.parse_args(arguments)
     try:
         config = validate(StudyConfig, read_config(given.config))
@@ -74,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
             if name not in config.groups:
                 raise InputError(f"group = {name!r} is not in {given.config}; allowed: {', '.join(config.groups)}.")
             of_group = config.notebook("2_distill", name) | {"horizons": ["cm", "direct"], "seeds": given.seeds}
-            of_group |= yaml.safe_load(given.set) | {"run_dir": f"{config.run_dir}/rates"}
+            of_group |= given.set | {"run_dir": f"{config.run_dir}/rates"}
             own = [of_group | {"lr": lr, "group_name": f"{name}-{lr:g}"} for lr in given.lr]
             every += [(name, validate(DistillParameters, values)) for values in own]
         home = project_path(config.run_dir)

@@ -56,6 +56,13 @@ class EvaluationSet:
         shape = self.study.teacher.shape
         return sample_noise(self.seed, "renoise", range(self.samples), shape, step).to(self.home)
 
+    @property
+    def shown(self) -> slice:
+        """The samples that are looked at: more than a figure shows; of a costly study twelve from all over, each its own caption."""
+        if self.study.costly:
+            return slice(0, None, max(1, self.samples // 12))
+        return slice(64 if self.study.is_image else 1200)
+
     def mark(self, *parts) -> str:
         """What a file of this set is known by: teacher, number of samples, seed and any `parts`."""
         return fingerprint(*parts, self.study.teacher_id, self.samples, self.seed)
@@ -108,31 +115,30 @@ class EvaluationSet:
         make = lambda: self.study.reference(self.noise, T, self.condition, guidance, Grid(T, T))
         return self.kept(f"exact-{guidance:g}", make)
 
-    def student_samples(self, students: Students, intervals: int, steps: int, count: int | None = None) -> Tensor:
-        """Samples (M, B, *shape) of every student in `steps` steps from the common noise, or the first `count`."""
+    def student_samples(self, students: Students, intervals: int, steps: int, rows: slice = slice(None)) -> Tensor:
+        """Samples (M, B, *shape) of every student in `steps` steps from the common noise, or those of some `rows`."""
         grid, fresh = Grid(intervals, self.study.teacher.schedule.T), [self.fresh_noise(k) for k in range(1, steps)]
-        chunks, out = [v[:count].split(self.study.chunk) for v in (self.noise, self.condition, *fresh)], []
-        for rows in zip(*chunks):
-            x, c, *again = (v.to(self.device) for v in rows)
+        chunks, out = [v[rows].split(self.study.chunk) for v in (self.noise, self.condition, *fresh)], []
+        for parts in zip(*chunks):
+            x, c, *again = (v.to(self.device) for v in parts)
             x, c = (v.expand(students.size, *v.shape) for v in (x, c))
             out.append(sample(self.study.f, students, x, c, grid, again).to(self.home))
         return torch.cat(out, 1)
 
     def keeps(self, distilled: DistilledGroup) -> bool:
-        """Whether a group's samples are kept; a costly study's, and larger ones, are sampled whenever they are asked for."""
-        size = 4 * len(distilled.group.members) * self.samples * math.prod(self.study.teacher.shape)
-        return not self.study.costly and size <= KEPT
+        """Whether a group's samples are kept; sets that are too large are sampled whenever they are asked for."""
+        return 4 * len(distilled.group.members) * self.samples * math.prod(self.study.teacher.shape) <= KEPT
 
-    def of_group(self, distilled: DistilledGroup, update: int, steps: int, count: int | None = None) -> Tensor:
-        """Samples (M, B, *shape) of a group's students with their weights at `update`, or the first `count`."""
+    def of_group(self, distilled: DistilledGroup, update: int, steps: int, rows: slice = slice(None)) -> Tensor:
+        """Samples (M, B, *shape) of a group's students with their weights at `update`, or those of some `rows`."""
 
-        def make(count: int | None = None) -> Tensor:
+        def make(rows: slice = slice(None)) -> Tensor:
             students = distilled.students(self.study, update, self.device)
-            return self.student_samples(students, distilled.group.intervals, steps, count)
+            return self.student_samples(students, distilled.group.intervals, steps, rows)
 
         if not self.keeps(distilled):
-            return make(count)
-        return self.kept(f"{distilled.name}-{update}-{steps}", make, distilled.digest)[:, :count]
+            return make(rows)
+        return self.kept(f"{distilled.name}-{update}-{steps}", make, distilled.digest)[:, rows]
 
 
 def sample_group(evaluation: EvaluationSet, distilled: DistilledGroup, steps: Sequence[int]) -> None:

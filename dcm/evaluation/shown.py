@@ -24,10 +24,9 @@ def of_first_seed(group: Group, *methods: str) -> dict[str, int]:
 
 def samples_to_show(evaluation: EvaluationSet, distilled: DistilledGroup, steps: Sequence[int]) -> dict[str, Tensor]:
     """Samples of the teacher and, of the first seed, of CM, Direct CM and direct>cm in each number of steps; same noise (fig2)."""
-    group, end = distilled.group, distilled.updates[-1]
-    count = 64 if evaluation.study.is_image else 1200  # more than a figure shows
-    out = {"teacher": evaluation.teacher_samples(group.solver, group.intervals, group.guidance[0])[:count]}
-    by_steps = {k: evaluation.of_group(distilled, end, k, count) for k in steps if k <= group.intervals}
+    group, end, rows = distilled.group, distilled.updates[-1], evaluation.shown
+    out = {"teacher": evaluation.teacher_samples(group.solver, group.intervals, group.guidance[0])[rows]}
+    by_steps = {k: evaluation.of_group(distilled, end, k, rows) for k in steps if k <= group.intervals}
     shown = of_first_seed(group, "CM", "Direct CM", "direct>cm")
     return out | {f"{name}, {k} step{'s' * (k > 1)}": x[i] for name, i in shown.items() for k, x in by_steps.items()}
 

@@ -106,7 +106,7 @@ def key(figure: Figure, ncols: int = 4) -> Figure:
     for legend in filter(None, [ax.get_legend() for ax in figure.axes]):
         legend.remove()
     free = [ax for ax in figure.axes if not ax.axison]
-    columns = figure.axes[0].get_subplotspec().get_gridspec().ncols
+    columns = grid.ncols if (grid := figure.axes[0].get_gridspec()) else 1
     inside = len(free) >= columns - 1 > 0  # one place of three is too narrow
     over_two = inside and columns > 2
     where: dict = dict(loc="center left" if over_two else "center") if inside else dict(loc="outside lower center", ncols=ncols)

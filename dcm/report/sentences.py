@@ -41,11 +41,12 @@ def main_table(rows: pd.DataFrame, teacher: pd.DataFrame, metrics: dict[str, Met
 
 
 def readable_main(table: pd.DataFrame, metrics: dict[str, Metric]) -> pd.DataFrame:
-    """tab1 with ``mean ± spread`` in one cell and metrics by their labels."""
+    """tab1 with ``mean ± spread`` in one cell and metrics by their labels; of those that were measured at all."""
     out = table[["method", "solver"]].copy()
     for column in ("seeds", "updates"):
         out[column] = table[column].astype(object).where(table.method != "teacher", "")
-    for name, metric in ({"ode_error": ODE_ERROR} | metrics).items():
+    there = {name: metric for name, metric in ({"ode_error": ODE_ERROR} | metrics).items() if table[name].notna().any()}
+    for name, metric in there.items():
         arrow = "" if not metric.judged or name == "ode_error" else " ↓" if metric.lower_is_better else " ↑"
         out[metric.label + arrow] = [
             "not measured" if pd.isna(m) else f"{m:.3g}" + ("" if pd.isna(s) else f" ± {s:.2g}")
