@@ -19,7 +19,7 @@ FREE |= set("checkpoint_seconds updates_per_solve solves_in_flight run_dir devic
 # By parameters of the main group and its teacher.
 SCALES: dict[str, dict] = {
     "CIFAR-10": {"study": "cifar10"}, "digits": {"study": "digits"},
-    "emoji": {"model": "weights/emoji", "updates": 250}, "emoji on two cores": {"model": "weights/emoji", "updates": 36},
+    "emoji": {"model": "weights/emoji", "updates": 250}, "emoji on two cores": {"model": "weights/emoji", "updates": 48},
     "emoji, trained longer": {"model": "weights/emoji", "updates": 1000},
     "16-D mixture": {"study": "gmm", "dimension": 16, "modes": 12}, "2-D mixture": {"study": "gmm", "dimension": 2, "modes": 3},
 }  # fmt: skip
