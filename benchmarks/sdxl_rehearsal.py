@@ -33,7 +33,7 @@ from dcm.studies.sdxl.pipeline import PRECISIONS, Encoder
 from dcm.support.errors import InputError
 from dcm.support.files import ROOT, project_path, read_json, write_json, write_text
 from dcm.support.processes import find_device, ready_device
-from dcm.training.saved import load_group
+from dcm.training.saved import load_group, sampled_sets, snapshot_updates
 
 CONFIG = ROOT / "workflow/config/sdxl.yaml"
 IMAGES, NEEDED = 64, 32  # pictures; GiB that the smallest setting takes
@@ -117,20 +117,19 @@ def whole_run(seconds: dict[str, float], trained: dict, gpus: int) -> dict[str, 
     """Hours of the paper's whole run, from the `seconds` of each kind of work and what training took here."""
     config = read_config(CONFIG)
     samples, group = config["evaluation"]["samples"], config["groups"]["main"]
-    N, snapshots, steps = group["intervals"], group["snapshots"] + 1, config["evaluation"]["steps"]
+    N, updates = group["intervals"], config["training"]["updates"]
+    sets = sampled_sets(snapshot_updates(updates, group["snapshots"]), config["evaluation"]["steps"], N)
     evaluation = seconds.get("teacher evaluation, fast path", seconds["teacher evaluation, as it stands"])
-    batch, updates, students = config["training"]["batch"], config["training"]["updates"], len(group["horizons"])
+    batch, students = config["training"]["batch"], len(group["horizons"])
     # In training, the teacher's part grows with N, and the students' stays.
     own = max(0.0, trained["seconds"] / trained["updates"] - evaluation * trained["evaluations"] / trained["updates"])
     update = own * students / trained["students"] + evaluation * batch * 2 * (N + 1) / 2
-    sets = students * (snapshots + len(steps) - 1)
-    drawn = students * (snapshots + sum(steps) - 1)
     return {
         "encode images": seconds["encode an image"] * PAPERS_IMAGES / 3600,
         "train": update * updates / gpus / 3600,
         "teacher's samples": evaluation * 2 * N * samples / gpus / 3600,
-        "students' samples, twice": 2 * seconds["student evaluation"] * drawn * samples / 3600,
-        "decode and measure": seconds["decode and measure an image"] * (sets + 1) * samples / 3600,
+        "students' samples, twice": 2 * seconds["student evaluation"] * students * sum(k for _, k in sets) * samples / 3600,
+        "decode and measure": seconds["decode and measure an image"] * (students * len(sets) + 1) * samples / 3600,
     }
 
 

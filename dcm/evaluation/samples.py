@@ -104,7 +104,7 @@ class EvaluationSet:
         bar = tqdm(own, desc=f"teacher's samples, {name}", unit="chunk", leave=False, disable=not processes.first)
         make = lambda rows: self.kept(f"{name}-parts/{rows.start:06d}", lambda: self._solved(rows, solver, intervals, guidance))
         made = [make(rows) for rows in bar]
-        if hasattr(teacher, "forget"):
+        if left and hasattr(teacher, "forget"):
             teacher.forget()  # the fast copy's memory is for the students now
         return made
 

@@ -54,7 +54,7 @@ class LogTicks(mpl.ticker.Locator):
 def scale(ax: Axes, which: str, values, log: bool = True, at_values: bool = False) -> None:
     """Scale the ``x`` or ``y`` axis for `values`: logarithmic for positive ones, or symmetric for two decades and more.
 
-    `at_values`: with ticks there, where they are few but at least three.
+    `at_values`: with ticks there, where they are few.
     """
     values = pd.Series(values)[np.isfinite(values)]
     set_scale, axis = (ax.set_xscale, ax.xaxis) if which == "x" else (ax.set_yscale, ax.yaxis)
@@ -65,7 +65,7 @@ def scale(ax: Axes, which: str, values, log: bool = True, at_values: bool = Fals
     elif not log and not at_values and values.abs().max() > 100 * max(1, values.abs().min()):
         set_scale("symlog", linthresh=1)
     axis.set_major_formatter("{x:g}")
-    if at_values and 3 <= values.nunique() <= 6:
+    if at_values and 2 <= values.nunique() <= 6:
         place, ticks = np.log if log else np.asarray, [values.max()]
         room = 0.1 * (place(values.max()) - place(values.min()))  # of a label
         for value in sorted(set(values), reverse=True):

@@ -49,7 +49,7 @@ def readable_main(table: pd.DataFrame, metrics: dict[str, Metric]) -> pd.DataFra
     for name, metric in there.items():
         arrow = "" if not metric.judged or name == "ode_error" else " ↓" if metric.lower_is_better else " ↑"
         out[metric.label + arrow] = [
-            "not measured" if pd.isna(m) else f"{m:.3g}" + ("" if pd.isna(s) else f" ± {s:.2g}")
+            "not measured" if pd.isna(m) else f"{m * (abs(m) > 1e-6):.3g}" + ("" if pd.isna(s) else f" ± {s:.2g}")  # but for rounding
             for m, s in zip(table[name], table[f"{name}_sd"])
         ]
     return out

@@ -37,9 +37,8 @@ class DistilledGroup:
         return fingerprint(self.path)
 
     def sets(self, steps: Sequence[int]) -> list[tuple[int, int]]:
-        """What is sampled, as (update, sampling steps): each snapshot in one step, the end in each of `steps` up to N."""
-        end = [(self.updates[-1], k) for k in steps if k <= self.group.intervals]
-        return [(update, 1) for update in self.updates[:-1]] + end
+        """As of :func:`sampled_sets`."""
+        return sampled_sets(self.updates, steps, self.group.intervals)
 
     @property
     def losses(self) -> pd.DataFrame:
@@ -57,6 +56,11 @@ class DistilledGroup:
         students = study.make_students(seeds, about["width"], about.get("lora_rank", 0))
         students.load_state_dict(picked(str(update), self.tensors))
         return students.to(device).eval().requires_grad_(False)
+
+
+def sampled_sets(updates: Sequence[int], steps: Sequence[int], intervals: int) -> list[tuple[int, int]]:
+    """What is sampled, as (update, sampling steps): each snapshot in one step, the end in each of `steps` up to N."""
+    return [(update, 1) for update in updates[:-1]] + [(updates[-1], k) for k in steps if k <= intervals]
 
 
 def students_path(run_dir: str | Path, group: str) -> Path:
