@@ -154,7 +154,7 @@ def findings() -> str:
         at = measured[measured.final].merge(rows.drop_duplicates("name")[["run", "group", "intervals", "guidance", "name"]])
         shares = [(name, 100 * part.groupby("method").on_mode.mean()) for name, part in at.dropna(subset="on_mode").groupby("name", sort=False)]
         on = "; ".join(f"{scale(name)} {share['CM']:.1f} and {share['Direct CM']:.1f} %" for name, share in shares)
-        rest += f" (Of CM's and Direct CM's samples lie on a mode: {on}.)" if on else ""
+        rest += f" (On a mode lie, of the CM's and of the Direct CM's samples: {on}.)" if on else ""
     few = clear[clear.pair.isin(FEW_STEPS) & (clear.role == "teacher")]
     in_steps = lambda k: span(few.value[few.pair.str.endswith(f"{k} steps")])
     nearer_again = "; ".join(f"{scale(name)} {span(own.value[own.pair.str.endswith('2 steps')])}" for name, own in few.groupby("name", sort=False))

@@ -19,7 +19,7 @@ FREE |= set("checkpoint_seconds updates_per_solve solves_in_flight run_dir devic
 # By parameters of the main group and its teacher.
 SCALES: dict[str, dict] = {
     "CIFAR-10": {"study": "cifar10"}, "digits": {"study": "digits"},
-    "emoji": {"model": "weights/emoji", "updates": 250}, "emoji on two cores": {"model": "weights/emoji", "updates": 48},
+    "emoji": {"model": "weights/emoji", "updates": 250}, "emoji, two cores": {"model": "weights/emoji", "updates": 48},
     "emoji, trained longer": {"model": "weights/emoji", "updates": 1000},
     "16-D mixture": {"study": "gmm", "dimension": 16, "modes": 12}, "2-D mixture": {"study": "gmm", "dimension": 2, "modes": 3},
 }  # fmt: skip
@@ -128,12 +128,12 @@ PREDICTIONS: dict[int, tuple[str, Sequence[Ratio | Lower | Near | Stable]]] = {
         "CIFAR-10, N = 50 and LoRA: in two steps C2 is reversed (D>D / D>CM)",
         [Ratio("CIFAR-10", f"{FIRST}, 2 steps", "teacher", -1, n, w) for n, w in ((50, 2), (50, 9), (100, 9))],
     ),
-    30: ("emoji on two cores, N = 10, w = 2: both claims (D>D / D>CM)", [Ratio("emoji on two cores", FIRST, r, s) for r, s in CLAIMS]),
+    30: ("emoji on two cores, N = 10, w = 2: both claims (D>D / D>CM)", [Ratio("emoji, two cores", FIRST, r, s) for r, s in CLAIMS]),
     31: ("emoji, LoRA, N = 100, w = 2: both claims (D>D / D>CM)", [Ratio("emoji", FIRST, r, s, 100) for r, s in CLAIMS]),
     32: ("emoji, LoRA, N = 100, w = 9: the CM is not stable", [Stable("emoji", 100, 9, -1)]),
     33: (
         "emoji, N = 10 and 100, w = 2: in two steps C2 is reversed (D>D / D>CM)",
-        [Ratio(s, f"{FIRST}, 2 steps", "teacher", -1, n) for s, n in (("emoji on two cores", 10), ("emoji", 100))],
+        [Ratio(s, f"{FIRST}, 2 steps", "teacher", -1, n) for s, n in (("emoji, two cores", 10), ("emoji", 100))],
     ),
     34: ("emoji, trained longer, N = 100, w = 9 and 2: the CM is stable", [Stable(LONG, 100, w) for w in (9, 2)]),
     35: ("the same, w = 2: both claims (D>D / D>CM)", [Ratio(LONG, FIRST, r, s, 100) for r, s in CLAIMS]),
@@ -142,11 +142,16 @@ PREDICTIONS: dict[int, tuple[str, Sequence[Ratio | Lower | Near | Stable]]] = {
 }  # fmt: skip
 
 
+def scale_of(results: Results) -> str | None:
+    """Which of :data:`SCALES` a run is at; None for one of others."""
+    of = results.teacher | results.groups[results.main].model_dump()
+    return next((name for name, parameters in SCALES.items() if parameters.items() <= of.items()), None)
+
+
 def _place(found: list[Results], scale: str, intervals: int, guidance: float) -> tuple[Results, pd.Series] | None:
     """The setting of a scale with DDIM at N and w: of the main group, or of one that trains as that does."""
     for results in found:
-        of = results.teacher | results.groups[results.main].model_dump()
-        if not SCALES[scale].items() <= of.items() or not len(settings := switch.settings(results)):
+        if scale_of(results) != scale or not len(settings := switch.settings(results)):
             continue
         how = {name: p.model_dump(exclude=FREE) for name, p in results.groups.items()}
         main = how[results.main]

@@ -10,7 +10,7 @@ from dcm.analysis import predictions, runs
 from dcm.analysis import switch as analysis
 from dcm.analysis.compare import STABLE, interval
 from dcm.analysis.measured import final_one_step
-from dcm.analysis.predictions import FAILED, HELD, OPEN
+from dcm.analysis.predictions import FAILED, HELD, OPEN, scale_of
 from dcm.analysis.runs import REGIME, Results
 from dcm.analysis.switch import BLURRED, EQUAL, FEW_STEPS, GAINS, SWITCH, TERMS, UNBLURRED
 from dcm.report.page import Page
@@ -75,9 +75,9 @@ class Switch:
             if not len((of := analysis.course(r, setting))["before"]):
                 continue
             name = named(setting, r.main)
+            title = name.replace(r.name, scale_of(r) or r.name, 1) + f" ({cm[name]})" * (cm[name] != STABLE)
             column, metric = next((c, metric) for c, (role, metric) in runs.measures(r.study).items() if role == "teacher")
-            label = metric.label.replace(" to teacher", "")
-            out.append((name + f" ({cm[name]})" * (cm[name] != STABLE), label, column, of))
+            out.append((title, metric.label.replace(" to teacher", ""), column, of))
         return out
 
     def page(self, folder: str, own: dict) -> Page:
