@@ -63,6 +63,11 @@ def test_where_nothing_switches_it_is_said(tmp_path):
         Switch.load([folder(tmp_path / "gmm16"), folder(tmp_path / "b") and folder(tmp_path / "b" / "gmm16")])
 
 
+def test_a_setting_that_was_not_measured_at_the_switch_has_verdicts_and_no_panel(tmp_path):
+    found = Switch.load([folder(tmp_path / "ends", MEASURED[MEASURED.final])])
+    assert len(found.main) == 1 and len(found.table()) == 2 and found.courses() == []
+
+
 def test_arrows_lead_from_the_switch_to_the_ends(found):
     figure = figures.switch(found.courses())
     assert len(figure.axes) == 2
