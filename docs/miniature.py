@@ -62,6 +62,13 @@ def ratios() -> list[dict]:
     return lines
 
 
+def shares() -> str:
+    """How often the third term of log C2 speaks against the Direct CM, here and on CIFAR-10."""
+    terms = pd.read_csv(ROOT / "results/switch/accounting.csv")
+    count = lambda runs: f"{(terms[terms.run.isin(runs)].share > 0).sum()} of {terms.run.isin(runs).sum()}"
+    return f"That term is above 0, against the Direct CM, in {count(['cifar10', 'cifar10_w9'])} comparisons on CIFAR-10, and in {count(['emoji', 'emoji_paper'])} here."
+
+
 def while_training() -> list[dict]:
     """ODE errors in one step by update, means over seeds."""
     runs, lines = ("emoji_paper", "emoji"), []
