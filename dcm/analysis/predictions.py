@@ -16,11 +16,12 @@ HELD, FAILED, OPEN = "held", "failed", "open"
 # What a group may differ in from the main group and still have its place in a sweep over guidance and grid.
 FREE = set("solver intervals guidance horizons seeds group_name lr lr_decay snapshots steps samples evaluation_seed".split())
 FREE |= set("checkpoint_seconds updates_per_solve solves_in_flight run_dir device threads".split())
+LONG = "emoji, trained longer"
 # By parameters of the main group and its teacher.
 SCALES: dict[str, dict] = {
     "CIFAR-10": {"study": "cifar10"}, "digits": {"study": "digits"},
     "emoji": {"model": "weights/emoji", "updates": 250}, "emoji, two cores": {"model": "weights/emoji", "updates": 48},
-    "emoji, trained longer": {"model": "weights/emoji", "updates": 1000},
+    LONG: {"model": "weights/emoji", "updates": 1000},
     "16-D mixture": {"study": "gmm", "dimension": 16, "modes": 12}, "2-D mixture": {"study": "gmm", "dimension": 2, "modes": 3},
 }  # fmt: skip
 FIRST, PLAINLY, FILTERED = (next(iter(pairs)) for pairs in (SWITCH, PLAIN, UNBLURRED))
@@ -101,7 +102,6 @@ def both(scale: str, *roles: str) -> list[Ratio]:
     return [Ratio(scale, pair, role, -1 if role == "error" else 1) for pair in SWITCH for role in ("error", *roles)]
 
 
-LONG = "emoji, trained longer"
 HARD = ("CIFAR-10", "digits", "16-D mixture")
 BETWEEN = [("Direct CM", "error", 1), ("direct>cm", "error", -1), ("Direct CM", "teacher", -1), ("direct>cm", "teacher", 1)]
 STEPS = [Lower("16-D mixture", (10, a), (10, b)) for a, b in ((1, 2), (2, 4), (4, 9))]
