@@ -24,7 +24,7 @@ from dcm.analysis.switch import FEW_STEPS, SWITCH, log_ratios
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ALL = "regimes_all"
-SCALES = {"gmm": "2-D mixture", "gmm16": "16-D mixture", "cifar10": "CIFAR-10", "cifar10_w9": "guided CIFAR-10", "emoji": "emoji", "emoji_paper": "guided emoji", "emoji_cpu": "emoji, two cores"}
+SCALES = {"gmm": "2-D mixture", "gmm16": "16-D mixture", "cifar10": "CIFAR-10", "cifar10_w9": "guided CIFAR-10", "emoji": "emoji", "emoji_paper": "guided emoji"}
 PAIRS = tuple(SWITCH)
 
 
@@ -108,7 +108,7 @@ def switch_rows(name: str = "verdicts") -> pd.DataFrame:
     """The main settings' rows of the switch, or of its accounting."""
     rows = table("switch", name)
     named = rows.name.str.replace(r"^\w+", lambda m: SCALES.get(m[0], m[0]), regex=True)
-    return rows.assign(name=named)[rows.main & (rows.run != "emoji_cpu")]  # docs/emoji.md has it, README no room for it
+    return rows.assign(name=named)[rows.main & ~rows.run.isin(["emoji_long", "emoji_cpu"])]  # docs/emoji.md has them, README no room
 
 
 def span(values: pd.Series) -> str:

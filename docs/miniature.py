@@ -14,6 +14,7 @@ SHOWN = {
     ("emoji_paper", "paper"): "the paper's: adapters, N = 100, w = 9", ("emoji", "main"): "the same, w = 2",
     ("emoji", "full"): "full fine-tuning, w = 2, a tenth of the rate", ("emoji", "euler"): "the paper's, Euler",
     ("emoji", "heun"): "the paper's, Heun",
+    ("emoji_long", "main"): "trained longer, w = 9", ("emoji_long", "w2"): "trained longer, w = 2",
     ("emoji_cpu", "main"): "two cores: adapters, N = 10, w = 2",
 }  # fmt: skip
 METHODS = ["Direct CM", "direct>cm", "cm>direct", "CM"]
@@ -66,12 +67,12 @@ def shares() -> str:
     """How often the third term of log C2 speaks against the Direct CM, here and on CIFAR-10."""
     terms = pd.read_csv(ROOT / "results/switch/accounting.csv")
     count = lambda runs: f"{(terms[terms.run.isin(runs)].share > 0).sum()} of {terms.run.isin(runs).sum()}"
-    return f"That term is above 0, against the Direct CM, in {count(['cifar10', 'cifar10_w9'])} comparisons on CIFAR-10, and in {count(['emoji', 'emoji_paper'])} here."
+    return f"That term is above 0, against the Direct CM, in {count(['cifar10', 'cifar10_w9'])} comparisons on CIFAR-10, and in {count(['emoji', 'emoji_paper', 'emoji_long'])} here."
 
 
 def while_training() -> list[dict]:
     """ODE errors in one step by update, means over seeds."""
-    runs, lines = ("emoji_paper", "emoji"), []
+    runs, lines = ("emoji_paper", "emoji", "emoji_long"), []
     rows = pd.concat([pd.read_csv(ROOT / "results" / run / "metrics.csv").assign(run=run) for run in runs]).query("steps == 1")
     updates = sorted(rows["update"].unique())
     for (run, group), says in ((of, says) for of, says in SHOWN.items() if of[0] in runs):

@@ -40,6 +40,7 @@ def switch(panels: Sequence[tuple[str, str, str, dict[str, pd.DataFrame]]]) -> F
         if many:
             ax.xaxis.set_major_locator(style.LogTicks(most=3))
         ax.margins(0.12)
+        title = title.replace(", N", "\nN") if many else title  # narrow panels
         ax.set(title=title, xlabel="ODE error" if many else style.ODE_ERROR.label, ylabel=label)
     return style.key(figure, ncols=2)
 
