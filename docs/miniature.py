@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from dcm.analysis.compare import interval
-from dcm.analysis.switch import SWITCH
+from dcm.analysis.switch import FEW_STEPS, SWITCH
 
 ROOT = Path(__file__).parents[1]
 # By run and group.
@@ -51,11 +51,11 @@ def quality() -> tuple[str, list[dict]]:
     return said, [dict(zip(("samples of held-out captions", "Frechet distance", "in their category"), line)) for line in named]
 
 
-def ratios() -> list[dict]:
-    """The switch, and both trained whole, by setting: the claims."""
+def ratios(pairs: tuple[str, ...] = (*SWITCH, "Direct CM / CM")) -> list[dict]:
+    """The claims by setting: of the switch, and both trained whole, or of other `pairs`."""
     found, lines = pd.read_csv(ROOT / "results/switch/verdicts.csv"), []
     for (run, group), says in SHOWN.items():
-        for pair in (*SWITCH, "Direct CM / CM"):
+        for pair in pairs:
             rows = found[(found.run == run) & (found.group == group) & (found.pair == pair)]
             told = {row.label: f"{interval(row)} {row.verdict}" for row in rows[rows.role.isin(["error", "teacher"])].itertuples()}
             if told:
@@ -68,6 +68,11 @@ def shares() -> str:
     terms = pd.read_csv(ROOT / "results/switch/accounting.csv")
     count = lambda runs: f"{(terms[terms.run.isin(runs)].share > 0).sum()} of {terms.run.isin(runs).sum()}"
     return f"That term is above 0, against the Direct CM, in {count(['cifar10', 'cifar10_w9'])} comparisons on CIFAR-10, and in {count(['emoji', 'emoji_paper', 'emoji_long'])} here."
+
+
+def few_steps() -> list[dict]:
+    """The claims in two and four steps."""
+    return ratios(tuple(FEW_STEPS))
 
 
 def while_training() -> list[dict]:
