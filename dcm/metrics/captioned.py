@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache, cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,7 +63,7 @@ class SDXLQuality:
         told = [f"{self.metrics[name].label} is not measured: {why}" for name, why in self.encoders.missing.items()]
         return " ".join(["Quality is measured on decoded images, against the teacher's from the same noise.", *told])
 
-    def _looked_at(self, x: Tensor, condition: Tensor) -> dict[str, Tensor]:
+    def _looked_at(self, x: Tensor, condition: Tensor) -> dict[str, Any]:
         """Features, scores and power spectra of latents `x`; images are decoded a few at a time, once."""
         parts, starts = [], range(0, len(x), self.batch)
         for i in tqdm(starts, desc="decode and encode", unit="batch", disable=len(starts) < 4, leave=False):
@@ -72,10 +73,11 @@ class SDXLQuality:
                 asked = [self.captions[c] for c in condition[i : i + self.batch].tolist()]
                 part |= self.encoders.clip.scores(images, asked)
             parts.append(part | {"power": radial_power(images).expand(len(images), -1)})
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return {name: FeatureSet(v) if name in self.encoders.features else v for name, v in joined.items()}
 
     @cache  # noqa: B019 - a quality lasts as long as its notebook
-    def _teachers(self, x: Tensor, condition: Tensor) -> dict[str, Tensor]:
+    def _teachers(self, x: Tensor, condition: Tensor) -> dict[str, Any]:
         """What every student is compared with, looked at once."""
         return self._looked_at(x, condition)
 
@@ -88,7 +90,7 @@ class SDXLQuality:
         own = teacher if x is teacher_x else self._looked_at(x, condition)
         for distance, _, paired in ENCODERS["sdxl"].values():
             if distance in self.encoders.features:
-                sets = FeatureSet(own[distance]), FeatureSet(teacher[distance])
+                sets = own[distance], teacher[distance]
                 out |= {distance: frechet(*sets), paired: paired_error(*sets)}
         out |= {name: float(own[name].mean()) for name in ("clip_score", "aesthetic") if name in own}
         out["sharpness"] = sharpness(own["power"].mean(0), teacher["power"].mean(0))

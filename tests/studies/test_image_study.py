@@ -97,9 +97,15 @@ def test_adapters_start_as_the_teacher_and_alone_are_trained(study, digits, monk
     )  # fmt: skip
     group = train_group(study, p, CPU)
     students, teacher = group.students(study, 4, CPU), study.teacher.unet.state_dict()
-    for net in students.networks:
-        below = {n.replace(".base_layer.", "."): v for n, v in net.unet.state_dict().items() if "lora_" not in n}
+    for m in (0, 1):
+        kept = {n.partition(".unet.")[2]: v for n, v in group.tensors.items() if n.startswith(f"4/networks.{m}.")}
+        below = {n.replace(".base_layer.", "."): v for n, v in kept.items() if "lora_" not in n}
         assert below.keys() == teacher.keys() and all(torch.equal(below[n], teacher[n]) for n in teacher)
+    added, layers = students(x[:2], t[:2], c[:2]), [m for m in students.modules() if hasattr(m, "lora_A")]
+    for layer in layers:
+        assert layer.merged  # with the weights beneath, for evaluation
+        layer.unmerge()
+    assert layers and torch.allclose(students(x[:2], t[:2], c[:2]), added, atol=1e-5)
     moved = [float((students(x[:2], t[:2], c[:2])[m] - study.teacher.output(x[m], t[m], c[m])).std()) for m in (0, 1)]
     assert min(moved) > 1e-4
 
