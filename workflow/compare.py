@@ -11,9 +11,9 @@ from pathlib import Path
 
 import mistune
 import pandas as pd
-import yaml
 
 from dcm.analysis.compare import interval
+from dcm.parameters.study import read_config
 from dcm.support.errors import InputError
 from dcm.support.files import ROOT, read_json, write_text
 
@@ -141,7 +141,7 @@ def main() -> None:
         if not found:
             raise InputError("there is nothing in results/local yet: run make study first.")
         for path in found:
-            compare(ROOT / (yaml.safe_load(path.read_text())["results_dir"] if path.suffix == ".yaml" else path))
+            compare(ROOT / (read_config(path)["results_dir"] if path.suffix == ".yaml" else path))
     except (InputError, OSError) as error:
         sys.exit(str(error))
 

@@ -92,12 +92,23 @@ class RegimesConfig(WithResults):
         return validate(RegimeParameters, self.model_dump(exclude={"studies"}) | runs).model_dump()
 
 
-def read_config(path: str | Path) -> dict:
-    """What a YAML file says; raises :class:`InputError`."""
+def read_config(path: str | Path, above: tuple[Path, ...] = ()) -> dict:
+    """What a YAML file says; raises :class:`InputError`.
+
+    ``base`` names another file, from the folder of this one, that has what this one leaves out: parts are joined name by
+    name, but for ``groups``, which are those of one file. `above` : the files that led here.
+    """
     try:
         values = yaml.safe_load(Path(path).read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"the configuration {path} cannot be read: {str(error).splitlines()[0]}.") from None
     if not isinstance(values, dict):
         raise InputError(f"the configuration {path} must be a mapping of names to values.")
-    return values
+    if (base := values.pop("base", None)) is None:
+        return values
+    led = (*above, Path(path).resolve())
+    if not isinstance(base, str) or (Path(path).parent / base).resolve() in led:
+        raise InputError(f"base = {shown(base)} of {path} is not possible; allowed: a file of another configuration.")
+    below = read_config(Path(path).parent / base, led)
+    joined = {k: below[k] | v for k, v in values.items() if k != "groups" and isinstance(v, dict) and isinstance(below.get(k), dict)}
+    return below | values | joined

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from dcm.parameters.check import shown, validate
 from dcm.parameters.notebooks import EVERY_NOTEBOOK, NOTEBOOKS
-from dcm.parameters.study import RegimesConfig, StudyConfig
+from dcm.parameters.study import RegimesConfig, StudyConfig, read_config
 from dcm.support.errors import InputError, TrainingError
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = {p.stem: yaml.safe_load(p.read_text()) for p in sorted((ROOT / "workflow/config").glob("*.yaml"))}
+CONFIGS = {p.stem: read_config(p) for p in sorted((ROOT / "workflow/config").glob("*.yaml"))}
 BOOKS = {name: nbformat.read(ROOT / f"notebooks/{name}.ipynb", as_version=4) for name in EVERY_NOTEBOOK}
 
 # Fixed seeds in CI: a failure there is a change of ours. With DCM_CASES and DCM_RUNS new and more cases are drawn.
