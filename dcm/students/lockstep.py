@@ -25,6 +25,10 @@ class Students(nn.Module):
         """Of the members that train, those whose loss is computed and walked back together."""
         return [*trained]
 
+    def microbatches(self, batch: int) -> list[slice]:
+        """Of a `batch`, the samples whose loss is computed and walked back together: all."""
+        return [slice(batch)]
+
     def follow(self, who: slice, whom: slice, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Give the members `who` the weights of `whom`, and in an `optimizer` their state."""
         raise NotImplementedError

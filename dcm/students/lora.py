@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from dcm.students.lockstep import Students, follow
 from dcm.support.files import atomic
@@ -44,7 +43,7 @@ class LoRAStudents(Students):
     """
 
     scale: Tensor  # (M,)
-    microbatch = 0  # samples whose activations are held at once in training, 0 for all; fewer cost one more evaluation
+    microbatch = 0  # samples whose activations are held at once in training, 0 for all
     capturable = False  # one network takes the adapters in turn, and the loss scale is read on the CPU
 
     def __init__(self, network: PromptedUNet, seeds: Sequence[int], rank: int):
@@ -84,6 +83,11 @@ class LoRAStudents(Students):
         """One member at a time: a graph must be walked back while its own adapter is the one in use."""
         return [slice(m, m + 1) for some in trained for m in range(self.size)[some]]
 
+    def microbatches(self, batch: int) -> list[slice]:
+        """As many samples as :attr:`microbatch` says."""
+        size = self.microbatch or batch
+        return [slice(i, i + size) for i in range(0, batch, size)]
+
     def follow(self, who: slice, whom: slice, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Take over weights and loss scale."""
         follow(self.adapters[who], self.adapters[whom], optimizer)
@@ -95,13 +99,7 @@ class LoRAStudents(Students):
 
     def _one(self, name: str, *inputs: Tensor) -> Tensor:
         self.network.use(name)
-        if not torch.is_grad_enabled():
-            return self.network.in_chunks(*inputs)
-        size = self.microbatch or len(inputs[0])
-        if size >= len(inputs[0]):
-            return self.network(*inputs)
-        rows = zip(*(v.split(size) for v in inputs))
-        return torch.cat([checkpoint(self.network, *row, use_reentrant=False) for row in rows])
+        return (self.network if torch.is_grad_enabled() else self.network.in_chunks)(*inputs)
 
     def backward(self, loss: Tensor, part: slice) -> None:
         """Add the gradients of `loss` (members of the part,), scaled, to the parameters."""

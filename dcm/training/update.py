@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -81,12 +82,13 @@ class Update:
         f, students = self.f, self.students
         target = self.objective.target(f, students, batch)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = target.new_zeros(students.size)
-        for part in students.parts(batch.stage.trained):
-            own = f(students, batch.x[part], batch.t[part], batch.condition[part], members=part)
-            each = self.objective.distance(own, target[part], self.settings.loss)
+        loss, size = target.new_zeros(students.size), target.shape[1]
+        for part, rows in product(students.parts(batch.stage.trained), students.microbatches(size)):
+            at = part, rows
+            own = f(students, batch.x[at], batch.t[at], batch.condition[at], members=part)
+            each = self.objective.distance(own, target[at], self.settings.loss) * (own.shape[1] / size)
             students.backward(each, part)
-            loss[part] = each.detach()
+            loss[part] += each.detach()
         self.processes.average([loss, *(p.grad for p in students.parameters() if p.grad is not None)])
         students.clip_gradients(self.settings.max_norm)
         self.optimizer.step()
