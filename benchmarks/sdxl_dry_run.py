@@ -1,8 +1,7 @@
 """What training SDXL costs on the present device, before anything is downloaded: ``python benchmarks/sdxl_dry_run.py``.
 
-Builds the UNet from its published configuration with random weights and times updates of CM and Direct CM by the code
-that trains them. The CM is timed as it is; of the Direct CM, whose update takes minutes, the student's part and the
-time of a teacher evaluation are measured on a coarser grid, and the evaluations of the real one are added up.
+Builds the UNet from its published configuration with random weights, and times the two parts of an update by the code that
+trains: the teacher's solves, on the grid of N intervals, and the students' part. An update takes their sum.
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ from dcm.support.pretrained import check_packages
 from dcm.support.processes import find_device, ready_device
 from dcm.support.progress import tqdm
 from dcm.teachers.sdxl import PromptedUNet, Prompts, SDXLTeacher
-from dcm.training.loop import distill
-from dcm.training.settings import Settings
+from dcm.training.settings import Settings, make_optimizer
+from dcm.training.update import Update
 
 RESULT = ROOT / "results" / "sdxl" / "dry_run.json"
 UPDATES, EVALUATION_SAMPLES, SEED = 250, 10274, 24  # of the paper
@@ -99,22 +98,22 @@ class Setting:
     Attributes
     ----------
     latent : side of a latent, an eighth of the image's.
-    timed : updates timed, after one that is not.
-    coarse : intervals on which the Direct CM is timed, in place of `intervals`.
+    timed : updates timed, of each part.
     The others as in :class:`dcm.parameters.notebooks.DistillParameters`; `rank` is its ``width``.
     """
 
     latent: int = 128
     precision: str = "bf16"
+    teacher_precision: str = "auto"
     batch: int = 16
     rank: int = 64
     intervals: int = 100
     guidance: float = 9.0
     solver: str = "ddim"
-    timed: int = 3
-    coarse: int = 20
+    timed: int = 2
     gradient_checkpointing: bool = True
     microbatch: int = 0
+    solves_in_flight: int = 16
 
     def check(self, device: torch.device, config: dict) -> None:
         """Raise :class:`InputError` for what cannot be run, before anything is built."""
@@ -122,7 +121,7 @@ class Setting:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} = {getattr(self, name)} is not possible; allowed: a whole number, at least 1.")
         check_packages()
-        Grid(self.intervals), Grid(self.coarse), get_solver(self.solver)
+        Grid(self.intervals), get_solver(self.solver)
         if device.type != "cuda" and config is SDXL_UNET:
             raise InputError(
                 "the dry run at SDXL's size needs a GPU, and none is present; allowed here: --unet with a small one."
@@ -162,23 +161,25 @@ class DryRun:
         schedule = NoiseSchedule.from_betas(DDPMScheduler(1000, 0.00085, 0.012, beta_schedule="scaled_linear").betas)
         shape = (config["in_channels"], setting.latent, setting.latent)
         self.teacher, self.data = SDXLTeacher(self.network, schedule, shape), RandomLatents(shape, setting.batch)
+        self.teacher.freeze(setting.teacher_precision)
         self.f = ConsistencyFunction(schedule, prediction="epsilon")
         self.wanted = SimpleNamespace(
             gradient_checkpointing=setting.gradient_checkpointing, microbatch=setting.microbatch, optimizer="adamw",
             ema=0.0, width=setting.rank,
         )  # fmt: skip
-        self.bar = tqdm(total=2 * (1 + setting.timed) + setting.timed, desc="dry run", unit="update")
+        self.bar = tqdm(total=5 * setting.timed, desc="dry run", unit="update")
 
-    def students(self) -> LoRAStudents:
+    def students(self, count: int) -> LoRAStudents:
         """Fresh adapters, as training makes them."""
-        made = LoRAStudents(self.network, [SEED], self.setting.rank)
+        made = LoRAStudents(self.network, [SEED] * count, self.setting.rank)
         ready_network(made, self.wanted)
         return made
 
-    def pairs(self, grid: int, horizon: int) -> Pairs:
-        """What an update trains on, of one student."""
-        group = Group(self.setting.solver, grid, (self.setting.guidance,), (horizon,), (SEED,))
-        return Pairs(self.teacher, self.data, group, self.setting.batch, self.device)
+    def pairs(self, *horizons: int) -> Pairs:
+        """What an update of students of these horizons trains on."""
+        s = self.setting
+        group = Group(s.solver, s.intervals, (s.guidance,), horizons, (SEED,))
+        return Pairs(self.teacher, self.data, group, s.batch, self.device, solves_in_flight=s.solves_in_flight)
 
     def estimate(self, students: LoRAStudents) -> dict:
         """Memory as the check before training estimates it, in GiB; raises :class:`InputError` where there is too little."""
@@ -195,46 +196,45 @@ class DryRun:
             x, condition = self.data.draw(torch.Generator(self.device).manual_seed(0), size)
             self.teacher.predict_noise(x, torch.full((size,), 500, device=self.device), condition)
 
-    def updates(self, students: LoRAStudents, grid: int, horizon: int) -> tuple[list[float], float | None]:
-        """Seconds of each timed update, and the peak in GiB."""
-        seconds: list[float] = []
+    def solving(self, horizon: int) -> tuple[float, int]:
+        """Seconds of the teacher's part of all timed updates, and its evaluations."""
+        before, evaluations = self.clock.now(), 0
+        for _, batch in self.pairs(horizon).between(0, self.setting.timed):
+            evaluations += batch.evaluations
+            self.bar.update()
+        return self.clock.now() - before, evaluations
+
+    def update(self, *horizons: int) -> tuple[float, float | None]:
+        """Seconds of the students' part of an update, and the peak in GiB."""
+        students, settings, pairs = self.students(len(horizons)), Settings(updates=1), self.pairs(*horizons)
+        make, starts = Update(students, make_optimizer(students, settings), settings, self.f), pairs.starts(1)
+        batch = pairs.batch_of(1, starts, dict.fromkeys(horizons, starts.x), 0)
+        make(batch, settings.lr)
         self.clock.reset_peak()
         before = self.clock.now()
-        for _ in distill(self.pairs(grid, horizon), students, Settings(updates=1 + self.setting.timed), self.f):
-            now = self.clock.now()
-            seconds.append(now - before)
-            before = now
+        for _ in range(self.setting.timed):
+            make(batch, settings.lr)
             self.bar.update()
-        return seconds[1:], self.clock.peak()
-
-    def solving(self, grid: int) -> tuple[list[float], int]:
-        """Seconds of the timed updates' teacher part alone, on the same draws, and its evaluations."""
-        seconds, evaluations = [], 0
-        for update in range(2, 2 + self.setting.timed):
-            before = self.clock.now()
-            [drawn] = self.pairs(grid, grid).solved([update])
-            seconds.append(self.clock.now() - before)
-            evaluations += drawn.evaluations
-            self.bar.update()
-        return seconds, evaluations
+        return (self.clock.now() - before) / self.setting.timed, self.clock.peak()
 
     def run(self) -> dict:
         """Everything that was measured and what follows from it, as JSON can hold it."""
         s, cuda = self.setting, self.clock.cuda
-        students = self.students()
+        students = self.students(1)
         adapter = sum(p.numel() for p in students.parameters())
         estimated = self.estimate(students) if cuda else {}
-        self.warm_up()
-        cm, cm_peak = self.updates(students, s.intervals, 1)
-        direct, direct_peak = self.updates(self.students(), s.coarse, s.coarse)
-        solving, evaluations = self.solving(s.coarse)
+        del students
+        self.warm_up() if not s.solves_in_flight else next(self.pairs(1).between(0, 1))
+        solves = {h: self.solving(h) for h in (1, s.intervals)}
+        each = {h: seconds / evaluations for h, (seconds, evaluations) in solves.items()}
+        per_evaluation, rows = each[s.intervals], []
+        for name, horizons in (("CM", [1]), ("Direct CM", [s.intervals]), ("both, side by side", [1, s.intervals])):
+            spent = s.batch * s.calls if horizons == [1] else s.expected
+            own, peak = self.update(*horizons)
+            seconds = own + each[horizons[-1]] * spent
+            rows.append({"students": name, "seconds_an_update": seconds, "students_seconds": own, "peak_gib": peak,
+                         "evaluations_an_update": spent, "hours": UPDATES * seconds / 3600})  # fmt: skip
         self.bar.close()
-
-        per_evaluation, student = sum(solving) / evaluations, max(0.0, (sum(direct) - sum(solving)) / s.timed)
-        cm_seconds, direct_seconds = sum(cm) / s.timed, student + per_evaluation * s.expected
-        # Side by side the CM rides on the Direct CM's trajectory, and adds its own part and its weights, gradients, moments.
-        both = direct_seconds + max(0.0, cm_seconds - per_evaluation * s.batch * s.calls)
-        both_peak = direct_peak and max(cm_peak or 0.0, direct_peak) + 16 * adapter / GIB
         return {
             "weights": "random", "unet_parameters": sum(p.numel() for p in self.unet.parameters()),
             "weights_gib": sum(p.numel() * p.element_size() for p in self.unet.parameters()) / GIB,
@@ -244,16 +244,7 @@ class DryRun:
             "versions": {name: metadata.version(name) for name in ("torch", "diffusers", "peft", "transformers")},
             "commit": git_commit(), "date": datetime.now(UTC).date().isoformat(), "settings": asdict(s),
             "build_seconds": self.built, "teacher_evaluations_per_second": 1 / per_evaluation,
-            "measured": {"cm_seconds": cm, "direct_seconds_coarse": direct, "solving_seconds_coarse": solving,
-                         "evaluations_coarse": evaluations, "student_seconds": student},
-            "rows": [
-                {"students": name, "seconds_an_update": seconds, "peak_gib": peak, "evaluations_an_update": spent,
-                 "hours": UPDATES * seconds / 3600, "extrapolated": name != "CM", "peak_estimated": "both" in name}
-                for name, seconds, peak, spent in (
-                    ("CM", cm_seconds, cm_peak, s.batch * s.calls), ("Direct CM", direct_seconds, direct_peak, s.expected),
-                    ("both, side by side", both, both_peak, s.expected),
-                )
-            ],
+            "measured": {f"{h} step(s)": {"seconds": t, "evaluations": n} for h, (t, n) in solves.items()}, "rows": rows,
             "sampling_hours": EVALUATION_SAMPLES * s.calls * s.intervals * per_evaluation / 3600,
             "student_hours": EVALUATION_SAMPLES * STUDENT_STEPS * per_evaluation / 3600,
         }  # fmt: skip
@@ -270,21 +261,21 @@ def readable(record: dict) -> str:
         f"N = {s['intervals']}, w = {s['guidance']:g}, {s['solver']}, gradient checkpointing "
         f"{'on' if s['gradient_checkpointing'] else 'off'}"
         + (f", microbatch {s['microbatch']}" if s["microbatch"] else "")
+        + (f", {s['solves_in_flight']} solves in flight" if s["solves_in_flight"] else "")
+        + (", the teacher in FP8" if s["teacher_precision"] == "fp8" else "")
         + f"; {record['teacher_evaluations_per_second']:.1f} teacher evaluations a second.",
         "",
-        f"| students | peak memory | teacher evaluations an update | seconds an update | hours for {UPDATES} updates |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        f"| students | peak memory | teacher evaluations an update | seconds an update | of these the students' | hours for {UPDATES} updates |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in record["rows"]:
         lines.append(
-            f"| {row['students']} | {gib(row['peak_gib'])}{' (estimated)' if row['peak_estimated'] and row['peak_gib'] else ''} | {row['evaluations_an_update']:,.0f} | "
-            f"{row['seconds_an_update']:.1f}{' (extrapolated)' if row['extrapolated'] else ''} | {row['hours']:.2f} |"
+            f"| {row['students']} | {gib(row['peak_gib'])} | {row['evaluations_an_update']:,.0f} | "
+            f"{row['seconds_an_update']:.1f} | {row['students_seconds']:.1f} | {row['hours']:.2f} |"
         )
     lines += [
         "",
-        f"The CM's seconds and peak are measured over {s['timed']} updates. The Direct CM's are extrapolated: its updates were timed "
-        f"on {s['coarse']} intervals instead of {s['intervals']}, and the evaluations of the {s['intervals']} added at the "
-        "measured time of one; its peak is that of those updates. The last row is made of the other two.",
+        f"Solves and the students' part are timed over {s['timed']} updates each; an update takes their sum. The peak is the students'.",
         f"At that rate the teacher's {EVALUATION_SAMPLES:,} evaluation samples (N = {s['intervals']}) would take "
         f"{record['sampling_hours']:.1f} hours, and the students' samples of sdxl.yaml {record['student_hours']:.1f} hours; "
         "decoding and encoding images come on top and were not timed.",
@@ -306,8 +297,8 @@ def main(arguments: list[str] | None = None) -> None:
         if field.name == "gradient_checkpointing":
             parser.add_argument("--no-gradient-checkpointing", dest=field.name, action="store_false")
         else:
-            choices = list(PRECISIONS) if field.name == "precision" else None
-            parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default, choices=choices)
+            choices = {"precision": list(PRECISIONS), "teacher_precision": ["auto", "fp8"]}.get(field.name)
+            parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default, choices=choices)
     parser.add_argument("--unet", type=Path, help="a UNet configuration (JSON) other than SDXL's")
     parser.add_argument("--out", type=Path, default=RESULT, help="where the record goes")
     options = vars(parser.parse_args(arguments))

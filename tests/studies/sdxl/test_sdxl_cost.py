@@ -34,24 +34,24 @@ def test_the_published_configuration_has_sdxls_parameters():
 def test_the_dry_run_on_a_tiny_network(tmp_path, capsys):
     config, out = tmp_path / "unet.json", tmp_path / "dry_run.json"
     config.write_text(json.dumps(tiny_sdxl.UNET))
-    options = "--device cpu --precision fp32 --latent 8 --batch 4 --rank 2 --timed 1 --coarse 4 --intervals 100"
+    options = "--device cpu --precision fp32 --latent 8 --batch 4 --rank 2 --timed 2 --intervals 20 --solves-in-flight 3"
     sdxl_dry_run.main([*options.split(), "--unet", str(config), "--out", str(out)])
     record = json.loads(out.read_text())
-    cm, direct, both = record["rows"]
-    assert (cm["evaluations_an_update"], direct["evaluations_an_update"]) == (8, 4 * 2 * 50.5)
-    measured = record["measured"]
-    per_evaluation = sum(measured["solving_seconds_coarse"]) / measured["evaluations_coarse"]
-    assert direct["seconds_an_update"] == pytest.approx(measured["student_seconds"] + per_evaluation * 404)
-    own = cm["seconds_an_update"] - 8 * per_evaluation
-    assert both["seconds_an_update"] == pytest.approx(direct["seconds_an_update"] + max(0, own))
-    assert cm["hours"] == pytest.approx(250 * measured["cm_seconds"][0] / 3600) and cm["peak_gib"] is None
+    spent = {"CM": (4 * 2, record["measured"]["1 step(s)"]), "Direct CM": (4 * 2 * 10.5, record["measured"]["20 step(s)"])}
+    for row in record["rows"]:
+        evaluations, solves = spent.get(row["students"], spent["Direct CM"])
+        each = solves["seconds"] / solves["evaluations"]
+        assert row["evaluations_an_update"] == evaluations and row["peak_gib"] is None
+        assert row["seconds_an_update"] == pytest.approx(row["students_seconds"] + each * evaluations)
+        assert row["hours"] == pytest.approx(250 * row["seconds_an_update"] / 3600)
+    assert [row["students"] for row in record["rows"]] == ["CM", "Direct CM", "both, side by side"]
     text = capsys.readouterr().out
-    assert "random weights" in text and "(extrapolated)" in text and "not measured" in text
+    assert "random weights" in text and "3 solves in flight" in text and "not measured" in text
     assert out.with_suffix(".md").read_text() == text
     with pytest.raises(SystemExit, match="at SDXL's size needs a GPU, and none is present"):
         sdxl_dry_run.main(["--device", "cpu"])
     with pytest.raises(SystemExit, match="intervals = 3 does not divide"):
-        sdxl_dry_run.main(["--device", "cpu", "--coarse", "3"])
+        sdxl_dry_run.main(["--device", "cpu", "--intervals", "3"])
 
 
 def test_too_little_memory_is_refused_with_what_lowers_it(study):
