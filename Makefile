@@ -55,10 +55,11 @@ publish: $(BIN)/.ready
 	@$(COMPARE) --publish $(or $(STUDY),$(error make publish STUDY=gmm, say))
 	$(BIN)/python docs/fill.py
 
-# All of lint, unit, smoke and nbval, the tests in JOBS processes (tests/conftest.py says which stay together).
+# All of lint, unit, smoke and nbval, the tests in a process more than JOBS, since some wait for processes of their own
+# (tests/conftest.py says which stay together).
 test: lint
 	rm -rf runs/quick
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(NBVAL) tests $(QUICK)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$(($(JOBS) + 1)) $(NBVAL) tests $(QUICK)
 
 # Those of them that read what the repository ships, which no run may change.
 shipped: $(BIN)/.ready
