@@ -24,7 +24,7 @@ from dcm.analysis.switch import FEW_STEPS, SWITCH, log_ratios
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ALL = "regimes_all"
-SCALES = {"gmm": "2-D mixture", "gmm16": "16-D mixture", "cifar10": "CIFAR-10", "cifar10_w9": "guided CIFAR-10", "emoji": "emoji", "emoji_paper": "guided emoji"}
+SCALES = {"gmm": "2-D mixture", "gmm16": "16-D mixture", "cifar10": "CIFAR-10", "cifar10_w9": "guided CIFAR-10", "emoji_long, w2": "emoji", "emoji_paper": "guided emoji"}
 PAIRS = tuple(SWITCH)
 
 
@@ -105,10 +105,11 @@ def counts_table() -> str:
 
 
 def switch_rows(name: str = "verdicts") -> pd.DataFrame:
-    """The main settings' rows of the switch, or of its accounting."""
+    """The main settings' rows of the switch, or of its accounting; of the emoji the paper's, and that whose CM learns."""
     rows = table("switch", name)
-    named = rows.name.str.replace(r"^\w+", lambda m: SCALES.get(m[0], m[0]), regex=True)
-    return rows.assign(name=named)[rows.main & ~rows.run.isin(["emoji_long", "emoji_cpu"])]  # docs/emoji.md has them, README no room
+    named = rows.name.str.replace(r"^\w+(, w2)?", lambda m: SCALES.get(m[0], m[0]), regex=True)
+    learns = (rows.run == "emoji_long") & (rows.group == "w2")
+    return rows.assign(name=named)[learns | rows.main & ~rows.run.isin(["emoji", "emoji_long", "emoji_cpu"])]
 
 
 def span(values: pd.Series) -> str:
@@ -164,8 +165,9 @@ def findings() -> str:
     seen = equal[equal.role == "features"]
     features = "; ".join(
         f"{scale(name)} {span(own.value)} ({(own.verdict == 'supported').sum()} better, {(own.verdict == 'contradicted').sum()} worse of {len(own)})"
-        for name, own in seen.groupby("name", sort=False)
+        for name, own in seen[seen.name.isin(worse)].groupby("name", sort=False)
     )
+    there = [scale(name) for name, own in seen.groupby("name", sort=False) if name not in worse and (own.verdict == "supported").all()]
     listed = lambda names: " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:]))) or "none"
     nearer = lambda m: listed([*map(scale, by_all(clear, (f"{m} / CM", f"{m} / Direct CM"), {"teacher": "contradicted"}))])
     cost = switch_rows("costs").groupby("method").relative
@@ -177,7 +179,7 @@ def findings() -> str:
     return f"""\
 1. **From the same weights, the Direct objective solves the ODE better and its samples are worse**, by every measure, on {listed([*map(scale, held)])}. Direct / CM: {first}.{rest}
 2. **It is a matter of one step.** Where samples are worse in one, the same students rank the other way in two, with fresh noise between them, or are even: Direct / CM of the distances {nearer_again}; in four {span(fewer(4).value)}. Worse in few steps: {left or "nowhere"} ([table](results/switch/README.md#few_steps)). No prediction was made of it.
-3. **Where samples are worse, what it gains in pixels it does not gain in features.** After an encoder, Direct / CM: {features}.
+3. **Where samples are worse, what it gains in pixels it does not gain in features.** After an encoder, Direct / CM: {features}. On {listed(there)} it gains there, too.
 4. **Direct first, CM last is best in one step**: halving *h* from N to 1 while training gives samples nearer to the teacher's than either objective alone, by every measure, on {nearer('anneal')}, with {span(cost.get_group('anneal'))} of the Direct CM's teacher evaluations; one switch from Direct to CM does on {nearer('direct>cm')}. Of {told.sum()} [predictions](docs/preregistration.md) {told.get('held', 0)} held, {told.get('failed', 0)} failed, {told.get('open', 0)} are open ([table](results/switch/README.md#predictions)).
 5. **Regression as such does no harm; what is regressed on does.** On the 16-D mixture a student that copies a trained CM by plain regression has the CM's samples: its distance is {far(intervened.COPY):.2f} times the CM's. One that regresses on the ODE's solution has {far(("plain", "Direct CM")):.2f} times. And C2 is there where the teacher's map is hard for the student: the ratio is {harder(*((d, 12, 64) for d in (2, 4, 8, 16)))} in 2, 4, 8 and 16 dimensions, and {harder(*((16, 12, w) for w in (64, 128, 256)))} for students of width 64, 128 and 256. What the loss sees is not it: on digits, with the judge's own features in both losses, C2 is {np.exp(seen_by_loss.value):.2f} from a CM's first half ([interventions](docs/interventions.md))."""
 
@@ -185,12 +187,11 @@ def findings() -> str:
 def switch_table() -> str:
     """The README's figure and table: both claims from equal weights in the main settings."""
     rows, lines = switch_rows(), []
-    rows = rows[rows.run != "emoji"]  # of its two w, the paper's; docs/emoji.md has both
     for (name, pair), part in rows[rows.pair.isin(PAIRS)].groupby(["name", "pair"], sort=False):
         line = {"setting": f"{name}, {part.seeds.max()} seeds" if pair == PAIRS[0] else "", "pair": pair}
         for role, column in (("error", "C1: ODE error"), ("teacher", "C2: distance of samples")):
             own = part[part.role == role]
-            line[column] = "; ".join(f"{marked(e)} {e.label.partition(', ')[2]}".strip() for _, e in own.iterrows())
+            line[column] = "; ".join(f"{marked(e)} {e.label.partition(', ')[2].removesuffix('-Lite0')}".strip() for _, e in own.iterrows())
         lines.append(line)
     return "![From equal weights: where each objective leads, in ODE error and distance of samples](results/switch/switch.png)\n\n" + compact(lines)
 
