@@ -24,7 +24,6 @@ from dcm.analysis.switch import FEW_STEPS, SWITCH, log_ratios
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ALL = "regimes_all"
-SCALES = {"gmm": "2-D mixture", "gmm16": "16-D mixture", "cifar10": "CIFAR-10", "cifar10_w9": "guided CIFAR-10", "emoji_long, w2": "emoji", "emoji_paper": "guided emoji"}
 PAIRS = tuple(SWITCH)
 
 
@@ -107,7 +106,7 @@ def counts_table() -> str:
 def switch_rows(name: str = "verdicts") -> pd.DataFrame:
     """The main settings' rows of the switch, or of its accounting; of the emoji the paper's, and that whose CM learns."""
     rows = table("switch", name)
-    named = rows.name.str.replace(r"^\w+(, w2)?", lambda m: SCALES.get(m[0], m[0]), regex=True)
+    named = [f"{'guided ' * (r.guidance > 2)}{r.scale}, N = {r.intervals}, w = {r.guidance:g}" for r in rows.itertuples()]
     learns = (rows.run == "emoji_long") & (rows.group == "w2")
     return rows.assign(name=named)[learns | rows.main & ~rows.run.isin(["emoji", "emoji_long", "emoji_cpu"])]
 

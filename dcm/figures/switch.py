@@ -93,9 +93,12 @@ def plane(points: pd.DataFrame) -> Figure:
 
 
 def accounting(table: pd.DataFrame) -> Figure:
-    """The three terms of log C2 by study and encoder, stacked from 0 to either side, their sum marked; a panel a pair."""
+    """The three terms of log C2 by setting and encoder, stacked from 0 to either side, their sum marked; a panel a pair."""
     unclear = (" (" + table.cm + ")").where(table.cm != STABLE, "")
-    table = table.assign(line=table.run + ": " + table.encoder.replace("x", "points") + unclear)
+    encoders = table.encoder.replace("x", "points").str.removesuffix("-Lite0")
+    said = pd.Series([f"{r.scale}, N = {r.intervals:g}, w = {r.guidance:g}: " for r in table.itertuples()], table.index)
+    alike = table.assign(said=said).duplicated(["said", "encoder", "pair"], keep=False)  # of runs at one scale
+    table = table.assign(line=said.mask(alike, table.run + ": ") + encoders + unclear)
     lines = table.line.unique()
     figure, axes = style.panels(len(SWITCH), 1.5 + 0.32 * len(lines), sharey=True, sharex=True)
     for ax, pair in zip(axes, SWITCH):

@@ -31,7 +31,8 @@ class Switch:
     """Results that have a pair of the switch, and others whose settings stand in the plane beside them.
 
     `effects`, `accounting` and `costs` are of :mod:`dcm.analysis.switch`, of all results, with ``name``: the setting in
-    words, and ``main``: whether it is the first of its run (:attr:`main`). `missing`: folders that are not there.
+    words, ``scale``: that of the predictions, or the run, and ``main``: whether it is the first of its run (:attr:`main`).
+    `missing`: folders that are not there.
     """
 
     results: list[Results]
@@ -47,7 +48,7 @@ class Switch:
         there = [f for f in folders if (project_path(f) / "metrics.csv").exists()]
         found = [results for folder in there for results in runs.load(folder)]
         main = [named(s.iloc[0], r.main) for r in found if len(s := analysis.settings(r))]
-        mains = {r.name: r.main for r in found}
+        mains, scales = {r.name: r.main for r in found}, {r.name: scale_of(r) or r.name for r in found}
         if not main:
             four = "horizons: [cm, direct, direct>cm, cm>direct]"
             raise InputError(f"results = {list(folders)} has no group with a pair of the switch; its four students are {four}.")
@@ -56,7 +57,7 @@ class Switch:
 
         def joined(of: Callable) -> pd.DataFrame:
             table = pd.concat([t for r in found if len(t := of(r))], ignore_index=True)
-            table = table.assign(name=[named(at, mains[at.run]) for at in table.itertuples()])
+            table = table.assign(name=[named(at, mains[at.run]) for at in table.itertuples()], scale=table.run.map(scales))
             return table.assign(main=table.name.isin(main))
 
         effects, accounting, costs = map(joined, (analysis.effects, analysis.accounting, analysis.costs))
