@@ -96,9 +96,8 @@ def accounting(table: pd.DataFrame) -> Figure:
     """The three terms of log C2 by setting and encoder, stacked from 0 to either side, their sum marked; a panel a pair."""
     unclear = (" (" + table.cm + ")").where(table.cm != STABLE, "")
     encoders = table.encoder.replace("x", "points").str.removesuffix("-Lite0")
-    said = pd.Series([f"{r.scale}, N = {r.intervals:g}, w = {r.guidance:g}: " for r in table.itertuples()], table.index)
-    alike = table.assign(said=said).duplicated(["said", "encoder", "pair"], keep=False)  # of runs at one scale
-    table = table.assign(line=said.mask(alike, table.run + ": ") + encoders + unclear)
+    said = [f"{r.scale}\nN = {r.intervals:g}, w = {r.guidance:g}: " for r in table.itertuples()]
+    table = table.assign(line=pd.Series(said, table.index) + encoders + unclear)
     lines = table.line.unique()
     figure, axes = style.panels(len(SWITCH), 1.5 + 0.32 * len(lines), sharey=True, sharex=True)
     for ax, pair in zip(axes, SWITCH):
@@ -108,4 +107,7 @@ def accounting(table: pd.DataFrame) -> Figure:
         ax.set(title=pair, xlabel="log ratio, Direct / CM", ylabel="", ylim=(len(lines) - 0.4, -0.6))
         ax.grid(axis="y", visible=False)
         ax.margins(x=0.05)
+    apart = [line.rpartition(": ") for line in lines]  # a setting is named once
+    once = [line if at != before else encoder for line, (before, *_), (at, _, encoder) in zip(lines, [("",), *apart], apart)]
+    axes[0].set_yticks(range(len(lines)), once)
     return style.key(figure, ncols=1)

@@ -26,6 +26,16 @@ def named(at, main: str) -> str:
     return ", ".join([at.run, *other, f"N = {at.intervals:g}", f"w = {at.guidance:g}"])
 
 
+def scales_of(found: Sequence[Results]) -> dict[str, str]:
+    """By run: the scale that it is at in the predictions; the run's own name where that is none, or another run's as well."""
+    places: dict[tuple, str] = {}
+    for r in found:
+        main = r.groups[r.main]
+        places.setdefault((scale_of(r), main.intervals, *main.guidance), r.name)
+    named = {run: scale for (scale, *_), run in places.items()}
+    return {r.name: named.get(r.name) or r.name for r in found}
+
+
 @dataclass
 class Switch:
     """Results that have a pair of the switch, and others whose settings stand in the plane beside them.
@@ -48,7 +58,7 @@ class Switch:
         there = [f for f in folders if (project_path(f) / "metrics.csv").exists()]
         found = [results for folder in there for results in runs.load(folder)]
         main = [named(s.iloc[0], r.main) for r in found if len(s := analysis.settings(r))]
-        mains, scales = {r.name: r.main for r in found}, {r.name: scale_of(r) or r.name for r in found}
+        mains, scales = {r.name: r.main for r in found}, scales_of(found)
         if not main:
             four = "horizons: [cm, direct, direct>cm, cm>direct]"
             raise InputError(f"results = {list(folders)} has no group with a pair of the switch; its four students are {four}.")
