@@ -104,11 +104,11 @@ def counts_table() -> str:
 
 
 def switch_rows(name: str = "verdicts") -> pd.DataFrame:
-    """The main settings' rows of the switch, or of its accounting; of the emoji the paper's, and that whose CM learns."""
+    """The main settings' rows of the switch, or of its accounting; of digits one, of the emoji the paper's and that whose CM learns."""
     rows = table("switch", name)
     named = [f"{'guided ' * (r.guidance > 2)}{r.scale}, N = {r.intervals}, w = {r.guidance:g}" for r in rows.itertuples()]
     learns = (rows.run == "emoji_long") & (rows.group == "w2")
-    return rows.assign(name=named)[learns | rows.main & ~rows.run.isin(["emoji", "emoji_long", "emoji_cpu"])]
+    return rows.assign(name=named)[learns | rows.main & ~rows.run.isin(["digits_sweep", "emoji", "emoji_long", "emoji_cpu"])]
 
 
 def span(values: pd.Series) -> str:
@@ -265,7 +265,7 @@ def dry_run() -> str:
     return (ROOT / "results/sdxl/dry_run.md").read_text().strip()
 
 
-BLOCKS = {"findings": findings, "switch": switch_table, "counts": counts_table, "rates": rates_table, "difficulty": difficulty_table, "interventions": interventions_table, "guided": guided_table, "emoji": emoji_model, "emoji results": emoji_results, "emoji terms": miniature.shares, "sdxl dry run": dry_run}
+BLOCKS = {"findings": findings, "switch": switch_table, "counts": counts_table, "rates": rates_table, "difficulty": difficulty_table, "interventions": interventions_table, "guided": guided_table, "sweep": lambda: compact(intervened.sweep_table()), "emoji": emoji_model, "emoji results": emoji_results, "emoji terms": miniature.shares, "sdxl dry run": dry_run}
 NUMBERS = {f.__name__: f for f in (effect, ratio, solver_error, minutes, between)}
 
 

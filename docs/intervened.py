@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from dcm.analysis.compare import Effect, paired_t
+from dcm.analysis.compare import Effect, interval, paired_t
 from dcm.analysis.predictions import Test, outcome
 from dcm.analysis.runs import measures
 from dcm.analysis.switch import SWITCH
@@ -116,6 +116,16 @@ def switch_table() -> list[dict]:
                 far = "; ".join(f"{of(c)} {label.partition(', ')[2]}" for c, label in distances(rows).items())
                 lines.append({"": name, "halves": f"{first}>{says}", "ODE error": of("ode_error"), "distance to the teacher's samples": far})
     return lines
+
+
+def sweep_table() -> list[dict]:
+    """The switch over guidance and N, from a first half of the Direct objective."""
+    found, lines = rows_of("verdicts", "switch"), []
+    found = found[(found.pair == next(iter(SWITCH))) & ~found.group.isin(["restart", "full"])]
+    of = lambda rows, role: "; ".join(f"{interval(e)} {e.verdict} {e.label.partition(', ')[2]}".strip() for e in rows[rows.role == role].itertuples())
+    for (scale, n, w), rows in found.sort_values(["intervals", "guidance"]).groupby(["scale", "intervals", "guidance"], sort=False):
+        lines.append({"": scale, "N": n, "w": f"{w:g}", "ODE error": of(rows, "error"), "distance to the teacher's samples": of(rows, "teacher")})
+    return sorted(lines, key=lambda line: [*found.scale.unique()].index(line[""]))
 
 
 def guided_table() -> list[dict]:
