@@ -224,7 +224,10 @@ class DryRun:
         adapter = sum(p.numel() for p in students.parameters())
         estimated = self.estimate(students) if cuda else {}
         del students
-        self.warm_up() if not s.solves_in_flight else next(self.pairs(1).between(0, 1))
+        if s.solves_in_flight:
+            next(self.pairs(1).between(0, 1))  # compiles the teacher
+        else:
+            self.warm_up()
         solves = {h: self.solving(h) for h in (1, s.intervals)}
         each = {h: seconds / evaluations for h, (seconds, evaluations) in solves.items()}
         per_evaluation, rows = each[s.intervals], []

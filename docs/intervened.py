@@ -8,10 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from dcm.analysis.compare import Effect, interval, paired_t
+from dcm.analysis.compare import Effect, paired_t
 from dcm.analysis.predictions import Test, outcome
 from dcm.analysis.runs import measures
 from dcm.analysis.switch import SWITCH
+from dcm.report.switch import by_role
 
 ROOT = Path(__file__).parents[1]
 NAMES = {"gmm16": "16-D mixture", "digits": "digits"}
@@ -122,9 +123,9 @@ def sweep_table() -> list[dict]:
     """The switch over guidance and N, from a first half of the Direct objective."""
     found, lines = rows_of("verdicts", "switch"), []
     found = found[(found.pair == next(iter(SWITCH))) & ~found.group.isin(["restart", "full"])]
-    of = lambda rows, role: "; ".join(f"{interval(e)} {e.verdict} {e.label.partition(', ')[2]}".strip() for e in rows[rows.role == role].itertuples())
     for (scale, n, w), rows in found.sort_values(["intervals", "guidance"]).groupby(["scale", "intervals", "guidance"], sort=False):
-        lines.append({"": scale, "N": n, "w": f"{w:g}", "ODE error": of(rows, "error"), "distance to the teacher's samples": of(rows, "teacher")})
+        c1, c2, *_ = by_role(rows).values()
+        lines.append({"": scale, "N": n, "w": f"{w:g}", "ODE error": c1, "distance to the teacher's samples": c2})
     return sorted(lines, key=lambda line: [*found.scale.unique()].index(line[""]))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from dcm.analysis.compare import interval
-from dcm.analysis.switch import FEW_STEPS, SWITCH
+from dcm.analysis.switch import SWITCH
 
 ROOT = Path(__file__).parents[1]
 # By run and group.
@@ -68,11 +68,6 @@ def shares() -> str:
     terms = pd.read_csv(ROOT / "results/switch/accounting.csv")
     count = lambda runs: f"{(terms[terms.run.isin(runs)].share > 0).sum()} of {terms.run.isin(runs).sum()}"
     return f"That term is above 0, against the Direct CM, in {count(['cifar10', 'cifar10_w9'])} comparisons on CIFAR-10, and in {count(['emoji', 'emoji_paper', 'emoji_long'])} here."
-
-
-def few_steps() -> list[dict]:
-    """The claims in two and four steps."""
-    return ratios(tuple(FEW_STEPS))
 
 
 def while_training() -> list[dict]:

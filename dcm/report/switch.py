@@ -81,12 +81,13 @@ class Switch:
 
     def courses(self) -> list[tuple[str, str, str, dict[str, pd.DataFrame]]]:
         """The panels of :func:`dcm.figures.switch.switch`, of settings that were measured at the switch too."""
-        out, cm = [], self.effects.drop_duplicates("name").set_index("name").cm
+        out, of_setting = [], self.effects.drop_duplicates("name").set_index("name")
         for r, setting in self.main:
             if not len((of := analysis.course(r, setting))["before"]):
                 continue
             name = named(setting, r.main)
-            title = name.replace(r.name, scale_of(r) or r.name, 1) + f" ({cm[name]})" * (cm[name] != STABLE)
+            scale, cm = of_setting.loc[name, ["scale", "cm"]]
+            title = name.replace(r.name, scale, 1) + f" ({cm})" * (cm != STABLE)
             column, metric = next((c, metric) for c, (role, metric) in runs.measures(r.study).items() if role == "teacher")
             out.append((title, metric.label.replace(" to teacher", ""), column, of))
         return out

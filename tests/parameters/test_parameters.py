@@ -118,7 +118,8 @@ def test_every_config_is_valid(path):
         for name in config.studies:
             validate(StudyConfig, config.study(name))
         return
-    validate(StudyConfig, read_config(path))
+    config = validate(StudyConfig, read_config(path))
+    assert [*config.groups] == [*yaml.safe_load(path.read_text())["groups"]]
 
 
 def test_a_config_is_checked_to_its_leaves():
