@@ -1,7 +1,8 @@
 """What training SDXL costs on the present device, before anything is downloaded: ``python benchmarks/sdxl_dry_run.py``.
 
 Builds the UNet from its published configuration with random weights, and times the two parts of an update by the code that
-trains: the teacher's solves, on the grid of N intervals, and the students' part. An update takes their sum.
+trains: the teacher's solves, on the grid of N intervals, and the students' part. An update takes their sum. Beside it, in
+the same process: the paper's loop, and the teacher in FP8.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -18,12 +20,15 @@ from types import SimpleNamespace
 import torch
 from diffusers import DDPMScheduler
 from random_sdxl import SDXL_UNET, random_unet
+from targets import longest_of, paper_loop
 from torch import Tensor
 
 from dcm.consistency import ConsistencyFunction
 from dcm.horizon import Group
 from dcm.notebook import git_commit
 from dcm.pairs import Pairs
+from dcm.parameters.check import validate
+from dcm.parameters.study import StudyConfig, read_config
 from dcm.schedule import Grid, NoiseSchedule
 from dcm.solvers import get_solver
 from dcm.students.lora import LoRAStudents
@@ -35,14 +40,17 @@ from dcm.support.files import ROOT, write_json, write_text
 from dcm.support.pretrained import check_packages
 from dcm.support.processes import find_device, ready_device
 from dcm.support.progress import tqdm
+from dcm.teachers import frozen
 from dcm.teachers.sdxl import PromptedUNet, Prompts, SDXLTeacher
 from dcm.training.settings import Settings, make_optimizer
 from dcm.training.update import Update
 
 RESULT = ROOT / "results" / "sdxl" / "dry_run.json"
-UPDATES, EVALUATION_SAMPLES, SEED = 250, 10274, 24  # of the paper
-STUDENT_STEPS = 2 * 2 * (1 + 2 + 4 + 3)  # of sdxl.yaml: notebooks 3 and 4, two students, steps 1, 2, 4, three snapshots
+CONFIG = ROOT / "workflow" / "config" / "sdxl.yaml"
+SEED = 24
+COARSE = 4  # intervals that the paper's loop is timed on
 GIB = 2**30
+PATHS = {"paper": "the paper's loop", "flight": "{slots} solves in flight", "fp8": "{slots} solves in flight, FP8"}
 
 
 class RandomLatents:
@@ -91,33 +99,44 @@ class Clock:
         return torch.cuda.max_memory_allocated(self.device) / GIB if self.cuda else None
 
 
+def configured() -> dict:
+    """What sdxl.yaml says of training, in the parameters of notebook 2, and the rest of :class:`Setting`."""
+    study = validate(StudyConfig, read_config(CONFIG))
+    p = study.notebook("2_distill", study.main_group)
+    shared = {name: p[name] for name in ("batch", "intervals", "solver", "optimizer", "gradient_checkpointing", "microbatch")}
+    own = {"latent": study.teacher["resolution"] // 8, "precision": study.teacher["precision"], "rank": p["width"]}
+    return shared | own | {"guidance": p["guidance"][0], "slots": p["solves_in_flight"], "updates": p["updates"]}
+
+
 @dataclass(frozen=True)
 class Setting:
-    """What is timed.
+    """What is timed; by default what sdxl.yaml runs (:func:`configured`).
 
     Attributes
     ----------
     latent : side of a latent, an eighth of the image's.
+    rank : ``width`` of :class:`dcm.parameters.notebooks.DistillParameters`. slots : its ``solves_in_flight``.
     timed : updates timed, of each part.
-    The others as in :class:`dcm.parameters.notebooks.DistillParameters`; `rank` is its ``width``.
+    The others as there.
     """
 
-    latent: int = 128
-    precision: str = "bf16"
-    teacher_precision: str = "auto"
-    batch: int = 16
-    rank: int = 64
-    intervals: int = 100
-    guidance: float = 9.0
-    solver: str = "ddim"
+    latent: int
+    precision: str
+    batch: int
+    rank: int
+    intervals: int
+    guidance: float
+    solver: str
+    updates: int
+    optimizer: str
+    gradient_checkpointing: bool
+    microbatch: int
+    slots: int
     timed: int = 2
-    gradient_checkpointing: bool = True
-    microbatch: int = 0
-    solves_in_flight: int = 16
 
-    def check(self, device: torch.device, config: dict) -> None:
+    def check(self, device: torch.device, config: dict, paths: Sequence[str]) -> None:
         """Raise :class:`InputError` for what cannot be run, before anything is built."""
-        for name in ("latent", "batch", "rank", "timed"):
+        for name in ("latent", "batch", "rank", "timed", "slots"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} = {getattr(self, name)} is not possible; allowed: a whole number, at least 1.")
         check_packages()
@@ -126,16 +145,22 @@ class Setting:
             raise InputError(
                 "the dry run at SDXL's size needs a GPU, and none is present; allowed here: --unet with a small one."
             )
+        if "fp8" in paths:
+            frozen.check_float8(device)
 
     @property
     def calls(self) -> int:
         """Teacher evaluations of one solver step of one sample."""
         return get_solver(self.solver).evaluations * (1 if self.guidance == 1 else 2)
 
-    @property
-    def expected(self) -> float:
-        """Teacher evaluations that an update of the Direct CM costs: n is uniform on 1..N, and costs n steps."""
-        return self.batch * self.calls * (self.intervals + 1) / 2
+    def evaluations(self, path: str, horizon: int) -> float:
+        """Teacher evaluations that an update costs, expected over n, uniform on 1..N.
+
+        In the paper's loop every sample takes the steps of the noisiest one of its batch; in flight each takes its own, but
+        for slots that stay empty at the end.
+        """
+        steps = longest_of(self.batch, self.intervals) if path == "paper" else (self.intervals + 1) / 2
+        return self.batch * self.calls * (1 if horizon == 1 else steps)
 
 
 class DryRun:
@@ -146,28 +171,25 @@ class DryRun:
     device : where it runs.
     setting : what is timed.
     config : of the UNet.
+    paths : names from :data:`PATHS`.
 
     Raises :class:`InputError` for what cannot be run, and when the GPU's memory does not suffice.
     """
 
-    def __init__(self, device: torch.device, setting: Setting, config: dict):
-        setting.check(device, config)
+    def __init__(self, device: torch.device, setting: Setting, config: dict, paths: Sequence[str]):
+        setting.check(device, config, paths)
         ready_device(device, torch.get_num_threads())
-        self.device, self.setting, self.clock = device, setting, Clock(device)
-        began = self.clock.now()
+        self.device, self.setting, self.paths, self.clock = device, setting, paths, Clock(device)
         self.unet = random_unet(config, device, PRECISIONS[setting.precision])
         self.network = PromptedUNet(self.unet, random_prompts(config, setting.batch), chunk=setting.batch)
-        self.built = self.clock.now() - began
         schedule = NoiseSchedule.from_betas(DDPMScheduler(1000, 0.00085, 0.012, beta_schedule="scaled_linear").betas)
         shape = (config["in_channels"], setting.latent, setting.latent)
         self.teacher, self.data = SDXLTeacher(self.network, schedule, shape), RandomLatents(shape, setting.batch)
-        self.teacher.freeze(setting.teacher_precision)
         self.f = ConsistencyFunction(schedule, prediction="epsilon")
         self.wanted = SimpleNamespace(
-            gradient_checkpointing=setting.gradient_checkpointing, microbatch=setting.microbatch, optimizer="adamw",
-            ema=0.0, width=setting.rank,
+            gradient_checkpointing=setting.gradient_checkpointing, microbatch=setting.microbatch,
+            optimizer=setting.optimizer, ema=0.0, width=setting.rank,
         )  # fmt: skip
-        self.bar = tqdm(total=5 * setting.timed, desc="dry run", unit="update")
 
     def students(self, count: int) -> LoRAStudents:
         """Fresh adapters, as training makes them."""
@@ -179,34 +201,34 @@ class DryRun:
         """What an update of students of these horizons trains on."""
         s = self.setting
         group = Group(s.solver, s.intervals, (s.guidance,), horizons, (SEED,))
-        return Pairs(self.teacher, self.data, group, s.batch, self.device, solves_in_flight=s.solves_in_flight)
+        return Pairs(self.teacher, self.data, group, s.batch, self.device, solves_in_flight=s.slots)
 
-    def estimate(self, students: LoRAStudents) -> dict:
+    def estimate(self) -> dict:
         """Memory as the check before training estimates it, in GiB; raises :class:`InputError` where there is too little."""
-        batch = self.setting.batch
+        students, batch = self.students(1), self.setting.batch
         need = memory.needed(students, self.teacher.shape, batch, self.wanted)
         memory.check(need, memory.available(self.device), self.wanted)
-        sizes = sorted({1, batch // 4 or 1, batch})
-        by_size = {str(m): replace(need, samples=m).total / GIB for m in sizes}
-        return {"estimated_gib": need.total / GIB, "estimated_gib_by_microbatch": by_size}
+        return {"estimated_gib": need.total / GIB, "adapter_parameters": sum(p.numel() for p in students.parameters())}
 
-    def warm_up(self) -> None:
-        """As samples finish, fewer are left: let cuDNN see every number of them first."""
-        for size in range(1, self.setting.batch + 1):
-            x, condition = self.data.draw(torch.Generator(self.device).manual_seed(0), size)
-            self.teacher.predict_noise(x, torch.full((size,), 500, device=self.device), condition)
+    def solving(self, path: str, horizon: int) -> dict[str, float]:
+        """Seconds and teacher evaluations of the teacher's part of all timed updates, after one that is not timed."""
+        s, spent = self.setting, []
+        if path == "paper":  # on a grid of few intervals, where every step costs what it does on the real one
+            N = min(COARSE, s.intervals) if horizon > 1 else s.intervals
+            n, starts = torch.full((s.batch,), min(horizon, N)), map(self.pairs(horizon).starts, range(s.timed + 1))
+            args = s.guidance, s.solver, Grid(N)
+            updates = (paper_loop(self.teacher, at.x, n, at.condition, *args)[1] for at in starts)
+        else:
+            updates = (batch.evaluations for _, batch in self.pairs(horizon).between(0, s.timed + 1))
+        next(updates)
+        before = self.clock.now()
+        for evaluations in updates:
+            spent.append(evaluations)
+        return {"seconds": self.clock.now() - before, "evaluations": sum(spent)}
 
-    def solving(self, horizon: int) -> tuple[float, int]:
-        """Seconds of the teacher's part of all timed updates, and its evaluations."""
-        before, evaluations = self.clock.now(), 0
-        for _, batch in self.pairs(horizon).between(0, self.setting.timed):
-            evaluations += batch.evaluations
-            self.bar.update()
-        return self.clock.now() - before, evaluations
-
-    def update(self, *horizons: int) -> tuple[float, float | None]:
+    def update(self, *horizons: int) -> dict[str, float | None]:
         """Seconds of the students' part of an update, and the peak in GiB."""
-        students, settings, pairs = self.students(len(horizons)), Settings(updates=1), self.pairs(*horizons)
+        students, settings, pairs = self.students(len(horizons)), Settings(updates=1, optimizer=self.setting.optimizer), self.pairs(*horizons)
         make, starts = Update(students, make_optimizer(students, settings), settings, self.f), pairs.starts(1)
         batch = pairs.batch_of(1, starts, dict.fromkeys(horizons, starts.x), 0)
         make(batch, settings.lr)
@@ -214,81 +236,68 @@ class DryRun:
         before = self.clock.now()
         for _ in range(self.setting.timed):
             make(batch, settings.lr)
-            self.bar.update()
-        return (self.clock.now() - before) / self.setting.timed, self.clock.peak()
+        return {"seconds": (self.clock.now() - before) / self.setting.timed, "peak_gib": self.clock.peak()}
 
     def run(self) -> dict:
         """Everything that was measured and what follows from it, as JSON can hold it."""
-        s, cuda = self.setting, self.clock.cuda
-        students = self.students(1)
-        adapter = sum(p.numel() for p in students.parameters())
-        estimated = self.estimate(students) if cuda else {}
-        del students
-        if s.solves_in_flight:
-            next(self.pairs(1).between(0, 1))  # compiles the teacher
-        else:
-            self.warm_up()
-        solves = {h: self.solving(h) for h in (1, s.intervals)}
-        each = {h: seconds / evaluations for h, (seconds, evaluations) in solves.items()}
-        per_evaluation, rows = each[s.intervals], []
-        for name, horizons in (("CM", [1]), ("Direct CM", [s.intervals]), ("both, side by side", [1, s.intervals])):
-            spent = s.batch * s.calls if horizons == [1] else s.expected
-            own, peak = self.update(*horizons)
-            seconds = own + each[horizons[-1]] * spent
-            rows.append({"students": name, "seconds_an_update": seconds, "students_seconds": own, "peak_gib": peak,
-                         "evaluations_an_update": spent, "hours": UPDATES * seconds / 3600})  # fmt: skip
-        self.bar.close()
+        s, cuda, rows = self.setting, self.clock.cuda, []
+        estimated = self.estimate() if cuda else {}
+        bar = tqdm(total=3 + 2 * len(self.paths), desc="dry run")
+        members = {"CM": [1], "Direct CM": [s.intervals], "both": [1, s.intervals]}
+        own = {name: _told(bar, self.update(*horizons)) for name, horizons in members.items()}
+        for path in self.paths:
+            self.teacher.freeze("fp8" if path == "fp8" else "auto")
+            torch._dynamo.reset()
+            solved = {h: _told(bar, self.solving(path, h)) for h in (1, s.intervals)}
+            self.teacher.forget()
+            for name, horizons in members.items():
+                took, spent = solved[longest := horizons[-1]], s.evaluations(path, longest)
+                teachers = took["seconds"] / took["evaluations"] * spent
+                rows.append({"path": path, "students": name, "teacher_seconds": teachers, "evaluations": spent,
+                             "seconds": teachers + own[name]["seconds"], "evaluations_a_second": spent / teachers})  # fmt: skip
+        bar.close()
         return {
             "weights": "random", "unet_parameters": sum(p.numel() for p in self.unet.parameters()),
-            "weights_gib": sum(p.numel() * p.element_size() for p in self.unet.parameters()) / GIB,
-            "adapter_parameters": adapter, **estimated,
+            "weights_gib": sum(p.numel() * p.element_size() for p in self.unet.parameters()) / GIB, **estimated,
             "device": torch.cuda.get_device_name(self.device) if cuda else "cpu",
             "memory_gib": torch.cuda.get_device_properties(self.device).total_memory / GIB if cuda else None,
             "versions": {name: metadata.version(name) for name in ("torch", "diffusers", "peft", "transformers")},
-            "commit": git_commit(), "date": datetime.now(UTC).date().isoformat(), "settings": asdict(s),
-            "build_seconds": self.built, "teacher_evaluations_per_second": 1 / per_evaluation,
-            "measured": {f"{h} step(s)": {"seconds": t, "evaluations": n} for h, (t, n) in solves.items()}, "rows": rows,
-            "sampling_hours": EVALUATION_SAMPLES * s.calls * s.intervals * per_evaluation / 3600,
-            "student_hours": EVALUATION_SAMPLES * STUDENT_STEPS * per_evaluation / 3600,
+            "commit": git_commit(), "date": datetime.now(UTC).date().isoformat(), "settings": asdict(s), "students": own,
+            "rows": rows,
         }  # fmt: skip
 
 
+def _told(bar, result):
+    """`result`, after a step of the bar."""
+    bar.update()
+    return result
+
+
 def readable(record: dict) -> str:
-    """The record as a few lines and a table in markdown."""
+    """The record as a few lines and two tables in markdown."""
     s, gib = record["settings"], lambda v: "not measured" if v is None else f"{v:.1f} GiB"
+    checkpointing = f"gradient checkpointing {'on' if s['gradient_checkpointing'] else 'off'}, microbatch {s['microbatch'] or 'all'}"
+    first = record["rows"][0]["path"]
+    base = {row["students"]: row["seconds"] for row in record["rows"] if row["path"] == first}
     lines = [
         f"Measured with **random weights** on {record['device']} ({record['date']}, commit {record['commit'][:7]}, torch "
         f"{record['versions']['torch']}): UNet of {record['unet_parameters'] / 1e9:.3f} billion parameters "
-        f"({record['weights_gib']:.1f} GiB in {s['precision']}), adapter of rank {s['rank']} with "
-        f"{record['adapter_parameters'] / 1e6:.1f} million; latents of {s['latent']} x {s['latent']}, batch {s['batch']}, "
-        f"N = {s['intervals']}, w = {s['guidance']:g}, {s['solver']}, gradient checkpointing "
-        f"{'on' if s['gradient_checkpointing'] else 'off'}"
-        + (f", microbatch {s['microbatch']}" if s["microbatch"] else "")
-        + (f", {s['solves_in_flight']} solves in flight" if s["solves_in_flight"] else "")
-        + (", the teacher in FP8" if s["teacher_precision"] == "fp8" else "")
-        + f"; {record['teacher_evaluations_per_second']:.1f} teacher evaluations a second.",
+        f"({record['weights_gib']:.1f} GiB in {s['precision']}), adapters of rank {s['rank']}; latents of {s['latent']} x {s['latent']}, batch "
+        f"{s['batch']}, N = {s['intervals']}, w = {s['guidance']:g}, {s['solver']}, {s['optimizer']}, {checkpointing}.",
         "",
-        f"| students | peak memory | teacher evaluations an update | seconds an update | of these the students' | hours for {UPDATES} updates |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        f"| teacher | students | seconds an update | of these the teacher's | evaluations an update | evaluations a second | against {PATHS[first].format(**s)} | hours for {s['updates']} updates |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for row in record["rows"]:
-        lines.append(
-            f"| {row['students']} | {gib(row['peak_gib'])} | {row['evaluations_an_update']:,.0f} | "
-            f"{row['seconds_an_update']:.1f} | {row['students_seconds']:.1f} | {row['hours']:.2f} |"
-        )
     lines += [
-        "",
-        f"Solves and the students' part are timed over {s['timed']} updates each; an update takes their sum. The peak is the students'.",
-        f"At that rate the teacher's {EVALUATION_SAMPLES:,} evaluation samples (N = {s['intervals']}) would take "
-        f"{record['sampling_hours']:.1f} hours, and the students' samples of sdxl.yaml {record['student_hours']:.1f} hours; "
-        "decoding and encoding images come on top and were not timed.",
+        f"| {PATHS[r['path']].format(**s)} | {r['students']} | {r['seconds']:.1f} | {r['teacher_seconds']:.1f} | {r['evaluations']:,.0f} | "
+        f"{r['evaluations_a_second']:.1f} | {base[r['students']] / r['seconds']:.2f} | {r['seconds'] * s['updates'] / 3600:.2f} |"
+        for r in record["rows"]
     ]
+    lines += ["", "| students | their part of an update [s] | peak memory |", "| --- | ---: | ---: |"]
+    lines += [f"| {name} | {own['seconds']:.2f} | {gib(own['peak_gib'])} |" for name, own in record["students"].items()]
+    lines += ["", f"Solves and the students' part are timed over {s['timed']} updates each, and an update takes their sum."]
     if "estimated_gib" in record:
-        each = ", ".join(f"{v:.1f} GiB at {m}" for m, v in record["estimated_gib_by_microbatch"].items())
-        lines.append(
-            f"The check before training estimated {record['estimated_gib']:.1f} GiB of {record['memory_gib']:.1f}; "
-            f"by microbatch: {each}."
-        )
+        lines.append(f"The check before training estimated {record['estimated_gib']:.1f} GiB of {record['memory_gib']:.1f} for one student.")
     return "\n".join(lines)
 
 
@@ -296,19 +305,20 @@ def main(arguments: list[str] | None = None) -> None:
     """The command; writes its record as JSON and prints it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    for field in fields(Setting):
-        if field.name == "gradient_checkpointing":
-            parser.add_argument("--no-gradient-checkpointing", dest=field.name, action="store_false")
+    for name, default in (configured() | {"timed": Setting.timed}).items():
+        if isinstance(default, bool):
+            parser.add_argument(f"--{name.replace('_', '-')}", action=argparse.BooleanOptionalAction, default=default)
         else:
-            choices = {"precision": list(PRECISIONS), "teacher_precision": ["auto", "fp8"]}.get(field.name)
-            parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default, choices=choices)
+            choices = {"precision": list(PRECISIONS), "optimizer": ["adamw", "adamw8bit"]}.get(name)
+            parser.add_argument(f"--{name}", type=type(default), default=default, choices=choices)
+    parser.add_argument("--paths", nargs="+", default=["paper", "flight"], choices=list(PATHS), help="the first is the baseline")
     parser.add_argument("--unet", type=Path, help="a UNet configuration (JSON) other than SDXL's")
     parser.add_argument("--out", type=Path, default=RESULT, help="where the record goes")
     options = vars(parser.parse_args(arguments))
-    out, device, unet = options.pop("out"), options.pop("device"), options.pop("unet")
+    out, device, unet, paths = (options.pop(name) for name in ("out", "device", "unet", "paths"))
     try:
         config = json.loads(unet.read_text()) if unet else SDXL_UNET
-        record = DryRun(find_device(device), Setting(**options), config).run()
+        record = DryRun(find_device(device), Setting(**options), config, paths).run()
     except InputError as error:
         raise SystemExit(f"{error}") from None
     write_json(out, record)

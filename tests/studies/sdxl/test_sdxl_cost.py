@@ -34,24 +34,29 @@ def test_the_published_configuration_has_sdxls_parameters():
 def test_the_dry_run_on_a_tiny_network(tmp_path, capsys):
     config, out = tmp_path / "unet.json", tmp_path / "dry_run.json"
     config.write_text(json.dumps(tiny_sdxl.UNET))
-    options = "--device cpu --precision fp32 --latent 8 --batch 4 --rank 2 --timed 2 --intervals 20 --solves-in-flight 3"
+    options = "--device cpu --precision fp32 --latent 8 --batch 4 --rank 2 --timed 2 --intervals 20 --slots 3 --microbatch 2"
     sdxl_dry_run.main([*options.split(), "--unet", str(config), "--out", str(out)])
     record = json.loads(out.read_text())
-    spent = {"CM": (4 * 2, record["measured"]["1 step(s)"]), "Direct CM": (4 * 2 * 10.5, record["measured"]["20 step(s)"])}
-    for row in record["rows"]:
-        evaluations, solves = spent.get(row["students"], spent["Direct CM"])
-        each = solves["seconds"] / solves["evaluations"]
-        assert row["evaluations_an_update"] == evaluations and row["peak_gib"] is None
-        assert row["seconds_an_update"] == pytest.approx(row["students_seconds"] + each * evaluations)
-        assert row["hours"] == pytest.approx(250 * row["seconds_an_update"] / 3600)
-    assert [row["students"] for row in record["rows"]] == ["CM", "Direct CM", "both, side by side"]
+    longest = 20 - sum((k / 20) ** 4 for k in range(1, 20))
+    for path, steps in (("paper", longest), ("flight", 10.5)):
+        rows = {row["students"]: row for row in record["rows"] if row["path"] == path}
+        assert [*rows] == ["CM", "Direct CM", "both"]
+        assert rows["CM"]["evaluations"] == 4 * 2 and rows["both"]["evaluations"] == pytest.approx(4 * 2 * steps)
+        for name, row in rows.items():
+            assert row["seconds"] == pytest.approx(row["teacher_seconds"] + record["students"][name]["seconds"])
+    assert record["students"]["both"]["peak_gib"] is None
+    assert record["settings"]["guidance"] == 9 and record["settings"]["updates"] == 250  # of sdxl.yaml
     text = capsys.readouterr().out
-    assert "random weights" in text and "3 solves in flight" in text and "not measured" in text
+    assert "random weights" in text and "3 solves in flight" in text and "microbatch 2" in text and "not measured" in text
     assert out.with_suffix(".md").read_text() == text
     with pytest.raises(SystemExit, match="at SDXL's size needs a GPU, and none is present"):
         sdxl_dry_run.main(["--device", "cpu"])
     with pytest.raises(SystemExit, match="intervals = 3 does not divide"):
         sdxl_dry_run.main(["--device", "cpu", "--intervals", "3"])
+    with pytest.raises(SystemExit, match="teacher_precision = 'fp8' needs a GPU with FP8"):
+        sdxl_dry_run.main([*options.split(), "--unet", str(config), "--paths", "fp8"])
+    with pytest.raises(SystemExit, match="slots = 0 is not possible"):
+        sdxl_dry_run.main(["--device", "cpu", "--slots", "0"])
 
 
 def test_too_little_memory_is_refused_with_what_lowers_it(study):
