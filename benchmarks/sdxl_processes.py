@@ -1,0 +1,161 @@
+"""SDXL's students trained by one process and by several, one a GPU, on a rehearsal's teacher and images.
+
+Times each update, compares the losses, and then kills a training by several processes after its first checkpoint and lets
+it go on: ``python benchmarks/sdxl_processes.py``, after ``make sdxl-rehearsal``. Updates are timed once everything is
+compiled, and until solves in flight run out of new ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import torch
+
+from dcm.parameters.check import validate
+from dcm.parameters.notebooks import DistillParameters
+from dcm.parameters.study import StudyConfig, read_config
+from dcm.studies.base import Study
+from dcm.studies.registry import load_study
+from dcm.support.errors import InputError
+from dcm.support.files import ROOT, project_path, read_json, write_json, write_text
+from dcm.support.processes import Processes, find_device
+from dcm.training.launch import distil_group, joined, launch
+from dcm.training.loop import distill
+from dcm.training.run import PAPERS, GroupTraining
+
+WARM_UP, SLACK = 2, 0.02  # updates not timed, at both ends; largest relative difference of mean losses that is let pass
+
+
+def timed(study: Study, p: DistillParameters, device: torch.device, processes: Processes) -> None:
+    """Train as :func:`dcm.training.run.train_group`, and leave seconds, losses and evaluations by update, and the peak."""
+    training, rows = GroupTraining(study, p, device, processes, PAPERS), []
+    for state in distill(training.pairs, training.students, training.settings, study.f, training.optimizer):
+        loss = state.loss.tolist()  # waits for the device
+        rows.append({"loss": loss, "ended": time.time(), "evaluations": state.evaluations})
+    if processes.first:
+        peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
+        write_json(project_path(p.run_dir) / f"{p.group_name}.json", {"rows": rows, "peak_gib": peak})
+
+
+def measured(p: DistillParameters) -> dict:
+    """Seconds an update, losses by update, and peak memory, of training in ``p.processes`` processes."""
+    launch(p, module="benchmarks.sdxl_processes")
+    record = read_json(project_path(p.run_dir) / f"{p.group_name}.json")
+    ended = [row["ended"] for row in record["rows"]][WARM_UP - 1 : -WARM_UP]
+    return {
+        "processes": p.processes, "seconds_an_update": (ended[-1] - ended[0]) / (len(ended) - 1), "updates_timed": len(ended) - 1,
+        "peak_gib": record["peak_gib"], "losses": [row["loss"] for row in record["rows"]],
+    }  # fmt: skip
+
+
+def kill(process: subprocess.Popen) -> None:
+    """SIGKILL to a process and all that it has started."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for member in family:
+        member.kill()
+    psutil.wait_procs(family, timeout=60)
+    process.wait()
+
+
+def killed(p: DistillParameters) -> dict:
+    """Losses by update of a training that was killed after its first checkpoint and then run again."""
+    checkpoint = project_path(p.run_dir) / "checkpoints" / f"{p.group_name}.safetensors"
+    path = checkpoint.with_suffix(".parameters.json")
+    write_text(path, p.model_dump_json())
+    command = [sys.executable, __file__, "--train", str(path)]
+    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    while first.poll() is None and not checkpoint.exists():
+        time.sleep(0.2)
+    if first.poll() is not None:
+        raise InputError("training ended before its first checkpoint; more updates would leave time to kill it.")
+    kill(first)
+    again = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+    went_on = [int(line.rsplit(" ", 1)[1].rstrip(".")) for line in again.splitlines() if line.startswith("Going on after")]
+    losses = read_json(path.with_suffix(".losses.json"))
+    return {"processes": p.processes, "went_on_after": went_on[0] if went_on else None, "losses": losses}
+
+
+def train(path: Path) -> None:
+    """Train with the parameters in a file, as notebook 2 does, and leave the losses by update beside it."""
+    p = validate(DistillParameters, read_json(path))
+    device = find_device(p.device)
+    study = load_study(p.study, p.run_dir, device)
+    group = distil_group(study, p, device)
+    losses = group.losses.pivot(index="update", columns="method", values="loss")
+    write_json(path.with_suffix(".losses.json"), losses[[*group.losses.method.unique()]].to_numpy().tolist())
+
+
+def difference(a: list[list[float]], b: list[list[float]]) -> float:
+    """Largest relative difference, over students, of losses averaged over all updates."""
+    a, b = (torch.tensor(v, dtype=torch.float64).mean(0) for v in (a, b))
+    return float(((a - b).abs() / b).max())
+
+
+def run(given) -> dict:
+    """Everything; raises :class:`InputError`."""
+    config = project_path(given.folder) / "rehearsal.yaml"
+    if not config.exists():
+        raise InputError(f"{config} is missing; `make sdxl-rehearsal` writes it, and what is trained on here.")
+    study = validate(StudyConfig, read_config(config))
+    plain = study.notebook("2_distill", "main") | {"horizons": ["cm", "direct"], "updates": given.updates, "snapshots": 1}
+    of = lambda name, **more: validate(DistillParameters, plain | {"group_name": name} | more)
+    rows, out = [], project_path(given.folder) / "processes.json"
+    for n in given.processes:
+        rows.append(measured(of(f"processes{n}", processes=n)))
+        write_json(out, {"rows": rows})
+        print(f"{n} process(es): {rows[-1]['seconds_an_update']:.2f} s an update", flush=True)
+    most = max(given.processes)
+    after = killed(of("killed", processes=most, checkpoint_seconds=1.0)) if given.kill else None
+    record = {
+        "settings": {k: plain[k] for k in ("batch", "intervals", "updates", "optimizer", "solves_in_flight", "microbatch")},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", "rows": rows, "killed": after,
+        "speed_up": {r["processes"]: rows[0]["seconds_an_update"] / r["seconds_an_update"] for r in rows},
+        "difference": {r["processes"]: difference(r["losses"], rows[0]["losses"]) for r in rows},
+        "difference_killed": difference(after["losses"], rows[-1]["losses"]) if after else None,
+    }  # fmt: skip
+    write_json(out, record)
+    return record
+
+
+def readable(record: dict) -> str:
+    """The record as a table in markdown."""
+    lines = [f"On {record['device']}; {', '.join(f'{k} {v}' for k, v in record['settings'].items())}.", "",
+             "| processes, one a GPU | seconds an update | speed-up | peak memory [GiB] | losses differ by |", "| --- | ---: | ---: | ---: | ---: |"]  # fmt: skip
+    for r in record["rows"]:
+        n, peak = r["processes"], "" if r["peak_gib"] is None else f"{r['peak_gib']:.1f}"
+        lines.append(f"| {n} | {r['seconds_an_update']:.2f} | {record['speed_up'][n]:.2f} | {peak} | {record['difference'][n]:.2g} |")
+    if after := record["killed"]:
+        went_on, by = after["went_on_after"], record["difference_killed"]
+        lines += ["", f"Killed after a checkpoint and run again by {after['processes']} process(es): it went on after update {went_on}, and its losses differ by {by:.2g}."]  # fmt: skip
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command; writes its record into the rehearsal's folder, prints it, and fails where losses differ too much."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", default="runs/rehearsal", help="of the rehearsal")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="the first is the baseline")
+    parser.add_argument("--updates", type=int, default=10)
+    parser.add_argument("--no-kill", dest="kill", action="store_false")
+    parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.train:
+        return train(given.train)
+    if given.updates < 2 * WARM_UP + 1:
+        raise SystemExit(f"updates = {given.updates} is not possible; allowed: at least {2 * WARM_UP + 1}.")
+    try:
+        record = run(given)
+    except InputError as error:
+        raise SystemExit(f"{error}") from None
+    print(readable(record))
+    if (worst := max(*record["difference"].values(), record["difference_killed"] or 0)) > SLACK:
+        raise SystemExit(f"losses differ by {worst:.2g}; allowed: {SLACK}.")
+
+
+if __name__ == "__main__":
+    joined(sys.argv[1], timed) if len(sys.argv) == 2 and sys.argv[1].endswith(".json") else main()
