@@ -39,13 +39,15 @@ def timed(study: Study, p: DistillParameters, device: torch.device, processes: P
         rows.append({"loss": loss, "ended": time.time(), "evaluations": state.evaluations})
     if processes.first:
         peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
-        write_json(project_path(p.run_dir) / f"{p.group_name}.json", {"rows": rows, "peak_gib": peak})
+        write_json(project_path(p.run_dir) / f"{p.group_name}.json", {"rows": rows, "peak_gib": peak, "parameters": p.model_dump(mode="json")})
 
 
 def measured(p: DistillParameters) -> dict:
-    """Seconds an update, losses by update, and peak memory, of training in ``p.processes`` processes."""
-    launch(p, module="benchmarks.sdxl_processes")
-    record = read_json(project_path(p.run_dir) / f"{p.group_name}.json")
+    """Seconds an update, losses by update, and peak memory, of training in ``p.processes`` processes; once measured, kept."""
+    path, asked = project_path(p.run_dir) / f"{p.group_name}.json", p.model_dump(mode="json")
+    if not path.exists() or read_json(path)["parameters"] != asked:
+        launch(p, module="benchmarks.sdxl_processes")
+    record = read_json(path)
     ended = [row["ended"] for row in record["rows"]][WARM_UP - 1 : -WARM_UP]
     return {
         "processes": p.processes, "seconds_an_update": (ended[-1] - ended[0]) / (len(ended) - 1), "updates_timed": len(ended) - 1,
