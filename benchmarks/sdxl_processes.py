@@ -45,7 +45,7 @@ def timed(study: Study, p: DistillParameters, device: torch.device, processes: P
 def measured(p: DistillParameters) -> dict:
     """Seconds an update, losses by update, and peak memory, of training in ``p.processes`` processes; once measured, kept."""
     path, asked = project_path(p.run_dir) / f"{p.group_name}.json", p.model_dump(mode="json")
-    if not path.exists() or read_json(path)["parameters"] != asked:
+    if not path.exists() or read_json(path).get("parameters") != asked:
         launch(p, module="benchmarks.sdxl_processes")
     record = read_json(path)
     ended = [row["ended"] for row in record["rows"]][WARM_UP - 1 : -WARM_UP]
