@@ -85,7 +85,7 @@ def minutes(folder: str) -> str:
 def marked(at: pd.Series) -> str:
     """A verdict as the README's table shows it: bold where the claim is supported, in brackets where undecided."""
     form = {"supported": "**{:.3g}**", "contradicted": "{:.3g}", "inconclusive": "({:.3g})"}.get(at.verdict, "{:.3g} (unstable CM)")
-    return form.format(at.value) + f" [{at.low:.3g}, {at.high:.3g}]"
+    return form.format(at.value)
 
 
 def compact(lines: list[dict]) -> str:
@@ -109,6 +109,13 @@ def switch_rows(name: str = "verdicts") -> pd.DataFrame:
     named = [f"{'guided ' * (r.guidance > 2)}{r.scale}, N = {r.intervals}, w = {r.guidance:g}" for r in rows.itertuples()]
     learns = (rows.run == "emoji_long") & (rows.group == "w2")
     return rows.assign(name=named)[learns | rows.main & ~rows.run.isin(["digits_sweep", "emoji", "emoji_long", "emoji_cpu"])]
+
+
+def short_names(names: pd.Series) -> dict[str, str]:
+    """Names without N and w, but with N where a scale has another one before."""
+    first: dict[str, str] = {}
+    parts = {name: (name.partition(",")[0], name.split(", ")[-2]) for name in names.unique()}
+    return {name: f"{scale} at {N}" if first.setdefault(scale, N) != N else scale for name, (scale, N) in parts.items()}
 
 
 def span(values: pd.Series) -> str:
@@ -139,14 +146,17 @@ def findings() -> str:
     held = by_all(clear, PAIRS, {"error": "supported", "teacher": "supported"})
     others, unstable = [n for n in names if n not in held], rows.name[rows.cm != STABLE].unique()
     at = equal[equal.name.isin(held)]
-    scale = lambda name: name.partition(",")[0]
+    scale = short_names(rows.name).get
     first = "; ".join(
         f"{scale(name)}: ODE error {span(own.value[own.role == 'error'])}, distances {span(own.value[own.role == 'teacher'])}"
         for name, own in at.groupby("name", sort=False)
     )
     also: dict[bool, list[str]] = {True: [], False: []}
     for name, own in equal[equal.name.isin(others) & (equal.role == "teacher")].groupby("name", sort=False):
-        also[(own.verdict == "supported").any()].append(f"{scale(name)} {span(own.value)}")
+        halves = [(span(part.value), (part.verdict == "supported").any()) for _, part in own.groupby("pair", sort=False)]
+        whole = len({some for _, some in halves}) == 1  # else one first half says so, and the other does not
+        values = span(own.value) if whole else "{0} from a Direct first half, {1} from a CM's".format(*(each for each, _ in halves))
+        also[(own.verdict == "supported").any()].append(f"{scale(name)} {values}")
     said = {"Worse by some measures alone": also[True], "Not worse": also[False]}
     rest = "".join(f" {words}: {'; '.join(places)}." for words, places in said.items() if places)
     rest += f" No verdict for want of a stable CM: {'; '.join(unstable)}." if len(unstable) else ""
@@ -154,18 +164,15 @@ def findings() -> str:
         at = measured[measured.final].merge(rows.drop_duplicates("name")[["run", "group", "intervals", "guidance", "name"]])
         shares = [(name, 100 * part.groupby("method").on_mode.mean()) for name, part in at.dropna(subset="on_mode").groupby("name", sort=False)]
         on = "; ".join(f"{scale(name)} {share['CM']:.1f} and {share['Direct CM']:.1f} %" for name, share in shares)
-        rest += f" (On a mode lie, of the CM's and of the Direct CM's samples: {on}.)" if on else ""
+        rest += f" (Samples on a mode, CM and Direct CM: {on}.)" if on else ""
     few = clear[clear.pair.isin(FEW_STEPS) & (clear.role == "teacher")]
     worse = [name for name, own in equal[equal.role == "teacher"].groupby("name") if (own.verdict == "supported").any()]  # in one step
     fewer = lambda k: few[few.name.isin(worse) & few.pair.str.endswith(f"{k} steps")]
-    nearer_again = "; ".join(f"{scale(name)} {span(own.value)}" for name, own in fewer(2).groupby("name", sort=False))
     still = few[few.verdict == "supported"].drop_duplicates(["name", "label"])
     left = "; ".join(f"{scale(e.name)}, {e.label.partition(', ')[2]} encoder" for e in still.itertuples(index=False))
     seen = equal[equal.role == "features"]
-    features = "; ".join(
-        f"{scale(name)} {span(own.value)} ({(own.verdict == 'supported').sum()} better, {(own.verdict == 'contradicted').sum()} worse of {len(own)})"
-        for name, own in seen[seen.name.isin(worse)].groupby("name", sort=False)
-    )
+    judged = seen[seen.name.isin(worse)]
+    features = "; ".join(f"{scale(name)} {span(own.value)}" for name, own in judged.groupby("name", sort=False))
     there = [scale(name) for name, own in seen.groupby("name", sort=False) if name not in worse and (own.verdict == "supported").all()]
     listed = lambda names: " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:]))) or "none"
     nearer = lambda m: listed([*map(scale, by_all(clear, (f"{m} / CM", f"{m} / Direct CM"), {"teacher": "contradicted"}))])
@@ -177,8 +184,8 @@ def findings() -> str:
     harder = lambda *which: ", ".join(f"{np.exp(log_ratios(cells.get_group(c), SWITCH[PAIRS[0]], 'swd_teacher').mean()):.3g}" for c in which)
     return f"""\
 1. **From the same weights, the Direct objective solves the ODE better and its samples are worse**, by every measure, on {listed([*map(scale, held)])}. Direct / CM: {first}.{rest}
-2. **It is a matter of one step.** Where samples are worse in one, the same students rank the other way in two, with fresh noise between them, or are even: Direct / CM of the distances {nearer_again}; in four {span(fewer(4).value)}. Worse in few steps: {left or "nowhere"} ([table](results/switch/README.md#few_steps)). No prediction was made of it.
-3. **Where samples are worse, what it gains in pixels it does not gain in features.** After an encoder, Direct / CM: {features}. On {listed(there)} it gains there, too.
+2. **It is a matter of one step.** Where samples are worse in one, the same students rank the other way in two, with fresh noise between them, or are even: Direct / CM of the distances is {span(fewer(2).value)} there, and {span(fewer(4).value)} in four. Worse in few steps: {left or "nowhere"} ([table](results/switch/README.md#few_steps)). No prediction was made of it.
+3. **Where samples are worse, what it gains in pixels it does not gain in features.** After an encoder its error is the lower one in {(judged.verdict == 'supported').sum()} of {len(judged)} comparisons, the higher one in {(judged.verdict == 'contradicted').sum()}; Direct / CM: {features}. On {listed(there)} it gains there, too.
 4. **Direct first, CM last is best in one step**: halving *h* from N to 1 while training gives samples nearer to the teacher's than either objective alone, by every measure, on {nearer('anneal')}, with {span(cost.get_group('anneal'))} of the Direct CM's teacher evaluations; one switch from Direct to CM does on {nearer('direct>cm')}. Of {told.sum()} [predictions](docs/preregistration.md) {told.get('held', 0)} held, {told.get('failed', 0)} failed, {told.get('open', 0)} are open ([table](results/switch/README.md#predictions)).
 5. **Regression as such does no harm; what is regressed on does.** On the 16-D mixture a student that copies a trained CM by plain regression has the CM's samples: its distance is {far(intervened.COPY):.2f} times the CM's. One that regresses on the ODE's solution has {far(("plain", "Direct CM")):.2f} times. And C2 is there where the teacher's map is hard for the student: the ratio is {harder(*((d, 12, 64) for d in (2, 4, 8, 16)))} in 2, 4, 8 and 16 dimensions, and {harder(*((16, 12, w) for w in (64, 128, 256)))} for students of width 64, 128 and 256. What the loss sees is not it: on digits, with the judge's own features in both losses, C2 is {np.exp(seen_by_loss.value):.2f} from a CM's first half ([interventions](docs/interventions.md))."""
 
@@ -190,7 +197,8 @@ def switch_table() -> str:
         line = {"setting": f"{name}, {part.seeds.max()} seeds" if pair == PAIRS[0] else "", "pair": pair}
         for role, column in (("error", "C1: ODE error"), ("teacher", "C2: distance of samples")):
             own = part[part.role == role]
-            line[column] = "; ".join(f"{marked(e)} {e.label.partition(', ')[2].removesuffix('-Lite0')}".strip() for _, e in own.iterrows())
+            about = lambda e: e.label.partition(", ")[2].removesuffix("-Lite0") if e.role == "teacher" else f"[{e.low:.3g}, {e.high:.3g}]"
+            line[column] = ", ".join(f"{marked(e)} {about(e)}" for _, e in own.iterrows())
         lines.append(line)
     return "![From equal weights: where each objective leads, in ODE error and distance of samples](results/switch/switch.png)\n\n" + compact(lines)
 
