@@ -35,6 +35,7 @@ from dcm.students.lora import LoRAStudents
 from dcm.studies.sdxl import memory
 from dcm.studies.sdxl.pipeline import PRECISIONS
 from dcm.studies.sdxl.study import ready_network
+from dcm.support.cuda_graph import Replay
 from dcm.support.errors import InputError
 from dcm.support.files import ROOT, write_json, write_text
 from dcm.support.pretrained import check_packages
@@ -181,19 +182,19 @@ class DryRun:
         ready_device(device, torch.get_num_threads())
         self.device, self.setting, self.paths, self.clock = device, setting, paths, Clock(device)
         self.unet = random_unet(config, device, PRECISIONS[setting.precision])
-        self.network = PromptedUNet(self.unet, random_prompts(config, setting.batch), chunk=setting.batch)
+        self.network = PromptedUNet(self.unet, random_prompts(config, setting.batch).to(device), chunk=setting.batch)
         schedule = NoiseSchedule.from_betas(DDPMScheduler(1000, 0.00085, 0.012, beta_schedule="scaled_linear").betas)
         shape = (config["in_channels"], setting.latent, setting.latent)
         self.teacher, self.data = SDXLTeacher(self.network, schedule, shape), RandomLatents(shape, setting.batch)
         self.f = ConsistencyFunction(schedule, prediction="epsilon")
         self.wanted = SimpleNamespace(
             gradient_checkpointing=setting.gradient_checkpointing, microbatch=setting.microbatch,
-            optimizer=setting.optimizer, ema=0.0, width=setting.rank,
+            optimizer=setting.optimizer, ema=0.0, width=setting.rank, guidance=[setting.guidance], solves_in_flight=setting.slots,
         )  # fmt: skip
 
     def students(self, count: int) -> LoRAStudents:
         """Fresh adapters, as training makes them."""
-        made = LoRAStudents(self.network, [SEED] * count, self.setting.rank)
+        made = LoRAStudents(self.network, [SEED] * count, self.setting.rank).to(self.device)
         ready_network(made, self.wanted)
         return made
 
@@ -231,8 +232,9 @@ class DryRun:
         students, settings, pairs = self.students(len(horizons)), Settings(updates=1, optimizer=self.setting.optimizer), self.pairs(*horizons)
         make, starts = Update(students, make_optimizer(students, settings), settings, self.f), pairs.starts(1)
         batch = pairs.batch_of(1, starts, dict.fromkeys(horizons, starts.x), 0)
-        make(batch, settings.lr)
         self.clock.reset_peak()
+        for _ in range(1 + Replay.WARM_UP):  # as they stand, and then as one CUDA graph, where that is possible
+            make(batch, settings.lr)
         before = self.clock.now()
         for _ in range(self.setting.timed):
             make(batch, settings.lr)

@@ -155,7 +155,7 @@ def findings() -> str:
     for name, own in equal[equal.name.isin(others) & (equal.role == "teacher")].groupby("name", sort=False):
         halves = [(span(part.value), (part.verdict == "supported").any()) for _, part in own.groupby("pair", sort=False)]
         whole = len({some for _, some in halves}) == 1  # else one first half says so, and the other does not
-        values = span(own.value) if whole else "{0} from a Direct first half, {1} from a CM's".format(*(each for each, _ in halves))
+        values = span(own.value) if whole else "{} from a Direct first half, {} from a CM's".format(*(each for each, _ in halves))
         also[(own.verdict == "supported").any()].append(f"{scale(name)} {values}")
     said = {"Worse by some measures alone": also[True], "Not worse": also[False]}
     rest = "".join(f" {words}: {'; '.join(places)}." for words, places in said.items() if places)

@@ -19,7 +19,11 @@ class Students(nn.Module):
     """
 
     size: int  # M
-    capturable = True  # whether an update may be one CUDA graph: the same kernels on the same tensors every time
+
+    @property
+    def capturable(self) -> bool:
+        """Whether an update may be one CUDA graph: the same kernels on the same tensors every time."""
+        return True
 
     def parts(self, trained: Sequence[slice]) -> list[slice]:
         """Of the members that train, those whose loss is computed and walked back together."""

@@ -44,7 +44,6 @@ class LoRAStudents(Students):
 
     scale: Tensor  # (M,)
     microbatch = 0  # samples whose activations are held at once in training, 0 for all
-    capturable = False  # one network takes the adapters in turn, and the loss scale is read on the CPU
 
     def __init__(self, network: PromptedUNet, seeds: Sequence[int], rank: int):
         from peft import LoraConfig
@@ -61,7 +60,8 @@ class LoRAStudents(Students):
         self.adapters = nn.ModuleList(
             self._initialised(name, generator("cpu", seed, "student")) for name, seed in zip(self.names, seeds)
         )
-        self.register_buffer("scale", torch.full((self.size,), 2.0**16 if network.dtype == torch.float16 else 1.0))
+        self.scaled = network.dtype == torch.float16
+        self.register_buffer("scale", torch.full((self.size,), 2.0**16 if self.scaled else 1.0))
         # Adapters go with the students that own them.
         weakref.finalize(self, _drop, network, self.names).atexit = False
 
@@ -78,6 +78,12 @@ class LoRAStudents(Students):
                     weight.data = start.to(weight.device)
                     own[f"{path}/{side}".replace(".", "/")] = weight.requires_grad_(True)
         return nn.ParameterDict(own)
+
+    @property
+    def capturable(self) -> bool:
+        """Unless a CPU is asked in between: for the loss scale, the prompts, or the random state that checkpointing keeps."""
+        unet, prompts = self.network.unet, self.network.prompts
+        return not self.scaled and not unet.is_gradient_checkpointing and prompts.pooled.device == self.network.device
 
     def parts(self, trained: Sequence[slice]) -> list[slice]:
         """One member at a time: a graph must be walked back while its own adapter is the one in use."""
@@ -108,7 +114,7 @@ class LoRAStudents(Students):
     def clip_gradients(self, max_norm: float) -> None:
         """Clip per member; take the scale out first."""
         for m, adapter in enumerate(self.adapters):
-            scale = float(self.scale[m])
+            scale = float(self.scale[m]) if self.scaled else 1.0
             for p in adapter.parameters():
                 if scale != 1 and p.grad is not None:
                     p.grad.div_(scale)

@@ -1,16 +1,21 @@
 """What only a GPU does: CUDA graphs, bfloat16. Without one these tests are skipped, and say so."""
 
 import pytest
+import tiny_sdxl
 import torch
+from random_sdxl import random_unet
+from sdxl_dry_run import RandomLatents, random_prompts
 
 from dcm.consistency import ConsistencyFunction
 from dcm.data.images import ImageSet
 from dcm.horizon import Group, resolve_horizon
 from dcm.pairs import Pairs
 from dcm.students.lockstep import MLPStudents, ModuleStudents
+from dcm.students.lora import LoRAStudents
 from dcm.students.networks import UNetStudent, adapt
 from dcm.support.checkpoint import load_optimizer, optimizer_tensors
 from dcm.teachers.mixture import GaussianMixtureTeacher
+from dcm.teachers.sdxl import PromptedUNet, SDXLTeacher
 from dcm.teachers.unet import UNetConfig, UNetTeacher
 from dcm.training.loop import distill
 from dcm.training.settings import Settings, make_optimizer
@@ -55,7 +60,16 @@ def adapted_images():
     return teacher, data, students.to(GPU)
 
 
-@pytest.mark.parametrize("make", [mixture, images, compiled_images, adapted_images])
+def shared_unet():
+    """Adapters of one UNet, in microbatches, beside the frozen copy that solves in flight."""
+    network = PromptedUNet(random_unet(tiny_sdxl.UNET, GPU, torch.bfloat16), random_prompts(tiny_sdxl.UNET, 8).to(GPU), chunk=8)
+    teacher = SDXLTeacher(network, GaussianMixtureTeacher.interleaved_ring().schedule, (4, 8, 8))
+    students = LoRAStudents(network, [m.seed for m in GROUP.members], 4).to(GPU)
+    students.microbatch = 4
+    return teacher, RandomLatents(teacher.shape, 8), students
+
+
+@pytest.mark.parametrize("make", [mixture, images, compiled_images, adapted_images, shared_unet])
 @pytest.mark.parametrize("lr_decay", ["constant", "linear"])
 def test_captured_updates_are_those_that_run_as_they_stand(make, lr_decay, monkeypatch):
     """Same students after 12 updates, up to the rounding of sums whose order a GPU does not fix."""
@@ -81,7 +95,7 @@ def test_captured_updates_are_those_that_run_as_they_stand(make, lr_decay, monke
 
 
 @pytest.mark.parametrize("at_switch", ["continue", "restart"])
-@pytest.mark.parametrize("make", [mixture, images])
+@pytest.mark.parametrize("make", [mixture, images, shared_unet])
 def test_a_graph_is_captured_anew_where_a_horizon_changes(make, at_switch, monkeypatch):
     """Students whose horizon changes end where they end without graphs."""
     group = Group("ddim", 10, (2.0,), (1, 10, resolve_horizon("direct>cm", 10), resolve_horizon("cm>direct", 10)), (0,))

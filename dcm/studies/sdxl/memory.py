@@ -19,28 +19,41 @@ class Need:
     peaks: dict[int, int]  # by number of samples, while one member's graph is built and walked back
     state: int  # gradients of all members but one, Adam's two moments (8 bit: a byte each), averages
     samples: int  # walked back at once
+    teacher: int = 0  # what a sample takes that the teacher evaluates
+    flying: int = 0  # of those in flight, whose memory is its CUDA graph's
 
     @property
     def total(self) -> int:
         """Activations grow in proportion to the samples; the rest does not."""
         few, many = min(self.peaks), max(self.peaks)
         each = (self.peaks[many] - self.peaks[few]) / max(1, many - few)
-        return int(SLACK * (self.peaks[few] + (self.samples - few) * each + self.state))
+        return int(SLACK * (self.peaks[few] + (self.samples - few) * each + self.state + self.flying * self.teacher))
 
 
-def peak(students: LoRAStudents, shape: tuple[int, ...], samples: int) -> int:
-    """Peak bytes on the GPU while the first member's graph of `samples` samples is built and walked back."""
+def _most(device: torch.device, work) -> int:
+    """Peak bytes on the GPU while `work` is done once more: the first time, cuDNN tries algorithms that it will not use again."""
+    for _ in range(2):
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        most = torch.cuda.max_memory_allocated(device)
+    return most
+
+
+def peak(students: LoRAStudents, shape: tuple[int, ...], samples: int, trained: bool = True) -> int:
+    """Peak bytes while the first member's graph of `samples` samples is built and walked back, or, not `trained`, while it answers."""
     device = students.network.device
     x = torch.zeros(1, samples, *shape, device=device)
     t, condition = (torch.ones(1, samples, dtype=torch.long, device=device) for _ in range(2))
-    part = slice(0, 1)
-    for _ in range(2):  # the first time, cuDNN tries algorithms that it will not use again
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        students.backward(students(x, t, condition, members=part).square().mean()[None], part)
-        most = torch.cuda.max_memory_allocated(device)
-        students.zero_grad(set_to_none=True)
-    return most
+
+    def work() -> None:
+        with torch.set_grad_enabled(trained):
+            out = students(x, t, condition, members=slice(0, 1))
+        if trained:
+            students.backward(out.square().mean()[None], slice(0, 1))
+            students.zero_grad(set_to_none=True)
+
+    return _most(device, work)
 
 
 def needed(students: LoRAStudents, shape: tuple[int, ...], batch: int, parameters, peak=peak) -> Need:
@@ -49,15 +62,18 @@ def needed(students: LoRAStudents, shape: tuple[int, ...], batch: int, parameter
     Raises :class:`InputError` when not even the few samples fit that it is measured on.
     """
     samples = min(batch, students.microbatch or batch)
-    probed = sorted({1, min(PROBED, samples)})
+    probed, flying = sorted({1, min(PROBED, samples)}), parameters.solves_in_flight
+    many = max(2, probed[-1])
     try:
         peaks = {n: peak(students, shape, n) for n in probed}
+        one, more = (peak(students, shape, n, False) for n in (1, many)) if flying else (0, 0)
     except torch.OutOfMemoryError:
         n, ways = probed[-1], _lower(parameters, probed[-1])
         raise InputError(f"the GPU's memory does not hold {n} samples in training; {ways}.") from None
     size = sum(p.numel() for p in students.parameters())
     moments, averages = 2 if parameters.optimizer == "adamw8bit" else 8, 4 if parameters.ema else 0
-    return Need(peaks, size * 4 * (students.size - 1) // students.size + size * (moments + averages), samples)
+    state = size * 4 * (students.size - 1) // students.size + size * (moments + averages)
+    return Need(peaks, state, samples, (more - one) // (many - 1), flying * (1 if set(parameters.guidance) == {1} else 2))
 
 
 def _lower(p, samples: int) -> str:
@@ -67,6 +83,7 @@ def _lower(p, samples: int) -> str:
         f"microbatch below {samples}": samples > 1,
         "optimizer = 'adamw8bit'": p.optimizer != "adamw8bit",
         "ema = 0": p.ema,
+        f"solves_in_flight below {p.solves_in_flight}": p.solves_in_flight,
         "fewer horizons, guidance scales and seeds in a group": True,
         f"width below {p.width}": True,
         "a lower resolution": True,

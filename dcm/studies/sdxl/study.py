@@ -71,12 +71,14 @@ class SDXLStudy(Study):
         if device.type == "cpu" and self.teacher.shape[-1] > 64:
             where = "benchmarks/sdxl_dry_run.py on one says what it costs"
             raise InputError(f"SDXL at its own size needs a GPU, and none is present; {where}.")
-        if isinstance(students, ModuleStudents):
+        own = isinstance(students, ModuleStudents)
+        if own or parameters.solves_in_flight:  # as one CUDA graph needs it
             self.network.prompts = self.network.prompts.to(device)
+        if own:
             memory.check_own(students, self.network.dtype, parameters)
         elif device.type == "cuda":
-            own = processes.rows(parameters.batch)
-            need = memory.needed(students, self.teacher.shape, own.stop - own.start, parameters)
+            rows = processes.rows(parameters.batch)
+            need = memory.needed(students, self.teacher.shape, rows.stop - rows.start, parameters)
             memory.check(need, memory.available(device), parameters)
 
     def to(self, device: torch.device) -> None:

@@ -62,11 +62,14 @@ def test_the_dry_run_on_a_tiny_network(tmp_path, capsys):
 def test_too_little_memory_is_refused_with_what_lowers_it(study):
     students = LoRAStudents(study.network, [0, 1], 2)
     size = sum(p.numel() for p in students.parameters())
-    p = SimpleNamespace(gradient_checkpointing=False, optimizer="adamw", width=64, ema=0.0)
-    need = memory.needed(students, study.teacher.shape, 16, p, peak=lambda s, shape, n: (10 + 3 * n) * memory.GIB)
+    p = SimpleNamespace(gradient_checkpointing=False, optimizer="adamw", width=64, ema=0.0, guidance=[9.0], solves_in_flight=0)
+    peak = lambda s, shape, n, trained=True: (10 + (3 if trained else 0.5) * n) * memory.GIB
+    need = memory.needed(students, study.teacher.shape, 16, p, peak=peak)
     assert set(need.peaks) == {1, 4} and need.state == size * 4 // 2 + 8 * size
     assert need.total == int(1.05 * ((10 + 3 * 16) * memory.GIB + need.state))
     memory.check(need, need.total, p)
+    p.solves_in_flight = 8  # 16 evaluations at once, guided
+    assert memory.needed(students, study.teacher.shape, 16, p, peak=peak).total == pytest.approx(need.total + 1.05 * 8 * memory.GIB)
     with pytest.raises(InputError) as error:
         memory.check(need, 40 * memory.GIB, p)
     said = str(error.value)
@@ -76,10 +79,11 @@ def test_too_little_memory_is_refused_with_what_lowers_it(study):
         "microbatch below 16",
         "optimizer = 'adamw8bit'",
         "width below 64",
+        "solves_in_flight below 8",
     ):
         assert setting in said
     students.microbatch, p.optimizer, p.ema = 2, "adamw8bit", 0.9
-    fewer = memory.needed(students, study.teacher.shape, 16, p, peak=lambda s, shape, n: n * memory.GIB)
+    fewer = memory.needed(students, study.teacher.shape, 16, p, peak=lambda s, shape, n, trained=True: n * memory.GIB)
     assert fewer.samples == 2 and set(fewer.peaks) == {1, 2} and fewer.state == size * 4 // 2 + 2 * size + 4 * size
 
     def full(*_):
