@@ -27,6 +27,7 @@ from dcm.support.processes import Processes, find_device
 from dcm.training.launch import distil_group, joined, launch
 from dcm.training.loop import distill
 from dcm.training.run import PAPERS, GroupTraining
+from dcm.training.saved import students_path
 
 WARM_UP, SLACK = 2, 0.02  # updates not timed, at both ends; largest relative difference of mean losses that is let pass
 
@@ -67,6 +68,8 @@ def kill(process: subprocess.Popen) -> None:
 def killed(p: DistillParameters) -> dict:
     """Losses by update of a training that was killed after its first checkpoint and then run again."""
     checkpoint = project_path(p.run_dir) / "checkpoints" / f"{p.group_name}.safetensors"
+    for left in (checkpoint, students_path(p.run_dir, p.group_name)):
+        project_path(left).unlink(missing_ok=True)
     path = checkpoint.with_suffix(".parameters.json")
     write_text(path, p.model_dump_json())
     command = [sys.executable, __file__, "--train", str(path)]
@@ -121,6 +124,8 @@ def run(given) -> dict:
         "difference_killed": difference(after["losses"], rows[-1]["losses"]) if after else None,
     }  # fmt: skip
     write_json(out, record)
+    if (worst := max(*record["difference"].values(), record["difference_killed"] or 0)) > SLACK:
+        raise InputError(f"losses differ by {worst:.2g}; allowed: {SLACK}. See {out}.")
     return record
 
 
@@ -137,26 +142,29 @@ def readable(record: dict) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """The command; writes its record into the rehearsal's folder, prints it, and fails where losses differ too much."""
+def options(arguments: list[str] | None = None, **others) -> argparse.Namespace:
+    """What the command line asks for, and `others` in its place; exits for what is not possible."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", default="runs/rehearsal", help="of the rehearsal")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="the first is the baseline")
-    parser.add_argument("--updates", type=int, default=10)
+    parser.add_argument("--updates", type=int, default=8)
     parser.add_argument("--no-kill", dest="kill", action="store_false")
     parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
-    if given.train:
-        return train(given.train)
     if given.updates < 2 * WARM_UP + 1:
         raise SystemExit(f"updates = {given.updates} is not possible; allowed: at least {2 * WARM_UP + 1}.")
+    return argparse.Namespace(**vars(given) | others)
+
+
+def main() -> None:
+    """The command; writes its record into the rehearsal's folder, and prints it."""
+    given = options()
+    if given.train:
+        return train(given.train)
     try:
-        record = run(given)
+        print(readable(run(given)))
     except InputError as error:
         raise SystemExit(f"{error}") from None
-    print(readable(record))
-    if (worst := max(*record["difference"].values(), record["difference_killed"] or 0)) > SLACK:
-        raise SystemExit(f"losses differ by {worst:.2g}; allowed: {SLACK}.")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """SDXL's whole study on random weights of the published size, before anything is downloaded: ``make sdxl-rehearsal``.
 
 Builds pipeline, judges, and images with captions, runs all notebooks on them through Snakemake with a few updates and
-samples (encode, train, save, load, sample, measure, draw), and then times each step of the work by the code that does it.
-Prints seconds and peak memory of each stage, and the hours that the paper's whole run would take.
+samples (encode, train, save, load, sample, measure, draw), and then times each step of the work by the code that does it:
+training by sdxl_processes.py. Prints seconds and peak memory of each stage, and the hours that the paper's whole run would
+take.
 
 python benchmarks/sdxl_rehearsal.py --processes 2 --precision fp16 --optimizer adamw8bit    # and --tiny without a GPU
 """
@@ -17,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import random_sdxl
+import sdxl_processes
 import torch
 import yaml
 from sdxl_dry_run import Clock
@@ -24,10 +26,12 @@ from sdxl_dry_run import Clock
 from dcm.consistency import sample
 from dcm.data.captions import captioned_images
 from dcm.evaluation.samples import EvaluationSet
+from dcm.notebook import git_commit
 from dcm.parameters.check import validate
 from dcm.parameters.study import StudyConfig, read_config
 from dcm.schedule import Grid
 from dcm.solvers import solve
+from dcm.studies.base import REFERENCE_INTERVALS
 from dcm.studies.registry import load_study
 from dcm.studies.sdxl.pipeline import PRECISIONS, Encoder
 from dcm.support.errors import InputError
@@ -36,7 +40,8 @@ from dcm.support.processes import find_device, ready_device
 from dcm.training.saved import load_group, sampled_sets, snapshot_updates
 
 CONFIG = ROOT / "workflow/config/sdxl.yaml"
-IMAGES, NEEDED = 64, 32  # pictures; GiB that the smallest setting takes
+IMAGES = 64
+NEEDED = {True: 32, False: 60}  # GiB that it takes, with gradient checkpointing and without
 PAPERS_IMAGES = 11_000
 HORIZONS = ["cm", "direct", "direct>cm"]
 
@@ -50,7 +55,7 @@ def configuration(given, made: dict[str, str]) -> dict:
     config["training"] |= {"solves_in_flight": given.solves_in_flight, "checkpoint_seconds": 60.0}
     config["groups"] = {"main": config["groups"]["main"] | {"intervals": given.intervals, "horizons": HORIZONS, "snapshots": 1}}
     config["evaluation"] |= {"samples": given.samples, "steps": [1, 2, 4]}
-    config["ode_error"] |= {"start_times": 2, "start_samples": 16}
+    config["ode_error"] |= {"start_times": 1, "start_samples": 16}
     if given.tiny:
         config["teacher"] |= {"resolution": random_sdxl.TINY.side, "batch": 4}
         config["training"] |= {"width": 2, "batch": 4}
@@ -64,9 +69,10 @@ def check(given, device: torch.device) -> None:
     if device.type != "cuda":
         raise InputError("the rehearsal at SDXL's size needs a GPU, and none is present; allowed here: --tiny.")
     memory = torch.cuda.get_device_properties(device).total_memory / 2**30
-    if memory < NEEDED:
-        lower = "--precision bf16 and microbatch: 1 in sdxl.yaml lower what training takes"
-        raise InputError(f"the rehearsal needs a GPU of {NEEDED} GiB, and this one has {memory:.0f} GiB; {lower}.")
+    checkpointing = read_config(CONFIG)["training"]["gradient_checkpointing"]
+    if memory < (needed := NEEDED[checkpointing]):
+        ways = "--precision bf16 and microbatch: 1" if checkpointing else f"gradient_checkpointing: true ({NEEDED[True]} GiB)"
+        raise InputError(f"the rehearsal needs a GPU of {needed} GiB, and this one has {memory:.0f} GiB; {ways} in sdxl.yaml lowers that.")
 
 
 def stages(run: Path) -> list[dict]:
@@ -109,26 +115,29 @@ def rates(config: dict, run: Path, device: torch.device) -> dict[str, float]:
     size = students.size
     one = lambda: sample(study.f, students, x.expand(size, *x.shape), c.expand(size, *c.shape), Grid(N), [])
     found["student evaluation"] = timed(one, size * len(rows))
+    found["decode an image"] = timed(lambda: study.pictures(x), len(rows))
     found["decode and measure an image"] = timed(lambda: study.quality._looked_at(x.cpu(), c), len(rows))
     return found
 
 
-def whole_run(seconds: dict[str, float], trained: dict, gpus: int) -> dict[str, float]:
-    """Hours of the paper's whole run, from the `seconds` of each kind of work and what training took here."""
+def whole_run(seconds: dict[str, float], update: float, intervals: int, gpus: int) -> dict[str, float]:
+    """Hours of the paper's whole run, from the `seconds` of each kind of work and those of an `update` on so many `intervals`."""
     config = read_config(CONFIG)
     samples, group = config["evaluation"]["samples"], config["groups"]["main"]
     N, updates = group["intervals"], config["training"]["updates"]
     sets = sampled_sets(snapshot_updates(updates, group["snapshots"]), config["evaluation"]["steps"], N)
     evaluation = seconds.get("teacher evaluation, fast path", seconds["teacher evaluation, as it stands"])
     batch, students = config["training"]["batch"], len(group["horizons"])
-    # In training, the teacher's part grows with N, and the students' stays.
-    own = max(0.0, trained["seconds"] / trained["updates"] - evaluation * trained["evaluations"] / trained["updates"])
-    update = own * students / trained["students"] + evaluation * batch * 2 * (N + 1) / 2
+    # The teacher's part of an update grows with N, and the students' stays.
+    update += evaluation * batch * (N - intervals)
+    at, fine = config["ode_error"], next(k for k in range(N, 1001, N) if k >= REFERENCE_INTERVALS and 1000 % k == 0)
+    by_time = at["start_samples"] * 2 * (N + fine) * (at["start_times"] + 1) / 2  # solutions and references, from evenly spaced times
     return {
         "encode images": seconds["encode an image"] * PAPERS_IMAGES / 3600,
         "train": update * updates / gpus / 3600,
         "teacher's samples": evaluation * 2 * N * samples / gpus / 3600,
-        "students' samples, twice": 2 * seconds["student evaluation"] * students * sum(k for _, k in sets) * samples / 3600,
+        "errors by starting time": seconds["teacher evaluation, as it stands"] * by_time / 3600,
+        "students' samples": seconds["student evaluation"] * students * sum(k for _, k in sets) * samples / 3600,
         "decode and measure": seconds["decode and measure an image"] * (students * len(sets) + 1) * samples / 3600,
     }
 
@@ -137,15 +146,16 @@ def readable(record: dict) -> str:
     """The record as tables in markdown."""
     number = lambda v, form: "" if v is None else format(v, form)
     lines = [
-        f"Rehearsed with **random weights** on {record['device']}, {record['processes']} process(es), {record['settings']}.", "",
+        f"Rehearsed with **random weights** on {record['device']} (commit {record['commit'][:7]}), {record['processes']} process(es), {record['settings']}.", "",
         "| stage | seconds | of these training | peak memory [GiB] |", "| --- | ---: | ---: | ---: |",
         *(f"| {r['stage']} | {r['seconds']:.0f} | {number(r['of these training'], '.0f')} | {number(r['peak_gib'], '.1f')} |" for r in record["stages"]),
-        "", "| work | seconds |", "| --- | ---: |", *(f"| {name} | {value:.4f} |" for name, value in record["rates"].items()),
+        "", "| work, after a first time | seconds |", "| --- | ---: |", *(f"| {name} | {value:.4f} |" for name, value in record["rates"].items()),
         "", f"| hours of the paper's whole run | {' | '.join(f'{n} GPU(s)' for n in record['hours'])} |", f"| --- |{' ---: |' * len(record['hours'])}",
     ]  # fmt: skip
     parts = [*next(iter(record["hours"].values()))]
     lines += [f"| {part} | {' | '.join(f'{hours[part]:.2f}' for hours in record['hours'].values())} |" for part in parts]
     lines += [f"| all | {' | '.join(f'{sum(hours.values()):.2f}' for hours in record['hours'].values())} |"]
+    lines += ["", sdxl_processes.readable(record["training"])] if "training" in record else []
     return "\n".join(lines)
 
 
@@ -166,15 +176,14 @@ def rehearse(given) -> dict:
         raise InputError(f"the study of {path} stopped; its last words are above.")
     run = project_path(config["run_dir"])
     rows, seconds = stages(run), rates(config, run, device)
-    distilled = next(r for r in rows if r["stage"] == "2_distill-main")
-    trained = {"seconds": distilled["of these training"] * given.processes, "evaluations": distilled["evaluations"],
-               "updates": given.updates, "students": len(HORIZONS)}  # fmt: skip
+    training = sdxl_processes.run(sdxl_processes.options(["--folder", given.folder, "--processes", *map(str, sorted({1, given.processes}))], kill=given.kill))
+    p = config["training"]
+    how = f"gradient checkpointing {'on' if p['gradient_checkpointing'] else 'off'}, microbatch {p['microbatch'] or 'all'}"
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu", "processes": given.processes,
-        "settings": f"{given.precision}, {given.optimizer}, {given.updates} updates, N = {given.intervals}, {given.samples} samples, {given.solves_in_flight} solves in flight",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu", "processes": given.processes, "commit": git_commit(),
+        "settings": f"{given.precision}, {given.optimizer}, {how}, {given.updates} updates, N = {given.intervals}, {given.samples} samples, {given.solves_in_flight} solves in flight",
         "build_seconds": built, "study_seconds": time.time() - began, "stages": rows, "rates": seconds,
-        "last losses": load_group(run, "main").losses.groupby("method").loss.last().to_dict(),
-        "hours": {n: whole_run(seconds, trained, n) for n in (1, 2, 8)},
+        "training": training, "hours": {n: whole_run(seconds, training["rows"][0]["seconds_an_update"], given.intervals, n) for n in (1, 2, 8)},
     }  # fmt: skip
 
 
@@ -190,6 +199,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--precision", default="bf16", choices=list(PRECISIONS))
     parser.add_argument("--optimizer", default="adamw", choices=["adamw", "adamw8bit"])
+    parser.add_argument("--kill", action="store_true", help="kill a training as well, and let it go on")
     given = parser.parse_args(arguments)
     try:
         record = rehearse(given)
