@@ -268,12 +268,12 @@ def emoji_results() -> str:
     return f"{compact(miniature.ratios())}\n\nODE errors in one step while they train, means over seeds:\n\n{compact(miniature.while_training())}\n\nSampled in two and four steps, with fresh noise between them:\n\n{compact(miniature.ratios(tuple(FEW_STEPS)))}"
 
 
-def dry_run() -> str:
-    """The SDXL dry run's table, as ``benchmarks/sdxl_dry_run.py`` wrote it."""
-    return (ROOT / "results/sdxl/dry_run.md").read_text().strip()
+def on_sdxl(name: str) -> str:
+    """What ``benchmarks/sdxl_<name>.py`` wrote."""
+    return (ROOT / f"results/sdxl/{name}.md").read_text().strip()
 
 
-BLOCKS = {"findings": findings, "switch": switch_table, "counts": counts_table, "rates": rates_table, "difficulty": difficulty_table, "interventions": interventions_table, "guided": guided_table, "sweep": lambda: compact(intervened.sweep_table()), "emoji": emoji_model, "emoji results": emoji_results, "emoji terms": miniature.shares, "sdxl dry run": dry_run}
+BLOCKS = {"findings": findings, "switch": switch_table, "counts": counts_table, "rates": rates_table, "difficulty": difficulty_table, "interventions": interventions_table, "guided": guided_table, "sweep": lambda: compact(intervened.sweep_table()), "emoji": emoji_model, "emoji results": emoji_results, "emoji terms": miniature.shares, "sdxl dry run": lambda: on_sdxl("dry_run"), "sdxl rehearsal": lambda: on_sdxl("rehearsal")}
 NUMBERS = {f.__name__: f for f in (effect, ratio, solver_error, minutes, between)}
 
 
