@@ -4,6 +4,8 @@ What is faster there would be in the way elsewhere: channels-last convolutions a
 blocks would be compiled anew for every adapter that a student puts into them, and FP8 weights cannot be trained.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -13,6 +15,7 @@ from dcm.support.errors import InputError
 # Compiled one by one: a UNet repeats few of them, so that they compile in a fraction of the whole network's time.
 REGIONS = ("ResnetBlock2D", "BasicTransformerBlock", "GroupNorm")
 FP8_MAX = 448.0  # of float8_e4m3fn
+ROOM = 2  # how far beyond the first call's inputs later ones may go
 
 
 def base_weights(network: nn.Module) -> dict[str, Tensor]:
@@ -45,32 +48,50 @@ def check_float8(device: torch.device) -> None:
         raise InputError(f"teacher_precision = 'fp8' needs {needs}, and this is {name}; allowed here: auto.")
 
 
-def _rounded(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x (R, K) as float8_e4m3fn with one float32 scale a row, (R, 1): x is their product, nearly."""
-    scale = x.abs().amax(1, keepdim=True).float().clamp(min=1e-12) / FP8_MAX
-    return (x.float() / scale).to(torch.float8_e4m3fn), scale
+def _scale(largest: Tensor) -> Tensor:
+    """The power of two, float32 on the device, by which values up to `largest` fit into FP8."""
+    return torch.exp2((largest.float().clamp(min=1e-12) / FP8_MAX).log2().ceil())
+
+
+def _rounded(x: Tensor, scale: Tensor) -> Tensor:
+    """x / `scale` as float8_e4m3fn; what does not fit becomes the largest that does."""
+    return (x.float() / scale).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
 
 
 class Float8Linear(nn.Module):
-    """A frozen linear layer whose weights and inputs are rounded to FP8 (Micikevicius et al. 2022), a scale a row each.
+    """A frozen linear layer whose weights and inputs are rounded to FP8 (Micikevicius et al. 2022), by one scale each.
 
-    What torchao's ``Float8DynamicActivationFloat8WeightConfig(PerRow())`` computes, by the same torch operation. Its
-    tensor subclasses would bring a dependency tied to one release of torch, to a layer that needs none of them.
+    The inputs' is that of the first call (:func:`calibrate`), with room to spare: rounding is then a part of the kernel
+    that makes them, and the product is cuBLAS's. (A scale a row, found anew at every call, asks for a further pass over
+    them, and for torch's own kernel: pytorch/pytorch issue 147971.) A float keeps its relative precision over a range of
+    2^15, and powers of two round nothing themselves.
     """
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
-        self.bias = linear.bias
-        weight, scale = _rounded(linear.weight)
-        self.register_buffer("weight", weight)
-        self.register_buffer("scale", scale)
+        self.bias, self.observing = linear.bias, False
+        self.register_buffer("scale", _scale(linear.weight.abs().amax()))
+        self.register_buffer("weight", _rounded(linear.weight, self.scale))
+        self.register_buffer("x_scale", torch.ones_like(self.scale))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out), both in x's dtype, bfloat16."""
-        rows, scale = _rounded(x.flatten(0, -2))
+        if self.observing:
+            self.x_scale.copy_(_scale(ROOM * x.abs().amax()))
         options = {"bias": self.bias, "out_dtype": x.dtype, "use_fast_accum": x.is_cuda}
-        y = torch._scaled_mm(rows, self.weight.t(), scale, self.scale.t(), **options)
+        y = torch._scaled_mm(_rounded(x.flatten(0, -2), self.x_scale), self.weight.t(), self.x_scale, self.scale, **options)
         return y.unflatten(0, x.shape[:-1])
+
+
+def calibrate(network: nn.Module, call: Callable[[], object]) -> None:
+    """Let the :class:`Float8Linear` layers of a network take their inputs' scales from one `call`, uncompiled."""
+    layers = [m for m in network.modules() if isinstance(m, Float8Linear)]
+    for layer in layers:
+        layer.observing = True
+    with torch.compiler.set_stance("force_eager"):
+        call()
+    for layer in layers:
+        layer.observing = False
 
 
 def to_float8(network: nn.Module) -> int:

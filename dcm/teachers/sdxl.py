@@ -119,6 +119,7 @@ class SDXLTeacher:
     def forget(self) -> None:
         """Give back the memory of the copy that :meth:`compile_for` made."""
         self._fast: Any = None  # the frozen copy
+        self._calibrated = False
         self._sizes: set[int] = set()  # of the batches that it is used for
 
     def compile_for(self, batch: int, compile: str = "regions", attention: str = "cudnn") -> None:
@@ -143,9 +144,12 @@ class SDXLTeacher:
         """eps (B, *shape), all samples at once; those from `prompted` on have the null condition."""
         text, added = self.network.prompts.of(condition, self.network.dtype)
         low = x.to(self.network.dtype, memory_format=torch.channels_last)
+        call = lambda: self._fast(low, t, encoder_hidden_states=text[:prompted], added_cond_kwargs=added, return_dict=False)
         with frozen.attention_by(self._attention):
-            out = self._fast(low, t, encoder_hidden_states=text[:prompted], added_cond_kwargs=added, return_dict=False)
-        return out[0].to(x.dtype)
+            if self.precision == "fp8" and not self._calibrated:
+                frozen.calibrate(self._fast, call)
+                self._calibrated = True
+            return call()[0].to(x.dtype)
 
     @torch.no_grad()
     def predict_noise(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """The teacher's frozen copy: what it computes is what the network computes, and what it shares and leaves out."""
 
+import math
+
 import pytest
 import tiny_sdxl
 import torch
@@ -126,14 +128,19 @@ def test_repeated_blocks_are_compiled_once():
 
 
 def test_float8_layers_are_near_their_originals():
-    """Within the format's 3 bits of mantissa (error 2^-4 at most, uniform: a variance of 2^-8 / 3), a scale for each row."""
+    """Within the format's 3 bits of mantissa (error 2^-4 at most, uniform: a variance of 2^-8 / 3), over its range."""
     g = torch.Generator().manual_seed(0)
     linear = nn.Linear(64, 48).bfloat16().requires_grad_(False)
-    x = torch.randn(3, 5, 64, generator=g).bfloat16() * torch.logspace(-3, 3, 5)[:, None].bfloat16()
-    exact, rounded = linear.float()(x.float()), frozen.Float8Linear(linear.bfloat16())(x)
-    assert rounded.shape == exact.shape and rounded.dtype == torch.bfloat16
+    x = torch.randn(3, 5, 64, generator=g).bfloat16() * torch.logspace(-2, 1, 5)[:, None].bfloat16()
+    layer, exact = frozen.Float8Linear(linear), nn.functional.linear(x.float(), linear.weight.float(), linear.bias.float())
+    frozen.calibrate(nn.Sequential(layer), lambda: layer(x))
+    rounded = layer(x)
+    assert rounded.shape == exact.shape and rounded.dtype == torch.bfloat16 and not layer.observing
     error = ((rounded - exact).square().mean((0, 2)) / (exact - linear.bias).square().mean((0, 2)))[1:]
     assert (error < 2 * 2**-8 / 3).all() and (error > 1e-4).all()
+    scale = float(layer.x_scale)
+    assert math.log2(scale) % 1 == 0 and 2 * x.abs().max() <= 448 * scale < 4 * x.abs().max()
+    assert layer(1e6 * x).isfinite().all()  # beyond the room to spare it is clipped
 
 
 def test_float8_takes_the_attentions_linear_layers_alone(image_teacher):
@@ -142,6 +149,21 @@ def test_float8_takes_the_attentions_linear_layers_alone(image_teacher):
     made = [name for name, m in copy.named_modules() if isinstance(m, frozen.Float8Linear)]
     assert count == len(made) > 4 and all(".attentions." in name for name in made)
     assert isinstance(copy.time_embedding.linear_1, nn.Linear)
+
+
+def test_the_first_call_sets_the_scales_of_float8_and_no_other(image_teacher, monkeypatch):
+    monkeypatch.setattr(frozen, "check_float8", lambda device: None)
+    g = torch.Generator().manual_seed(0)
+    x, t, c = torch.randn(6, 1, 8, 8, generator=g), torch.tensor([1, 10, 100, 300, 700, 1000]), torch.arange(6)
+    exact = image_teacher.output(x, t, c)
+    image_teacher.freeze("fp8")
+    first = image_teacher.output(x, t, c)
+    layers = [m for m in image_teacher._frozen[0].modules() if isinstance(m, frozen.Float8Linear)]
+    scales = [float(layer.x_scale) for layer in layers]
+    assert len(layers) > 4 and len({*scales} - {1.0}) > 1 and float((first - exact).square().mean() / exact.var()) < 1e-2
+    assert torch.equal(image_teacher.output(x, t, c), first)
+    image_teacher.output(100 * x, t, c)
+    assert [float(layer.x_scale) for layer in layers] == scales
 
 
 def test_a_frozen_image_teacher_holds_bf16_and_keeps_its_own_weights(image_teacher):
