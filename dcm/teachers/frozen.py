@@ -69,9 +69,9 @@ class Float8Linear(nn.Module):
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
-        self.bias, self.observing = linear.bias, False
-        self.register_buffer("scale", _scale(linear.weight.abs().amax()))
-        self.register_buffer("weight", _rounded(linear.weight, self.scale))
+        self.bias, self.observing, weight = linear.bias, False, linear.weight.detach()
+        self.register_buffer("scale", _scale(weight.abs().amax()))
+        self.register_buffer("weight", _rounded(weight, self.scale))
         self.register_buffer("x_scale", torch.ones_like(self.scale))
 
     def forward(self, x: Tensor) -> Tensor:
