@@ -16,9 +16,10 @@ HELD, FAILED, OPEN = "held", "failed", "open"
 # What a group may differ in from the main group and still have its place in a sweep over guidance and grid.
 FREE = set("solver intervals guidance horizons seeds group_name lr lr_decay snapshots steps samples evaluation_seed".split())
 FREE |= set("checkpoint_seconds updates_per_solve solves_in_flight run_dir device threads".split())
-LONG = "emoji, trained longer"
+LONG, ADAPTED = "emoji, trained longer", "CIFAR-10, LoRA"
 # By parameters of the main group and its teacher.
 SCALES: dict[str, dict] = {
+    ADAPTED: {"study": "cifar10", "lora_rank": 64}, "CIFAR-10, trained longer": {"study": "cifar10", "updates": 15000},
     "CIFAR-10": {"study": "cifar10"}, "digits": {"study": "digits"},
     "emoji": {"model": "weights/emoji", "updates": 250}, "emoji, two cores": {"model": "weights/emoji", "updates": 48},
     LONG: {"model": "weights/emoji", "updates": 1000},
@@ -122,11 +123,11 @@ PREDICTIONS: dict[int, tuple[str, Sequence[Ratio | Lower | Near | Stable]]] = {
     14: ("CIFAR-10, N = 50: both claims (D>D / D>CM)", [Ratio("CIFAR-10", FIRST, r, s, 50) for r, s in CLAIMS]),
     15: ("CIFAR-10, N = 50: C2 is lower at w = 9 than at w = 2", [Lower("CIFAR-10", (50, 2), (50, 9))]),
     26: ("CIFAR-10, N = 10, w = 9: the CM is stable", [Stable("CIFAR-10", 10, 9)]),
-    27: ("LoRA on CIFAR-10, N = 100, w = 9: both claims (D>D / D>CM)", [Ratio("CIFAR-10", FIRST, r, s, 100, 9) for r, s in CLAIMS]),
-    28: ("the same, plain: the Direct CM is better in both", [Ratio("CIFAR-10", PLAINLY, r, -1, 100, 9) for r, _ in CLAIMS]),
+    27: ("LoRA on CIFAR-10, N = 100, w = 9: both claims (D>D / D>CM)", [Ratio(ADAPTED, FIRST, r, s, 100, 9) for r, s in CLAIMS]),
+    28: ("the same, plain: the Direct CM is better in both", [Ratio(ADAPTED, PLAINLY, r, -1, 100, 9) for r, _ in CLAIMS]),
     29: (
         "CIFAR-10, N = 50 and LoRA: in two steps C2 is reversed (D>D / D>CM)",
-        [Ratio("CIFAR-10", f"{FIRST}, 2 steps", "teacher", -1, n, w) for n, w in ((50, 2), (50, 9), (100, 9))],
+        [Ratio(s, f"{FIRST}, 2 steps", "teacher", -1, n, w) for s, n, w in (("CIFAR-10", 50, 2), ("CIFAR-10", 50, 9), (ADAPTED, 100, 9))],
     ),
     30: ("emoji on two cores, N = 10, w = 2: both claims (D>D / D>CM)", [Ratio("emoji, two cores", FIRST, r, s) for r, s in CLAIMS]),
     31: ("emoji, LoRA, N = 100, w = 2: both claims (D>D / D>CM)", [Ratio("emoji", FIRST, r, s, 100) for r, s in CLAIMS]),
