@@ -17,6 +17,7 @@ class Replay:
 
     def __init__(self, capture: bool):
         self.capture, self.calls = capture, 0
+        self.aside: Any = torch.cuda.Stream() if capture else None  # one, since what a stream has freed is kept for it
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, function: Callable[[], Any]) -> Any:
@@ -25,11 +26,10 @@ class Replay:
             return function()
         self.calls += 1
         if self.calls <= self.WARM_UP:  # on a stream of its own, as capturing asks for
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
+            self.aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.aside):
                 result = function()
-            torch.cuda.current_stream().wait_stream(stream)
+            torch.cuda.current_stream().wait_stream(self.aside)
             return result
         if self.graph is None:
             torch.cuda.synchronize()

@@ -67,6 +67,7 @@ def needed(students: LoRAStudents, shape: tuple[int, ...], batch: int, parameter
     try:
         peaks = {n: peak(students, shape, n) for n in probed}
         one, more = (peak(students, shape, n, False) for n in (1, many)) if flying else (0, 0)
+        torch.cuda.empty_cache()
     except torch.OutOfMemoryError:
         n, ways = probed[-1], _lower(parameters, probed[-1])
         raise InputError(f"the GPU's memory does not hold {n} samples in training; {ways}.") from None
