@@ -126,6 +126,7 @@ def whole_run(seconds: dict[str, float], update: float, intervals: int, gpus: in
     samples, group = config["evaluation"]["samples"], config["groups"]["main"]
     N, updates = group["intervals"], config["training"]["updates"]
     sets = sampled_sets(snapshot_updates(updates, group["snapshots"]), config["evaluation"]["steps"], N)
+    shares = [[steps for _, steps in sets[i::gpus]] for i in range(gpus)]  # of the sets of students' samples, one a GPU
     evaluation = seconds.get("teacher evaluation, fast path", seconds["teacher evaluation, as it stands"])
     batch, students = config["training"]["batch"], len(group["horizons"])
     # The teacher's part of an update grows with N, and the students' stays.
@@ -137,8 +138,8 @@ def whole_run(seconds: dict[str, float], update: float, intervals: int, gpus: in
         "train": update * updates / gpus / 3600,
         "teacher's samples": evaluation * 2 * N * samples / gpus / 3600,
         "errors by starting time": seconds["teacher evaluation, as it stands"] * by_time / 3600,
-        "students' samples": seconds["student evaluation"] * students * sum(k for _, k in sets) * samples / 3600,
-        "decode and measure": seconds["decode and measure an image"] * (students * len(sets) + 1) * samples / 3600,
+        "students' samples": seconds["student evaluation"] * students * max(map(sum, shares)) * samples / 3600,
+        "decode and measure": seconds["decode and measure an image"] * (students * max(map(len, shares)) + 1) * samples / 3600,
     }
 
 

@@ -141,6 +141,14 @@ class EvaluationSet:
         return self.kept(f"{distilled.name}-{update}-{steps}", make, distilled.digest)[:, rows]
 
 
+def sample_students(evaluation: EvaluationSet, distilled: DistilledGroup, steps: Sequence[int], processes: Processes = ALONE) -> None:
+    """Make the samples of a group's students that are kept; of several `processes` each makes its share of the sets."""
+    if evaluation.keeps(distilled):
+        own = distilled.sets(steps)[processes.rank :: processes.size]
+        for update, k in tqdm(own, desc="students sampled", unit="set", disable=not processes.first):
+            evaluation.of_group(distilled, update, k)
+
+
 def sample_group(evaluation: EvaluationSet, distilled: DistilledGroup, steps: Sequence[int]) -> None:
     """Sample a group and its teacher, for notebooks 3 and 4 to measure; what is kept already is left as it is."""
     group = distilled.group
@@ -148,7 +156,5 @@ def sample_group(evaluation: EvaluationSet, distilled: DistilledGroup, steps: Se
         evaluation.teacher_samples(group.solver, group.intervals, w)
         if evaluation.study.exact:
             evaluation.exact_samples(w)
-    if evaluation.keeps(distilled):
-        for update, k in tqdm(distilled.sets(steps), desc="students sampled", unit="set"):
-            evaluation.of_group(distilled, update, k)
+    sample_students(evaluation, distilled, steps)
     (evaluation.run_dir / "checkpoints" / distilled.path.name).unlink(missing_ok=True)  # of their training

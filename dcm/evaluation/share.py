@@ -1,36 +1,71 @@
-"""The teacher's samples of a costly study, each of several processes making its own part."""
+"""What evaluating a costly study takes, shared by several processes, one a GPU: sampling, and notebook 4's measuring."""
 
 import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 
-from dcm.evaluation.samples import EvaluationSet, sample_group
-from dcm.parameters.notebooks import DistillParameters
+from dcm.evaluation.samples import EvaluationSet, sample_group, sample_students
+from dcm.evaluation.students import measure_students
+from dcm.parameters.notebooks import DistillParameters, SampleQualityParameters
 from dcm.studies.base import Study
 from dcm.support.files import project_path
-from dcm.support.processes import Processes
+from dcm.support.processes import ALONE, Processes
 from dcm.training.launch import joined, launch
-from dcm.training.saved import DistilledGroup
+from dcm.training.saved import DistilledGroup, load_group, load_groups
+
+QUALITY = "4_sample_quality"  # names the parameters' file of those that measure
+
+
+def shared(study: Study, p: DistillParameters | SampleQualityParameters, device: torch.device, name: str = "") -> None:
+    """Let ``p.processes`` processes do their shares first, of a costly study."""
+    if study.costly and p.processes > 1:
+        study.to(torch.device("cpu"))  # the processes need the memory
+        launch(p, "dcm.evaluation.share", name)
+        study.to(device)
 
 
 def sample_in_processes(evaluation: EvaluationSet, distilled: DistilledGroup, p: DistillParameters) -> None:
-    """:func:`~dcm.evaluation.samples.sample_group`, the teacher of a costly study in ``p.processes`` processes."""
-    group, study = distilled.group, evaluation.study
-    left = any(evaluation.missing(group.solver, group.intervals, w) for w in group.guidance)
-    if study.costly and p.processes > 1 and left:
-        study.to(torch.device("cpu"))  # the processes need the memory
-        launch(p, "dcm.evaluation.share")
-        study.to(evaluation.device)
+    """:func:`~dcm.evaluation.samples.sample_group`, of a costly study in ``p.processes`` processes."""
+    group = distilled.group
+    if any(evaluation.missing(group.solver, group.intervals, w) for w in group.guidance):
+        shared(evaluation.study, p, evaluation.device)
     sample_group(evaluation, distilled, p.steps)
 
 
 def sample_own_part(study: Study, p: DistillParameters, device: torch.device, processes: Processes) -> None:
-    """What each process does."""
+    """What each process does of :func:`sample_in_processes`."""
     evaluation = EvaluationSet(study, project_path(p.run_dir), p.samples, p.evaluation_seed, device)
     for w in p.guidance:
         evaluation.teacher_parts(p.solver, p.intervals, float(w), processes)
+    sample_students(evaluation, load_group(p.run_dir, p.group_name), p.steps, processes)
+    processes.wait()
+
+
+def measure_quality(
+    evaluation: EvaluationSet, groups: Sequence[DistilledGroup], p: SampleQualityParameters, processes: Processes = ALONE
+) -> Iterator[dict]:
+    """Every quality metric of the study, by :func:`~dcm.evaluation.students.measure_students`; one file takes all rows."""
+    study = evaluation.study
+
+    def measure(x, group, member):
+        solution = evaluation.teacher_samples(group.solver, group.intervals, member.guidance)
+        return study.quality.measure(x, evaluation.condition, solution)
+
+    if processes.size == 1:
+        shared(study, p, evaluation.device, QUALITY)
+    store = evaluation.run_dir / "measured" / "quality.jsonl"
+    yield from measure_students(evaluation, groups, p.steps_of, store, list(study.quality.metrics), measure, processes)
+
+
+def measure_own_part(study: Study, p: SampleQualityParameters, device: torch.device, processes: Processes) -> None:
+    """What each process does of :func:`measure_quality`."""
+    evaluation = EvaluationSet(study, project_path(p.run_dir), p.samples, p.seed, device)
+    list(measure_quality(evaluation, [*load_groups(p.run_dir, p.groups, p.main_group).values()], p, processes))
     processes.wait()
 
 
 if __name__ == "__main__":
-    joined(sys.argv[1], sample_own_part)
+    measures = Path(sys.argv[1]).stem == QUALITY
+    joined(sys.argv[1], *((measure_own_part, SampleQualityParameters) if measures else (sample_own_part, DistillParameters)))

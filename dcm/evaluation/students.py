@@ -13,6 +13,7 @@ from dcm.schedule import Grid
 from dcm.solvers import solve
 from dcm.studies.base import Study
 from dcm.support.files import RowStore
+from dcm.support.processes import ALONE, Processes
 from dcm.support.progress import tqdm
 from dcm.support.seeds import generator, sample_noise
 from dcm.training.saved import DistilledGroup
@@ -31,17 +32,17 @@ KEY = ("fingerprint", "group", "guidance", "horizon", "method", "seed", "update"
 
 def measure_students(
     evaluation: EvaluationSet, groups: Iterable[DistilledGroup], steps_of: Callable[[str], Sequence[int]], store: Path,
-    measures: Sequence[str], measure: Callable,
+    measures: Sequence[str], measure: Callable, processes: Processes = ALONE,
 ) -> Iterator[dict]:  # fmt: skip
     """One row for every student, snapshot and number of sampling steps, in a fixed order.
 
     ``steps_of(name)`` has the numbers of sampling steps at the end of a group; snapshots are measured in one step.
     ``measure(x (B, *shape), group, member)`` returns the values of a row, by name. Finished rows are kept in
-    `store`, and those that have all `measures` are not made again.
+    `store`, and those that have all `measures` are not made again. Of several `processes` each takes its share of the sets.
     """
     rows = RowStore(store, KEY, measures)
-    work = [(g, update, k) for g in groups for update, k in g.sets(steps_of(g.name))]
-    for g, update, k in tqdm(work, desc="students measured", unit="set"):
+    work = [(g, update, k) for g in groups for update, k in g.sets(steps_of(g.name))][processes.rank :: processes.size]
+    for g, update, k in tqdm(work, desc="students measured", unit="set", disable=not processes.first):
         mark = {"fingerprint": evaluation.mark(g.digest)}
         keys = [mark | describe(g.name, g.group, member, update, k) for member in g.group.members]
         if not all(key in rows for key in keys):

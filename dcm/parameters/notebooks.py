@@ -186,7 +186,7 @@ class DistillParameters(Common, GroupParameters, TrainingParameters):
 
 
 class QualityParameters(Common):
-    """Notebook 4: the evaluation set, which it shares with notebook 3."""
+    """The evaluation set of notebooks 3 and 4."""
 
     samples: k.Samples
     seed: k.Seed = 0
@@ -203,6 +203,12 @@ class QualityParameters(Common):
     def steps_of(self, group: str) -> list[int]:
         """In how many steps a group's students are sampled: the main group's in all, the others' in one."""
         return self.steps if group == self.main_group else [1]
+
+
+class SampleQualityParameters(QualityParameters):
+    """Notebook 4."""
+
+    processes: k.Count = 1
 
 
 class ODEErrorParameters(QualityParameters):
@@ -247,7 +253,7 @@ NOTEBOOKS: dict[str, type[Parameters]] = {  # of a study
     "1_teacher": TeacherParameters,
     "2_distill": DistillParameters,
     "3_ode_error": ODEErrorParameters,
-    "4_sample_quality": QualityParameters,
+    "4_sample_quality": SampleQualityParameters,
     "5_figures": FigureParameters,
 }
 EVERY_NOTEBOOK: dict[str, type[Parameters]] = {

@@ -52,7 +52,7 @@ class StudyConfig(Common, WithResults):
             "1_teacher": ({}, "teacher", self.teacher),
             "2_distill": (of_group, f"group {group}", self.training | self.groups.get(group or "", {})),
             "3_ode_error": (main | groups, "evaluation and ode_error", sampled | self.ode_error),
-            "4_sample_quality": (main | groups, "evaluation", sampled),
+            "4_sample_quality": (main | groups | {"processes": self.training.get("processes", 1)}, "evaluation", sampled),
             "5_figures": (main | {"results_dir": self.results_dir}, "figures", {}),
         }[notebook]
         once = {"study", "run_dir"} | set(own)  # named for the whole study

@@ -5,11 +5,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from dcm.parameters.check import validate
-from dcm.parameters.notebooks import DistillParameters
+from dcm.parameters.notebooks import DistillParameters, SampleQualityParameters
 from dcm.studies.base import Study
 from dcm.studies.registry import load_study
 from dcm.support.errors import InputError
@@ -29,17 +30,18 @@ def distil_group(study: Study, p: DistillParameters, device: torch.device) -> Di
     return load_group(p.run_dir, p.group_name)
 
 
-def launch(p: DistillParameters, module: str = "dcm.training.launch") -> None:
+def launch(p: DistillParameters | SampleQualityParameters, module: str = "dcm.training.launch", name: str = "") -> None:
     """Run a `module` that calls :func:`joined` in ``p.processes`` processes of this machine; returns when they have ended.
 
-    Raises :class:`InputError` for more processes than GPUs or an uneven batch, before anything starts, and with the
-    processes' own sentence when they stop early.
+    `name` : of the file with their parameters, by default the group's. Raises :class:`InputError` for more processes than
+    GPUs or an uneven batch, before anything starts, and with the processes' own sentence when they stop early.
     """
-    check_shareable(p.batch, p.processes)
+    if isinstance(p, DistillParameters):
+        check_shareable(p.batch, p.processes)
     gpus = 0 if p.device == "cpu" else torch.cuda.device_count()
     if gpus and p.processes > gpus:
         raise InputError(f"processes = {p.processes} is not possible; allowed: 1 to {gpus}, one a GPU.")
-    path = project_path(p.run_dir) / "checkpoints" / f"{p.group_name}.json"
+    path = project_path(p.run_dir) / "checkpoints" / f"{name or getattr(p, 'group_name', '')}.json"
     write_text(path, p.model_dump_json())
     # torchrun, since accelerate's own launcher starts one process only where there is no GPU; accelerate joins either.
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(p.processes)]
@@ -53,11 +55,14 @@ def launch(p: DistillParameters, module: str = "dcm.training.launch") -> None:
     path.unlink()
 
 
-def joined(path: str, work: Callable[[Study, DistillParameters, torch.device, Processes], object]) -> None:
-    """What each process does, of :func:`launch` (``torchrun -m MODULE PARAMETERS.json``) or of ``accelerate launch``."""
+def joined(path: str, work: Callable[[Study, Any, torch.device, Processes], object], model: type = DistillParameters) -> None:
+    """What each process does, of :func:`launch` (``torchrun -m MODULE PARAMETERS.json``) or of ``accelerate launch``.
+
+    `work` takes the study, the parameters of a `model`, the device and the processes.
+    """
     from accelerate import Accelerator
 
-    p = validate(DistillParameters, json.loads(Path(path).read_text()))
+    p: Any = validate(model, json.loads(Path(path).read_text()))
     accelerator = Accelerator(cpu=p.device == "cpu")
     ready_device(accelerator.device, p.threads)
     try:

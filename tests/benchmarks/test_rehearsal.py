@@ -53,4 +53,10 @@ def test_the_whole_runs_hours_are_its_counts_times_the_rates():
     assert one["train"] == pytest.approx(250 * (12 + 0.5 * 16 * 80) / 3600) and two["train"] == pytest.approx(one["train"] / 2)
     assert one["teacher's samples"] == pytest.approx(0.5 * 2 * 100 * 10274 / 3600)
     assert one["errors by starting time"] == pytest.approx(1.0 * 16 * 2 * (100 + 200) * 3 / 3600)  # from 20, 40, 60, 80 and 100
-    assert one["encode images"] == one["decode and measure"] == 0
+    assert one["encode images"] == one["students' samples"] == 0
+    # Of the sets at one step, four of them, two and four, a GPU takes every second, and each sees the teacher's samples once.
+    rates |= {"student evaluation": 0.1, "decode and measure an image": 1.0}
+    for gpus, steps, sets in ((1, 10, 6), (2, 6, 3), (8, 4, 1)):
+        found = sdxl_rehearsal.whole_run(rates, 12.0, 20, gpus)
+        assert found["students' samples"] == pytest.approx(0.1 * 2 * steps * 10274 / 3600)
+        assert found["decode and measure"] == pytest.approx((2 * sets + 1) * 10274 / 3600)

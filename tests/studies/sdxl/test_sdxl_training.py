@@ -13,8 +13,9 @@ from sdxl_helpers import CPU, batch, distill_parameters, trained
 
 from dcm.consistency import sample
 from dcm.evaluation.samples import EvaluationSet
-from dcm.evaluation.share import sample_in_processes
+from dcm.evaluation.share import measure_quality, sample_in_processes
 from dcm.metrics.metric import ode_error
+from dcm.parameters.notebooks import SampleQualityParameters
 from dcm.schedule import Grid
 from dcm.students.lora import LoRAStudents
 from dcm.support import checkpoint
@@ -88,6 +89,15 @@ def test_two_processes_train_as_one(study, distilled, prepared, tmp_path):
     sample_in_processes(own, both, distill_parameters(tmp_path, processes=2, samples=16))
     assert own.missing("ddim", 4, 2.0) == [] and len(own.missing("ddim", 4, 3.0)) == 4
     assert torch.allclose(own.teacher_samples("ddim", 4, 2.0), alone.teacher_samples("ddim", 4, 2.0), atol=1e-6)
+    # And its own sets of students, of which the rows lie in one file.
+    p = SampleQualityParameters(study="sdxl", run_dir=str(tmp_path), samples=16, steps=[1, 2], groups=["main"], device="cpu", processes=2)
+    shared = list(measure_quality(own, [both], p))
+    rows = (tmp_path / "measured/quality.jsonl").read_text().splitlines()
+    assert len(shared) == len(rows) == 2 * len(both.sets([1, 2])) == 4
+    again = list(measure_quality(alone, [both], p.model_copy(update={"processes": 1})))
+    for a, b in zip(shared, again):
+        assert [a.pop("method"), a.pop("solver")] == [b.pop("method"), b.pop("solver")]
+        assert a.pop("group") == b.pop("group") and a == pytest.approx(b, rel=1e-3, nan_ok=True)
 
 
 def test_a_batch_must_be_shareable(tmp_path, monkeypatch):
