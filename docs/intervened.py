@@ -15,7 +15,7 @@ from dcm.analysis.switch import SWITCH
 from dcm.report.switch import by_role
 
 ROOT = Path(__file__).parents[1]
-NAMES = {"gmm16": "16-D mixture", "digits": "digits"}
+NAMES = {"gmm16": "16-D mixture", "digits": "digits", "cifar10": "CIFAR-10"}
 FIRST, SECOND = SWITCH.values()
 COPY, REFERENCE = ("frozen", FIRST[0]), ("plain", FIRST[1])
 FROM = {"switch": ("D", FIRST), "from_cm": ("CM", SECOND)}  # by part: the first half, and the methods
@@ -50,18 +50,22 @@ PREDICTIONS = {
     23: Said("CM>D / CM>copy of the CM is above 1", ["gmm16", "digits"], "from_cm", [(("plain", SECOND[0]), ("frozen", SECOND[0]))], None, 1),
     24: Said("CM>D is nearer with features in its loss", ["digits"], "from_cm", [(("features", SECOND[0]), ("plain", SECOND[0]))], ["fd_self"], -1),
     25: Said("C2 is there with features in both losses, from a CM", ["digits"], "from_cm", [(("features", SECOND[0]), ("features", SECOND[1]))], ["fd_self"], 1),
+    42: Said("CIFAR-10: D>D is nearer with features in its loss", ["cifar10"], "switch", [(("features", FIRST[0]), ("plain", FIRST[0]))], ["fd_self"], -1),
+    43: Said("CIFAR-10: C2 is there with features in both losses", ["cifar10"], "switch", [(("features", FIRST[0]), ("features", FIRST[1]))], ["fd_self"], 1),
+    44: Said("the same, by the encoders that are in no loss", ["cifar10"], "switch", [(("features", FIRST[0]), ("features", FIRST[1]))], ["fd_teacher", "fd_classifier"], 1),
 }  # fmt: skip
 
 
 @cache
 def rows_of(name: str, folder: str = "interventions") -> pd.DataFrame:
-    """A table of what a script measured."""
-    return pd.read_csv(ROOT / f"results/{folder}/{name}.csv")
+    """A table of what a script measured; of what it has not yet, one without rows."""
+    path = ROOT / f"results/{folder}/{name}.csv"
+    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["part", "intervention"])
 
 
 def distances(rows: pd.DataFrame) -> dict[str, str]:
     """Columns of distances to the teacher's samples, and how they read."""
-    study = "gmm" if "swd_teacher" in rows else "digits"
+    study = "gmm" if "swd_teacher" in rows else "cifar10" if "fd_classifier" in rows else "digits"
     return {c: metric.label for c, (role, metric) in measures(study).items() if role == "teacher" and c in rows}
 
 

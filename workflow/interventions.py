@@ -13,9 +13,11 @@ With ``--guided GROUP``, in a group with strong guidance that trains from its st
 ``ema``, ``clipped`` (x_0 kept within the data's range), ``guided_start`` (mixtures: students begin as the guided
 teacher), and ``steady``, all of them.
 
-docs/preregistration.md has the predictions. Rows are kept as they come, and a second call goes on:
+docs/preregistration.md has the predictions. Rows are kept as they come, and a second call goes on. ``--only`` names those
+that are wanted, of which ``plain`` is one:
 
 python workflow/interventions.py workflow/config/gmm16.yaml results/interventions/gmm16.csv --guided w9
+python workflow/interventions.py workflow/config/cifar10.yaml results/interventions/cifar10.csv --only switch:plain switch:features
 """
 
 import argparse
@@ -177,6 +179,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("config")
     parser.add_argument("file", help="the table of all rows")
     parser.add_argument("--guided", help="a group of the study with strong guidance")
+    parser.add_argument("--only", nargs="+", metavar="PART:INTERVENTION", help="in place of all")
     given = parser.parse_args(arguments)
     try:
         config = validate(StudyConfig, read_config(given.config))
@@ -188,7 +191,7 @@ def main(arguments: list[str] | None = None) -> None:
         rows = [pd.read_csv(path)] if path.exists() else []
 
         def run(part: str, name: str, study: Study, p: DistillParameters, objective: Objective) -> None:
-            if any(((r.part == part) & (r.intervention == name)).any() for r in rows):
+            if given.only and f"{part}:{name}" not in given.only or any(((r.part == part) & (r.intervention == name)).any() for r in rows):
                 return
             trained = train_group(study, p, device, objective=objective)
             rows.append(pd.DataFrame({"part": part, "intervention": name} | row for row in measured(study, home, trained, p, device)))
@@ -202,6 +205,8 @@ def main(arguments: list[str] | None = None) -> None:
             return validate(DistillParameters, values)
 
         for part, horizons in SWITCH.items():
+            if given.only and f"{part}:plain" not in given.only:
+                continue  # the others need its students
             own = lambda name: group(config.main_group, name if part == "switch" else f"{part}-{name}", horizons=horizons)
             for name, objective in objectives(study, own("plain"), home, device):
                 run(part, name, study, own(name), objective)

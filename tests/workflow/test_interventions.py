@@ -56,6 +56,9 @@ def test_every_intervention_is_measured_once(measured, capsys):
     assert rows.ode_error.notna().all() and rows.swd_teacher.notna().equals(rows["update"] == 8)
     interventions.main([str(home / "study.yaml"), str(home / "rows.csv"), "--guided", "w9"])
     assert capsys.readouterr().out == ""
+    interventions.main([str(home / "study.yaml"), str(home / "some.csv"), "--only", "switch:plain", "switch:frozen"])
+    some = pd.read_csv(home / "some.csv")
+    assert list(some.intervention.unique()) == ["plain", "frozen"] and set(some.part) == {"switch"}
 
 
 def test_students_differ_in_their_second_half_alone(measured):
