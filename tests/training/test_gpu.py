@@ -3,7 +3,7 @@
 import pytest
 import tiny_sdxl
 import torch
-from random_sdxl import random_unet
+from random_sdxl import SDXL_UNET, random_unet
 from sdxl_dry_run import RandomLatents, random_prompts
 
 from dcm.consistency import ConsistencyFunction
@@ -14,6 +14,7 @@ from dcm.students.lockstep import MLPStudents, ModuleStudents
 from dcm.students.lora import LoRAStudents
 from dcm.students.networks import UNetStudent, adapt
 from dcm.support.checkpoint import load_optimizer, optimizer_tensors
+from dcm.teachers.frozen import Float8Linear
 from dcm.teachers.mixture import GaussianMixtureTeacher
 from dcm.teachers.sdxl import PromptedUNet, SDXLTeacher
 from dcm.teachers.unet import UNetConfig, UNetTeacher
@@ -141,3 +142,23 @@ def test_the_optimiser_goes_on_from_a_checkpoint():
     for p in students.parameters():
         assert all(torch.equal(optimizer.state[p][n], again.state[p][n]) for n in optimizer.state[p])
         assert again.state[p]["step"].device.type == "cuda"
+
+
+@pytest.mark.parametrize("compile", ["no", "regions"])
+def test_a_teacher_in_fp8_predicts_nearly_what_it_does_in_bf16(compile):
+    """SDXL's own structure, narrow; the scales are those of the first call."""
+    if torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("needs a GPU with FP8 matrix products")
+    config = SDXL_UNET | {"block_out_channels": [32, 64, 128], "attention_head_dim": [1, 2, 4], "cross_attention_dim": 32, "sample_size": 8}
+    network = PromptedUNet(random_unet(config, GPU, torch.bfloat16), random_prompts(config, 8).to(GPU), chunk=16)
+    teacher = SDXLTeacher(network, GaussianMixtureTeacher.interleaved_ring().schedule, (4, 8, 8))
+    x, c = RandomLatents(teacher.shape, 8).draw(torch.Generator(GPU).manual_seed(0), 8)
+    t = torch.arange(100, 900, 100, device=GPU)
+    plain = teacher.predict_noise(x, t, c)
+    teacher.freeze("fp8")
+    teacher.compile_for(8, compile)
+    for _ in range(2):
+        found = teacher.predict_noise(x, t, c)
+        assert 1e-8 < (found - plain).square().mean() / plain.var() < 0.01
+    layers = [m for m in teacher._fast.modules() if isinstance(m, Float8Linear)]
+    assert layers and not any(layer.observing for layer in layers) and any(float(layer.x_scale) != 1 for layer in layers)
