@@ -11,6 +11,7 @@ python benchmarks/sdxl_rehearsal.py --processes 2 --precision fp16 --optimizer a
 from __future__ import annotations
 
 import argparse
+import gc
 import subprocess
 import sys
 import time
@@ -175,15 +176,17 @@ def rehearse(given) -> dict:
     began = time.time()
     if subprocess.run([sys.executable, ROOT / "workflow/study.py", path, "-j", "1"], cwd=ROOT).returncode:
         raise InputError(f"the study of {path} stopped; its last words are above.")
-    run = project_path(config["run_dir"])
+    run, studied = project_path(config["run_dir"]), time.time() - began
     rows, seconds = stages(run), rates(config, run, device)
+    gc.collect()
+    torch.cuda.empty_cache()  # training needs it, in other processes
     training = sdxl_processes.run(sdxl_processes.options(["--folder", given.folder, "--processes", *map(str, sorted({1, given.processes}))], kill=given.kill))
     p = config["training"]
     how = f"gradient checkpointing {'on' if p['gradient_checkpointing'] else 'off'}, microbatch {p['microbatch'] or 'all'}"
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu", "processes": given.processes, "commit": git_commit(),
         "settings": f"{given.precision}, {given.optimizer}, {how}, {given.updates} updates, N = {given.intervals}, {given.samples} samples, {given.solves_in_flight} solves in flight",
-        "build_seconds": built, "study_seconds": time.time() - began, "stages": rows, "rates": seconds,
+        "build_seconds": built, "study_seconds": studied, "stages": rows, "rates": seconds,
         "training": training, "hours": {n: whole_run(seconds, training["rows"][0]["seconds_an_update"], given.intervals, n) for n in (1, 2, 8)},
     }  # fmt: skip
 
