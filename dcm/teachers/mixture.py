@@ -174,10 +174,6 @@ class GaussianMixtureTeacher:
         alpha, sigma = self.schedule.alpha(t, x), self.schedule.sigma(t, x)
         return -sigma * self.score_at(x, alpha, sigma, condition, guidance)
 
-    def nearest_mode(self, x_0: Tensor, condition: Tensor) -> Tensor:
-        """Index k of the component of class c that most likely made `x_0`; (*batch)."""
-        return self.log_joint(x_0, condition).argmax(0)
-
     def distance_to_mode(self, x_0: Tensor, k: Tensor) -> Tensor:
         """Mahalanobis distance (B,) of `x_0` (B, D) to component `k` (B,), in standard deviations."""
         c = self._constants(x_0.device, x_0.dtype)
