@@ -10,6 +10,7 @@ import platform
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -29,6 +30,46 @@ GOALS = (
     ("updates_", "overhead of ours", "share of an update", "at most", 0.03),
 )
 COLUMNS_IN_FILE_ALONE = ("timed [s]", "memory held [GiB]", "calls", "ratio of evaluations a second")
+
+
+KINDS = {  # of kernels, by what their names contain; the first that fits
+    "norms, activations, sums (compiled)": ("triton",),
+    "attention": ("flash", "fmha", "sdpa", "fort_native", "attention"),
+    "convolutions": ("conv", "fprop", "implicit", "nhwc", "nchw"),
+    "matrix products": ("gemm", "nvjet", "cutlass", "cublas", "splitk"),
+}
+
+
+def kernels(step: Callable[[], object]) -> dict:
+    """Where a GPU's time goes in one `step`, by kind of kernel: milliseconds in all, the share of each, the longest.
+
+    ``busy`` is the share of the step's own time in which there was a kernel: what is missing waits for the CPU. It is
+    timed without the profiler, which slows the CPU down.
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    step()
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    step()
+    torch.cuda.synchronize()
+    took = 1e3 * (time.perf_counter() - began)
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as seen:
+        step()
+        torch.cuda.synchronize()
+    times: dict[str, float] = {}
+    for event in seen.key_averages():
+        marked = getattr(event, "is_user_annotation", False) or event.key.startswith(("Torch-Compiled", "##"))
+        if event.device_type == torch.autograd.DeviceType.CUDA and not marked:
+            times[event.key] = times.get(event.key, 0.0) + event.self_device_time_total / 1e3
+    if not times:
+        raise RuntimeError("the profiler saw no kernels")
+    total, kinds = sum(times.values()), dict.fromkeys([*KINDS, "others"], 0.0)
+    for name, ms in times.items():
+        kinds[next((k for k, parts in KINDS.items() if any(p in name.lower() for p in parts)), "others")] += ms
+    longest = sorted(times.items(), key=lambda item: -item[1])[:40]
+    return {"total [ms]": total, "busy": total / took, "share": {k: v / total for k, v in kinds.items()},
+            "longest [ms]": {name[:160]: ms for name, ms in longest}}  # fmt: skip
 
 
 def wait(device: torch.device) -> None:

@@ -20,6 +20,7 @@ from types import SimpleNamespace
 import torch
 from diffusers import DDPMScheduler
 from random_sdxl import SDXL_UNET, random_unet
+from report import kernels
 from targets import longest_of, paper_loop
 from torch import Tensor
 
@@ -41,6 +42,7 @@ from dcm.support.files import ROOT, write_json, write_text
 from dcm.support.pretrained import check_packages
 from dcm.support.processes import find_device, ready_device
 from dcm.support.progress import tqdm
+from dcm.teacher import guided_noise
 from dcm.teachers import frozen
 from dcm.teachers.sdxl import PromptedUNet, Prompts, SDXLTeacher
 from dcm.training.settings import Settings, make_optimizer
@@ -238,11 +240,20 @@ class DryRun:
         before = self.clock.now()
         for _ in range(self.setting.timed):
             make(batch, settings.lr)
-        return {"seconds": (self.clock.now() - before) / self.setting.timed, "peak_gib": self.clock.peak()}
+        found = {"seconds": (self.clock.now() - before) / self.setting.timed, "peak_gib": self.clock.peak()}
+        return found | ({"kernels": kernels(lambda: make(batch, settings.lr))} if self.clock.cuda else {})
+
+    @torch.no_grad()
+    def profile(self, path: str) -> dict:
+        """:func:`report.kernels` of one step of the teacher's on this path; outside its CUDA graph, so it may wait for the CPU."""
+        s, starts = self.setting, self.pairs(1).starts(1)
+        t, stepped = Grid(s.intervals).time(starts.n).to(self.device), s.slots if path != "paper" else s.batch
+        x, t, c = (v.repeat(-(-stepped // s.batch), *[1] * (v.ndim - 1))[:stepped] for v in (starts.x, t, starts.condition))
+        return kernels(lambda: guided_noise(self.teacher, x, t, c, s.guidance))
 
     def run(self) -> dict:
         """Everything that was measured and what follows from it, as JSON can hold it."""
-        s, cuda, rows = self.setting, self.clock.cuda, []
+        s, cuda, rows, profiles = self.setting, self.clock.cuda, [], {}
         estimated = self.estimate() if cuda else {}
         bar = tqdm(total=3 + 2 * len(self.paths), desc="dry run")
         members = {"CM": [1], "Direct CM": [s.intervals], "both": [1, s.intervals]}
@@ -251,6 +262,7 @@ class DryRun:
             self.teacher.freeze("fp8" if path == "fp8" else "auto")
             torch._dynamo.reset()
             solved = {h: _told(bar, self.solving(path, h)) for h in (1, s.intervals)}
+            profiles |= {path: self.profile(path)} if cuda else {}
             self.teacher.forget()
             for name, horizons in members.items():
                 took, spent = solved[longest := horizons[-1]], s.evaluations(path, longest)
@@ -265,7 +277,7 @@ class DryRun:
             "memory_gib": torch.cuda.get_device_properties(self.device).total_memory / GIB if cuda else None,
             "versions": {name: metadata.version(name) for name in ("torch", "diffusers", "peft", "transformers")},
             "commit": git_commit(), "date": datetime.now(UTC).date().isoformat(), "settings": asdict(s), "students": own,
-            "rows": rows,
+            "rows": rows, "profiles": profiles,
         }  # fmt: skip
 
 
@@ -298,6 +310,15 @@ def readable(record: dict) -> str:
     lines += ["", "| students | their part of an update [s] | peak memory |", "| --- | ---: | ---: |"]
     lines += [f"| {name} | {own['seconds']:.2f} | {gib(own['peak_gib'])} |" for name, own in record["students"].items()]
     lines += ["", f"Solves and the students' part are timed over {s['timed']} updates each, and an update takes their sum."]
+    parts = {PATHS[name].format(**s): p for name, p in record.get("profiles", {}).items()}
+    parts |= {f"students: {name}": own["kernels"] for name, own in record["students"].items() if "kernels" in own}
+    if parts:
+        kinds = [*next(iter(parts.values()))["share"]]
+        lines += ["", "Where the GPU's time goes in one solver step of the teacher, and in the students' part of an update:", "",
+                  f"| | ms | busy | {' | '.join(kinds)} |", f"| --- | ---: | ---: |{' ---: |' * len(kinds)}"]  # fmt: skip
+        shares = lambda p: " | ".join(f"{share:.2f}" for share in p["share"].values())
+        lines += [f"| {name} | {p['total [ms]']:.0f} | {p['busy']:.2f} | {shares(p)} |" for name, p in parts.items()]
+        lines += [""]
     if "estimated_gib" in record:
         lines.append(f"The check before training estimated {record['estimated_gib']:.1f} GiB of {record['memory_gib']:.1f} for one student.")
     return "\n".join(lines)

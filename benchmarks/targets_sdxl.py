@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from random_sdxl import SDXL_UNET, random_unet
-from report import Report, matrix_rate
+from report import Report, kernels, matrix_rate
 from sdxl_dry_run import RandomLatents, random_prompts
 from targets import Meter, difference, longest_of, paper_loop, scheduled_evaluations
 
@@ -21,13 +21,6 @@ from dcm.schedule import Grid, NoiseSchedule
 from dcm.solvers import get_solver
 from dcm.teachers import frozen
 from dcm.teachers.sdxl import PromptedUNet, Prompts, SDXLTeacher
-
-KINDS = {  # of kernels, by what their names contain; the first that fits
-    "norms, activations, sums (compiled)": ("triton",),
-    "attention": ("flash", "fmha", "sdpa", "fort_native", "attention"),
-    "convolutions": ("conv", "fprop", "implicit", "nhwc", "nchw"),
-    "matrix products": ("gemm", "nvjet", "cutlass", "cublas", "splitk"),
-}
 
 
 def evaluation_flops(config: dict, latent: int) -> tuple[float, float]:
@@ -50,32 +43,6 @@ def evaluation_flops(config: dict, latent: int) -> tuple[float, float]:
                 unet(x, torch.ones(2), encoder_hidden_states=text, added_cond_kwargs=added)
             counts.append(counter.get_total_flops() / 2)
     return counts[0], counts[1]
-
-
-def profile(report: Report, step, precision: str) -> None:
-    """Where the GPU's time goes in one `step` of a teacher in this precision, by kind of kernel."""
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as profiler
-
-    step()
-    torch.cuda.synchronize()
-    with profiler(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as seen:
-        step()
-        torch.cuda.synchronize()
-    kernels: dict[str, float] = {}
-    for event in seen.key_averages():
-        marked = getattr(event, "is_user_annotation", False) or event.key.startswith(("Torch-Compiled", "##"))
-        if event.device_type == torch.autograd.DeviceType.CUDA and not marked:
-            kernels[event.key] = kernels.get(event.key, 0.0) + event.self_device_time_total / 1e3
-    if not kernels:
-        raise RuntimeError("the profiler saw no kernels")
-    total, kinds = sum(kernels.values()), dict.fromkeys([*KINDS, "others"], 0.0)
-    for name, ms in kernels.items():
-        kinds[next((k for k, parts in KINDS.items() if any(p in name.lower() for p in parts)), "others")] += ms
-    longest = sorted(kernels.items(), key=lambda item: -item[1])[:40]
-    report.note(profile={"precision": precision, "total [ms]": total, "share": {k: v / total for k, v in kinds.items()},
-                         "longest [ms]": {name[:160]: ms for name, ms in longest}})  # fmt: skip
-    print(json.dumps({k: round(v / total, 3) for k, v in kinds.items()}), f"of {total:.1f} ms", flush=True)
 
 
 def make_teacher(config: dict, device: torch.device, prompts: int = 64) -> tuple[SDXLTeacher, RandomLatents]:
@@ -164,7 +131,9 @@ def measure(report: Report, given) -> None:
         with report.way("profile"):
             s = Pairs(teacher, data, group, slots, device).starts(1)
             t = grid.time(s.n).to(device)
-            profile(report, lambda: teacher.guided_noise(s.x, t, s.condition, w), teacher.precision)
+            found = kernels(lambda: teacher.guided_noise(s.x, t, s.condition, w))
+            report.note(profile={"precision": teacher.precision} | found)
+            print(json.dumps({k: round(v, 3) for k, v in found["share"].items()}), f"of {found['total [ms]']:.1f} ms", flush=True)
 
     name = f"paper's loop, batch {B}"
     with report.way(name):

@@ -178,3 +178,11 @@ def test_precision_benchmark_compares_with_float32(tmp_path, monkeypatch):
     exact, rounded, impossible = read_json(tmp_path / "out.json")["ways"]
     key = "relative squared difference, w = 2"
     assert exact[key] == 0 and 1e-9 < rounded[key] < 1e-2 and "needs a GPU" in impossible["failed"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_where_a_gpus_time_goes_adds_up():
+    a = torch.randn(4096, 4096, device="cuda", dtype=torch.bfloat16)
+    found = report.kernels(lambda: [a @ a for _ in range(8)])
+    assert sum(found["share"].values()) == pytest.approx(1) and found["share"]["matrix products"] > 0.9
+    assert 0 < found["busy"] < 1.2 and found["total [ms]"] > 0.5
