@@ -1,4 +1,7 @@
-"""What evaluating a costly study takes, shared by several processes, one a GPU: sampling, and notebook 4's measuring."""
+"""What evaluating a costly study takes, shared by several processes, one a GPU: sampling, and notebook 4's measuring.
+
+No process waits for another: shares differ by more than the minutes for which NCCL is patient.
+"""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -40,7 +43,6 @@ def sample_own_part(study: Study, p: DistillParameters, device: torch.device, pr
     for w in p.guidance:
         evaluation.teacher_parts(p.solver, p.intervals, float(w), processes)
     sample_students(evaluation, load_group(p.run_dir, p.group_name), p.steps, processes)
-    processes.wait()
 
 
 def measure_quality(
@@ -63,7 +65,6 @@ def measure_own_part(study: Study, p: SampleQualityParameters, device: torch.dev
     """What each process does of :func:`measure_quality`."""
     evaluation = EvaluationSet(study, project_path(p.run_dir), p.samples, p.seed, device)
     list(measure_quality(evaluation, [*load_groups(p.run_dir, p.groups, p.main_group).values()], p, processes))
-    processes.wait()
 
 
 if __name__ == "__main__":
