@@ -215,7 +215,7 @@ class DryRun:
 
     def solving(self, path: str, horizon: int) -> dict[str, float]:
         """Seconds and teacher evaluations of the teacher's part of all timed updates, after one that is not timed."""
-        s, spent = self.setting, []
+        s = self.setting
         if path == "paper":  # on a grid of few intervals, where every step costs what it does on the real one
             N = min(COARSE, s.intervals) if horizon > 1 else s.intervals
             n, starts = torch.full((s.batch,), min(horizon, N)), map(self.pairs(horizon).starts, range(s.timed + 1))
@@ -224,10 +224,8 @@ class DryRun:
         else:
             updates = (batch.evaluations for _, batch in self.pairs(horizon).between(0, s.timed + 1))
         next(updates)
-        before = self.clock.now()
-        for evaluations in updates:
-            spent.append(evaluations)
-        return {"seconds": self.clock.now() - before, "evaluations": sum(spent)}
+        before, evaluations = self.clock.now(), sum(updates)
+        return {"seconds": self.clock.now() - before, "evaluations": evaluations}
 
     def update(self, *horizons: int) -> dict[str, float | None]:
         """Seconds of the students' part of an update, and the peak in GiB."""

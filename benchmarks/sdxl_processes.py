@@ -101,21 +101,21 @@ def difference(a: list[list[float]], b: list[list[float]]) -> float:
     return float(((a - b).abs() / b).max())
 
 
-def run(given) -> dict:
-    """Everything; raises :class:`InputError`."""
-    config = project_path(given.folder) / "rehearsal.yaml"
+def run(folder: Path, processes: list[int], updates: int = 8, kill: bool = True) -> dict:
+    """Everything, in the `folder` of a rehearsal; raises :class:`InputError`."""
+    config = folder / "rehearsal.yaml"
     if not config.exists():
         raise InputError(f"{config} is missing; `make sdxl-rehearsal` writes it, and what is trained on here.")
     study = validate(StudyConfig, read_config(config))
-    plain = study.notebook("2_distill", "main") | {"horizons": ["cm", "direct"], "updates": given.updates, "snapshots": 1}
+    plain = study.notebook("2_distill", "main") | {"horizons": ["cm", "direct"], "updates": updates, "snapshots": 1}
     of = lambda name, **more: validate(DistillParameters, plain | {"group_name": name} | more)
-    rows, out = [], project_path(given.folder) / "processes.json"
-    for n in given.processes:
+    rows, out = [], folder / "processes.json"
+    for n in processes:
         rows.append(measured(of(f"processes{n}", processes=n)))
         write_json(out, {"rows": rows})
         print(f"{n} process(es): {rows[-1]['seconds_an_update']:.2f} s an update", flush=True)
-    most = max(given.processes)
-    after = killed(of("killed", processes=most, checkpoint_seconds=1.0)) if given.kill else None
+    most = max(processes)
+    after = killed(of("killed", processes=most, checkpoint_seconds=1.0)) if kill else None
     record = {
         "settings": {k: plain[k] for k in ("batch", "intervals", "updates", "optimizer", "solves_in_flight", "microbatch")},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", "rows": rows, "killed": after,
@@ -124,9 +124,13 @@ def run(given) -> dict:
         "difference_killed": difference(after["losses"], rows[-1]["losses"]) if after else None,
     }  # fmt: skip
     write_json(out, record)
-    if (worst := max(*record["difference"].values(), record["difference_killed"] or 0)) > SLACK:
-        raise InputError(f"losses differ by {worst:.2g}; allowed: {SLACK}. See {out}.")
     return record
+
+
+def check(record: dict) -> None:
+    """Raise :class:`InputError` where losses differ too much."""
+    if (worst := max(*record["difference"].values(), record["difference_killed"] or 0)) > SLACK:
+        raise InputError(f"losses differ by {worst:.2g}; allowed: {SLACK}.")
 
 
 def readable(record: dict) -> str:
@@ -142,27 +146,23 @@ def readable(record: dict) -> str:
     return "\n".join(lines)
 
 
-def options(arguments: list[str] | None = None, **others) -> argparse.Namespace:
-    """What the command line asks for, and `others` in its place; exits for what is not possible."""
+def main() -> None:
+    """The command; writes its record into the rehearsal's folder, and prints it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", default="runs/rehearsal", help="of the rehearsal")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="the first is the baseline")
     parser.add_argument("--updates", type=int, default=8)
     parser.add_argument("--no-kill", dest="kill", action="store_false")
     parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args(arguments)
-    if given.updates < 2 * WARM_UP + 1:
-        raise SystemExit(f"updates = {given.updates} is not possible; allowed: at least {2 * WARM_UP + 1}.")
-    return argparse.Namespace(**vars(given) | others)
-
-
-def main() -> None:
-    """The command; writes its record into the rehearsal's folder, and prints it."""
-    given = options()
+    given = parser.parse_args()
     if given.train:
         return train(given.train)
+    if given.updates < 2 * WARM_UP + 1:
+        raise SystemExit(f"updates = {given.updates} is not possible; allowed: at least {2 * WARM_UP + 1}.")
     try:
-        print(readable(run(given)))
+        record = run(project_path(given.folder), given.processes, given.updates, given.kill)
+        print(readable(record))
+        check(record)
     except InputError as error:
         raise SystemExit(f"{error}") from None
 

@@ -180,7 +180,7 @@ def rehearse(given) -> dict:
     rows, seconds = stages(run), rates(config, run, device)
     gc.collect()
     torch.cuda.empty_cache()  # training needs it, in other processes
-    training = sdxl_processes.run(sdxl_processes.options(["--folder", given.folder, "--processes", *map(str, sorted({1, given.processes}))], kill=given.kill))
+    training = sdxl_processes.run(folder, sorted({1, given.processes}), kill=given.kill)
     p = config["training"]
     how = f"gradient checkpointing {'on' if p['gradient_checkpointing'] else 'off'}, microbatch {p['microbatch'] or 'all'}"
     return {
@@ -205,14 +205,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--optimizer", default="adamw", choices=["adamw", "adamw8bit"])
     parser.add_argument("--kill", action="store_true", help="kill a training as well, and let it go on")
     given = parser.parse_args(arguments)
+    out = project_path(given.folder) / "rehearsal.json"
     try:
         record = rehearse(given)
+        write_json(out, record)
+        write_text(out.with_suffix(".md"), readable(record) + "\n")
+        print(readable(record))
+        sdxl_processes.check(record["training"])  # once all of it is written
     except InputError as error:
         raise SystemExit(f"{error}") from None
-    out = project_path(given.folder) / "rehearsal.json"
-    write_json(out, record)
-    write_text(out.with_suffix(".md"), readable(record) + "\n")
-    print(readable(record))
 
 
 if __name__ == "__main__":

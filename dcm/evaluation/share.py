@@ -45,26 +45,27 @@ def sample_own_part(study: Study, p: DistillParameters, device: torch.device, pr
     sample_students(evaluation, load_group(p.run_dir, p.group_name), p.steps, processes)
 
 
-def measure_quality(
-    evaluation: EvaluationSet, groups: Sequence[DistilledGroup], p: SampleQualityParameters, processes: Processes = ALONE
-) -> Iterator[dict]:
+def measure_quality(evaluation: EvaluationSet, groups: Sequence[DistilledGroup], p: SampleQualityParameters) -> Iterator[dict]:
     """Every quality metric of the study, by :func:`~dcm.evaluation.students.measure_students`; one file takes all rows."""
+    shared(evaluation.study, p, evaluation.device, QUALITY)
+    return _measured(evaluation, groups, p)
+
+
+def _measured(evaluation: EvaluationSet, groups: Sequence[DistilledGroup], p: SampleQualityParameters, processes: Processes = ALONE) -> Iterator[dict]:
     study = evaluation.study
 
     def measure(x, group, member):
         solution = evaluation.teacher_samples(group.solver, group.intervals, member.guidance)
         return study.quality.measure(x, evaluation.condition, solution)
 
-    if processes.size == 1:
-        shared(study, p, evaluation.device, QUALITY)
     store = evaluation.run_dir / "measured" / "quality.jsonl"
-    yield from measure_students(evaluation, groups, p.steps_of, store, list(study.quality.metrics), measure, processes)
+    return measure_students(evaluation, groups, p.steps_of, store, list(study.quality.metrics), measure, processes)
 
 
 def measure_own_part(study: Study, p: SampleQualityParameters, device: torch.device, processes: Processes) -> None:
     """What each process does of :func:`measure_quality`."""
     evaluation = EvaluationSet(study, project_path(p.run_dir), p.samples, p.seed, device)
-    list(measure_quality(evaluation, [*load_groups(p.run_dir, p.groups, p.main_group).values()], p, processes))
+    list(_measured(evaluation, [*load_groups(p.run_dir, p.groups, p.main_group).values()], p, processes))
 
 
 if __name__ == "__main__":

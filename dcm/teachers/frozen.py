@@ -84,8 +84,9 @@ class Float8Linear(nn.Module):
 
 
 def calibrate(network: nn.Module, call: Callable[[], object]) -> None:
-    """Let the :class:`Float8Linear` layers of a network take their inputs' scales from one `call`, uncompiled."""
-    layers = [m for m in network.modules() if isinstance(m, Float8Linear)]
+    """Let the layers that :func:`to_float8` made take their inputs' scales from one `call`, uncompiled; nothing after that."""
+    if not (layers := network.__dict__.pop("uncalibrated", [])):
+        return
     for layer in layers:
         layer.observing = True
     with torch.compiler.set_stance("force_eager"):
@@ -101,8 +102,9 @@ def to_float8(network: nn.Module) -> int:
     """
     layers = [(path, m) for path, m in network.named_modules() if isinstance(m, nn.Linear) and ".attentions." in path]
     chosen = [(path, layer) for path, layer in layers if layer.in_features % 16 == layer.out_features % 16 == 0]
-    for path, layer in chosen:
-        network.set_submodule(path, Float8Linear(layer))
+    network.uncalibrated = [Float8Linear(layer) for _, layer in chosen]
+    for (path, _), made in zip(chosen, network.uncalibrated):
+        network.set_submodule(path, made)
     return len(chosen)
 
 

@@ -119,7 +119,6 @@ class SDXLTeacher:
     def forget(self) -> None:
         """Give back the memory of the copy that :meth:`compile_for` made."""
         self._fast: Any = None  # the frozen copy
-        self._calibrated = False
         self._sizes: set[int] = set()  # of the batches that it is used for
 
     def compile_for(self, batch: int, compile: str = "regions", attention: str = "cudnn") -> None:
@@ -146,9 +145,7 @@ class SDXLTeacher:
         low = x.to(self.network.dtype, memory_format=torch.channels_last)
         call = lambda: self._fast(low, t, encoder_hidden_states=text[:prompted], added_cond_kwargs=added, return_dict=False)
         with frozen.attention_by(self._attention):
-            if self.precision == "fp8" and not self._calibrated:
-                frozen.calibrate(self._fast, call)
-                self._calibrated = True
+            frozen.calibrate(self._fast, call)
             return call()[0].to(x.dtype)
 
     @torch.no_grad()

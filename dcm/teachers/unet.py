@@ -134,7 +134,6 @@ class UNetTeacher(nn.Module):
     def freeze(self, precision: str = "auto", dtype: torch.dtype = torch.bfloat16) -> "UNetTeacher":
         """Evaluate the network, and it alone, by a :func:`~dcm.teachers.frozen.frozen_copy` of what it is now."""
         self._frozen, self._compiled = (frozen.frozen_copy(self.unet, dtype, precision),), {}
-        self._calibrated = precision != "fp8"
         return self
 
     def compile_for(self, batch: int) -> None:
@@ -146,9 +145,8 @@ class UNetTeacher(nn.Module):
         """What the network predicts: `x` (B, *shape), `t` (1..T) and `condition` (B,); returns float (B, *shape)."""
         network = self._compiled.get(len(x), (*self._frozen, self.unet)[0])
         inputs = x.to(self._frozen[0].dtype) if self._frozen else x
-        if self._frozen and not self._calibrated:
-            frozen.calibrate(self._frozen[0], lambda: ask(self._frozen[0], self.config, inputs, t, condition))
-            self._calibrated = True
+        for copy in self._frozen:
+            frozen.calibrate(copy, lambda: ask(copy, self.config, inputs, t, condition))
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast and not self._frozen):
             return ask(network, self.config, inputs, t, condition).to(x.dtype)
 

@@ -15,7 +15,7 @@ from dcm.studies.base import Study
 from dcm.studies.registry import load_study
 from dcm.support.errors import InputError
 from dcm.support.files import ROOT, project_path, write_text
-from dcm.support.processes import Processes, check_shareable, ready_device
+from dcm.support.processes import Processes, check_shareable, find_device, ready_device
 from dcm.training.run import finished, train_group
 from dcm.training.saved import DistilledGroup, load_group
 
@@ -63,7 +63,7 @@ def joined(path: str, work: Callable[[Study, Any, torch.device, Processes], obje
     from accelerate import Accelerator
 
     p: Any = validate(model, json.loads(Path(path).read_text()))
-    accelerator = Accelerator(cpu=p.device == "cpu")
+    accelerator = Accelerator(cpu=find_device(p.device).type == "cpu")
     ready_device(accelerator.device, p.threads)
     try:
         work(load_study(p.study, p.run_dir, accelerator.device), p, accelerator.device, Processes(accelerator))

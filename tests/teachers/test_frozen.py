@@ -132,8 +132,11 @@ def test_float8_layers_are_near_their_originals():
     g = torch.Generator().manual_seed(0)
     linear = nn.Linear(64, 48).bfloat16().requires_grad_(False)
     x = torch.randn(3, 5, 64, generator=g).bfloat16() * torch.logspace(-2, 1, 5)[:, None].bfloat16()
-    layer, exact = frozen.Float8Linear(linear), nn.functional.linear(x.float(), linear.weight.float(), linear.bias.float())
-    frozen.calibrate(nn.Sequential(layer), lambda: layer(x))
+    exact = nn.functional.linear(x.float(), linear.weight.float(), linear.bias.float())
+    network = nn.ModuleDict({"block": nn.ModuleDict({"attentions": nn.ModuleList([linear])})})
+    assert frozen.to_float8(network) == 1
+    layer = network["block"]["attentions"][0]
+    frozen.calibrate(network, lambda: layer(x))
     rounded = layer(x)
     assert rounded.shape == exact.shape and rounded.dtype == torch.bfloat16 and not layer.observing
     error = ((rounded - exact).square().mean((0, 2)) / (exact - linear.bias).square().mean((0, 2)))[1:]

@@ -30,30 +30,21 @@ class Need:
         return int(SLACK * (self.peaks[few] + (self.samples - few) * each + self.state + self.flying * self.teacher))
 
 
-def _most(device: torch.device, work) -> int:
-    """Peak bytes on the GPU while `work` is done once more: the first time, cuDNN tries algorithms that it will not use again."""
-    for _ in range(2):
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        work()
-        most = torch.cuda.max_memory_allocated(device)
-    return most
-
-
 def peak(students: LoRAStudents, shape: tuple[int, ...], samples: int, trained: bool = True) -> int:
     """Peak bytes while the first member's graph of `samples` samples is built and walked back, or, not `trained`, while it answers."""
-    device = students.network.device
+    device, part = students.network.device, slice(0, 1)
     x = torch.zeros(1, samples, *shape, device=device)
     t, condition = (torch.ones(1, samples, dtype=torch.long, device=device) for _ in range(2))
-
-    def work() -> None:
+    for _ in range(2):  # the first time, cuDNN tries algorithms that it will not use again
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
         with torch.set_grad_enabled(trained):
-            out = students(x, t, condition, members=slice(0, 1))
+            loss = students(x, t, condition, members=part).square().mean()[None]
         if trained:
-            students.backward(out.square().mean()[None], slice(0, 1))
-            students.zero_grad(set_to_none=True)
-
-    return _most(device, work)
+            students.backward(loss, part)
+        most = torch.cuda.max_memory_allocated(device)
+        students.zero_grad(set_to_none=True)
+    return most
 
 
 def needed(students: LoRAStudents, shape: tuple[int, ...], batch: int, parameters, peak=peak) -> Need:
