@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from dcm.support.files import write_json, write_text
+from dcm.support.files import read_json, write_json, write_text
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- written by report.py: begin -->", "<!-- written by report.py: end -->"
@@ -81,6 +81,26 @@ def wait(device: torch.device) -> None:
 def rounded(row: dict) -> dict:
     """For reading; the file has every digit."""
     return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()}
+
+
+class Kept:
+    """What a run has measured, by name, in a file as soon as it is known: the same run, cut off and begun again, goes on.
+
+    `run` says what it is that was measured; a file of another run is begun anew.
+    """
+
+    def __init__(self, path: Path, run: dict):
+        self.path, self.run = path, run
+        found = read_json(path) if path.exists() else {}
+        self.results: dict[str, dict] = found["results"] if found.get("run") == run else {}
+
+    def __call__(self, name: str, measure: Callable[[], dict]) -> dict:
+        """The result of this name, measured where there is none."""
+        if name not in self.results:
+            self.results[name] = measure()
+            write_json(self.path, {"run": self.run, "results": self.results})
+            print(f"{name}: {json.dumps({k: v for k, v in rounded(self.results[name]).items() if not isinstance(v, dict)})}", flush=True)
+        return self.results[name]
 
 
 class Report:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from types import SimpleNamespace
 import torch
 from diffusers import DDPMScheduler
 from random_sdxl import SDXL_UNET, random_unet
-from report import kernels
+from report import Kept, kernels
 from targets import longest_of, paper_loop
 from torch import Tensor
 
@@ -41,7 +42,6 @@ from dcm.support.errors import InputError
 from dcm.support.files import ROOT, write_json, write_text
 from dcm.support.pretrained import check_packages
 from dcm.support.processes import find_device, ready_device
-from dcm.support.progress import tqdm
 from dcm.teacher import guided_noise
 from dcm.teachers import frozen
 from dcm.teachers.sdxl import PromptedUNet, Prompts, SDXLTeacher
@@ -249,40 +249,32 @@ class DryRun:
         x, t, c = (v.repeat(-(-stepped // s.batch), *[1] * (v.ndim - 1))[:stepped] for v in (starts.x, t, starts.condition))
         return kernels(lambda: guided_noise(self.teacher, x, t, c, s.guidance))
 
-    def run(self) -> dict:
-        """Everything that was measured and what follows from it, as JSON can hold it."""
+    def run(self, out: Path) -> dict:
+        """Everything that was measured and what follows from it, as JSON can hold it; `out` keeps each part once it is known."""
         s, cuda, rows, profiles = self.setting, self.clock.cuda, [], {}
-        estimated = self.estimate() if cuda else {}
-        bar = tqdm(total=3 + 2 * len(self.paths), desc="dry run")
+        about = {"device": torch.cuda.get_device_name(self.device) if cuda else "cpu", "commit": git_commit(), "settings": asdict(s)}
+        kept = Kept(out, about | {"channels": list(self.unet.config.block_out_channels)})
+        estimated = kept("estimate", self.estimate) if cuda else {}
         members = {"CM": [1], "Direct CM": [s.intervals], "both": [1, s.intervals]}
-        own = {name: _told(bar, self.update(*horizons)) for name, horizons in members.items()}
+        own = {name: kept(name, partial(self.update, *horizons)) for name, horizons in members.items()}
         for path in self.paths:
             self.teacher.freeze("fp8" if path == "fp8" else "auto")
             torch._dynamo.reset()
-            solved = {h: _told(bar, self.solving(path, h)) for h in (1, s.intervals)}
-            profiles |= {path: self.profile(path)} if cuda else {}
+            solved = {h: kept(f"{path}, h = {h}", partial(self.solving, path, h)) for h in (1, s.intervals)}
+            profiles |= {path: kept(f"{path}, kernels", partial(self.profile, path))} if cuda else {}
             self.teacher.forget()
             for name, horizons in members.items():
                 took, spent = solved[longest := horizons[-1]], s.evaluations(path, longest)
                 teachers = took["seconds"] / took["evaluations"] * spent
                 rows.append({"path": path, "students": name, "teacher_seconds": teachers, "evaluations": spent,
                              "seconds": teachers + own[name]["seconds"], "evaluations_a_second": spent / teachers})  # fmt: skip
-        bar.close()
-        return {
+        return about | estimated | {
             "weights": "random", "unet_parameters": sum(p.numel() for p in self.unet.parameters()),
-            "weights_gib": sum(p.numel() * p.element_size() for p in self.unet.parameters()) / GIB, **estimated,
-            "device": torch.cuda.get_device_name(self.device) if cuda else "cpu",
+            "weights_gib": sum(p.numel() * p.element_size() for p in self.unet.parameters()) / GIB,
             "memory_gib": torch.cuda.get_device_properties(self.device).total_memory / GIB if cuda else None,
             "versions": {name: metadata.version(name) for name in ("torch", "diffusers", "peft", "transformers")},
-            "commit": git_commit(), "date": datetime.now(UTC).date().isoformat(), "settings": asdict(s), "students": own,
-            "rows": rows, "profiles": profiles,
+            "date": datetime.now(UTC).date().isoformat(), "students": own, "rows": rows, "profiles": profiles,
         }  # fmt: skip
-
-
-def _told(bar, result):
-    """`result`, after a step of the bar."""
-    bar.update()
-    return result
 
 
 def readable(record: dict) -> str:
@@ -339,11 +331,12 @@ def main(arguments: list[str] | None = None) -> None:
     out, device, unet, paths = (options.pop(name) for name in ("out", "device", "unet", "paths"))
     try:
         config = json.loads(unet.read_text()) if unet else SDXL_UNET
-        record = DryRun(find_device(device), Setting(**options), config, paths).run()
+        record = DryRun(find_device(device), Setting(**options), config, paths).run(kept := out.with_suffix(".kept.json"))
     except InputError as error:
         raise SystemExit(f"{error}") from None
     write_json(out, record)
     write_text(out.with_suffix(".md"), readable(record) + "\n")
+    kept.unlink()
     print(readable(record))
 
 
