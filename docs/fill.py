@@ -138,44 +138,35 @@ def by_all(rows: pd.DataFrame, pairs: tuple[str, ...], wanted: dict[str, str]) -
     return list(right.index[right])
 
 
+def on_mode(name: str, method: str) -> str:
+    """Percent of one-step samples on a mode of the mixture, at the end of a setting that is called so."""
+    measured = table("switch", "metrics")
+    at = measured[measured.final & (measured.method == method)].merge(switch_rows().drop_duplicates("name")[["run", "group", "intervals", "guidance", "name"]])
+    return f"{100 * at[at.name.str.startswith(name)].on_mode.mean():.1f}"
+
+
 def findings() -> str:
     """The README's findings, from the main settings of the switch."""
     rows = switch_rows()
     clear = rows[rows.cm == STABLE]
     equal, names = clear[clear.pair.isin(PAIRS)], list(clear.name.unique())
     held = by_all(clear, PAIRS, {"error": "supported", "teacher": "supported"})
-    others, unstable = [n for n in names if n not in held], rows.name[rows.cm != STABLE].unique()
+    unstable = rows.name[rows.cm != STABLE].unique()
     at = equal[equal.name.isin(held)]
     scale = short_names(rows.name).get
-    first = "; ".join(
-        f"{scale(name)}: ODE error {span(own.value[own.role == 'error'])}, distances {span(own.value[own.role == 'teacher'])}"
-        for name, own in at.groupby("name", sort=False)
-    )
-    also: dict[bool, list[str]] = {True: [], False: []}
-    for name, own in equal[equal.name.isin(others) & (equal.role == "teacher")].groupby("name", sort=False):
-        halves = [(span(part.value), (part.verdict == "supported").any()) for _, part in own.groupby("pair", sort=False)]
-        whole = len({some for _, some in halves}) == 1  # else one first half says so, and the other does not
-        values = span(own.value) if whole else "{} from a Direct first half, {} from a CM's".format(*(each for each, _ in halves))
-        also[(own.verdict == "supported").any()].append(f"{scale(name)} {values}")
-    said = {"Worse by some measures alone": also[True], "Not worse": also[False]}
-    rest = "".join(f" {words}: {'; '.join(places)}." for words, places in said.items() if places)
-    rest += f" No verdict for want of a stable CM: {'; '.join(unstable)}." if len(unstable) else ""
-    if "on_mode" in (measured := table("switch", "metrics")):
-        at = measured[measured.final].merge(rows.drop_duplicates("name")[["run", "group", "intervals", "guidance", "name"]])
-        shares = [(name, 100 * part.groupby("method").on_mode.mean()) for name, part in at.dropna(subset="on_mode").groupby("name", sort=False)]
-        on = "; ".join(f"{scale(name)} {share['CM']:.1f} and {share['Direct CM']:.1f} %" for name, share in shares)
-        rest += f" (Samples on a mode, CM and Direct CM: {on}.)" if on else ""
+    teachers = equal[equal.role == "teacher"]
+    worse = [name for name, own in teachers.groupby("name", sort=False) if (own.verdict == "supported").any()]  # in one step
+    listed = lambda names: " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:]))) or "none"
+    places = lambda names: listed([f"{'the ' * ('mixture' in name)}{scale(name)}" for name in names])
+    rest = f" No verdict for want of a stable CM: {places(unstable)}." if len(unstable) else ""
     few = clear[clear.pair.isin(FEW_STEPS) & (clear.role == "teacher")]
-    worse = [name for name, own in equal[equal.role == "teacher"].groupby("name") if (own.verdict == "supported").any()]  # in one step
     fewer = lambda k: few[few.name.isin(worse) & few.pair.str.endswith(f"{k} steps")]
     still = few[few.verdict == "supported"].drop_duplicates(["name", "label"])
     left = "; ".join(f"{scale(e.name)}, {e.label.partition(', ')[2]} encoder" for e in still.itertuples(index=False))
     seen = equal[equal.role == "features"]
     judged = seen[seen.name.isin(worse)]
-    features = "; ".join(f"{scale(name)} {span(own.value)}" for name, own in judged.groupby("name", sort=False))
-    there = [scale(name) for name, own in seen.groupby("name", sort=False) if name not in worse and (own.verdict == "supported").all()]
-    listed = lambda names: " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:]))) or "none"
-    nearer = lambda m: listed([*map(scale, by_all(clear, (f"{m} / CM", f"{m} / Direct CM"), {"teacher": "contradicted"}))])
+    there = [name for name, own in seen.groupby("name", sort=False) if name not in worse and (own.verdict == "supported").all()]
+    nearer = lambda m: places(by_all(clear, (f"{m} / CM", f"{m} / Direct CM"), {"teacher": "contradicted"}))
     cost = switch_rows("costs").groupby("method").relative
     told = table("switch", "predictions").outcome.value_counts()
     far = lambda student: np.exp(intervened.compared(intervened.rows_of("gmm16"), "switch", student, intervened.REFERENCE, "swd_teacher").value)
@@ -183,9 +174,9 @@ def findings() -> str:
     cells = final_one_step(with_final(intervened.rows_of("metrics", "difficulty"), CELL)).groupby(CELL)
     harder = lambda *which: ", ".join(f"{np.exp(log_ratios(cells.get_group(c), SWITCH[PAIRS[0]], 'swd_teacher').mean()):.3g}" for c in which)
     return f"""\
-1. **From the same weights, the Direct objective solves the ODE better and its samples are worse**, by every measure, on {listed([*map(scale, held)])}. Direct / CM: {first}.{rest}
-2. **It is a matter of one step.** Where samples are worse in one, the same students rank the other way in two, with fresh noise between them, or are even: Direct / CM of the distances is {span(fewer(2).value)} there, and {span(fewer(4).value)} in four. Worse in few steps: {left or "nowhere"} ([table](results/switch/README.md#few_steps)). No prediction was made of it.
-3. **Where samples are worse, what it gains in pixels it does not gain in features.** After an encoder its error is the lower one in {(judged.verdict == 'supported').sum()} of {len(judged)} comparisons, the higher one in {(judged.verdict == 'contradicted').sum()}; Direct / CM: {features}. On {listed(there)} it gains there, too.
+1. **From the same weights, the Direct objective solves the ODE better and its samples are worse**, by every measure, on {places(held)}: its ODE error is {span(at.value[at.role == "error"])} times the CM's, its samples' distance {span(at.value[at.role == "teacher"])} times. By some measures, or from one first half alone, they are worse on {places([n for n in worse if n not in held])}. They are not on {places([n for n in names if n not in worse])}.{rest}
+2. **It is a matter of one step.** In two, with fresh noise between them, the same students rank the other way or are even: there the distance is {span(fewer(2).value)} times the CM's, and in four {span(fewer(4).value)}. Worse in few steps: {left or "nowhere"} ([table](results/switch/README.md#few_steps)). No prediction was made of it.
+3. **Where samples are worse, what it gains in pixels it does not gain in features.** After an encoder its error is the lower one in {(judged.verdict == 'supported').sum()} of {len(judged)} comparisons, the higher one in {(judged.verdict == 'contradicted').sum()}. On {places(there)}, where samples are better, it gains there too.
 4. **Direct first, CM last is best in one step**: halving *h* from N to 1 while training gives samples nearer to the teacher's than either objective alone, by every measure, on {nearer('anneal')}, with {span(cost.get_group('anneal'))} of the Direct CM's teacher evaluations; one switch from Direct to CM does on {nearer('direct>cm')}. Of {told.sum()} [predictions](docs/preregistration.md) {told.get('held', 0)} held, {told.get('failed', 0)} failed, {told.get('open', 0)} are open ([table](results/switch/README.md#predictions)).
 5. **Regression as such does no harm; what is regressed on does.** On the 16-D mixture a student that copies a trained CM by plain regression has the CM's samples: its distance is {far(intervened.COPY):.2f} times the CM's. One that regresses on the ODE's solution has {far(("plain", "Direct CM")):.2f} times. And C2 is there where the teacher's map is hard for the student: the ratio is {harder(*((d, 12, 64) for d in (2, 4, 8, 16)))} in 2, 4, 8 and 16 dimensions, and {harder(*((16, 12, w) for w in (64, 128, 256)))} for students of width 64, 128 and 256. What the loss sees is not it: on digits, with the judge's own features in both losses, C2 is {np.exp(seen_by_loss.value):.2f} from a CM's first half ([interventions](docs/interventions.md))."""
 
@@ -274,7 +265,7 @@ def on_sdxl(name: str) -> str:
 
 
 BLOCKS = {"findings": findings, "switch": switch_table, "counts": counts_table, "rates": rates_table, "difficulty": difficulty_table, "interventions": interventions_table, "guided": guided_table, "sweep": lambda: compact(intervened.sweep_table()), "emoji": emoji_model, "emoji results": emoji_results, "emoji terms": miniature.shares, "sdxl dry run": lambda: on_sdxl("dry_run"), "sdxl rehearsal": lambda: on_sdxl("rehearsal")}
-NUMBERS = {f.__name__: f for f in (effect, ratio, solver_error, minutes, between)}
+NUMBERS = {f.__name__: f for f in (effect, ratio, solver_error, minutes, between, on_mode)}
 
 
 def filled(text: str) -> str:

@@ -20,7 +20,7 @@ from dcm.support.seeds import sample_noise
 from dcm.training.saved import DistilledGroup
 
 COMPILED = 2000  # calls of a costly teacher from which on the minute that compiling takes is won back
-KEPT = {False: 1 << 26, True: 1 << 33}  # bytes of one set of students' samples that are worth their room; of a costly study
+KEPT = {"cpu": 1 << 26, "cuda": 1 << 33}  # bytes of one set of students' samples that are worth their room, by device
 
 
 @dataclass(eq=False)
@@ -127,7 +127,7 @@ class EvaluationSet:
 
     def keeps(self, distilled: DistilledGroup) -> bool:
         """Whether a group's samples are kept; sets that are too large are sampled whenever they are asked for."""
-        return 4 * len(distilled.group.members) * self.samples * math.prod(self.study.teacher.shape) <= KEPT[self.study.costly]
+        return 4 * len(distilled.group.members) * self.samples * math.prod(self.study.teacher.shape) <= KEPT[self.device.type]
 
     def of_group(self, distilled: DistilledGroup, update: int, steps: int, rows: slice = slice(None)) -> Tensor:
         """Samples (M, B, *shape) of a group's students with their weights at `update`, or those of some `rows`."""

@@ -94,7 +94,7 @@ def test_sampling_has_one_place(study, main, tmp_path, monkeypatch, kept):
     """Every set is sampled once, at the end of notebook 2, and read by those that measure; sets too large to keep are
     sampled by those alone. The samples are the same."""
     if not kept:
-        monkeypatch.setattr(sampling, "KEPT", {False: 0, True: 0})
+        monkeypatch.setattr(sampling, "KEPT", {"cpu": 0})
     sampled, real = [], EvaluationSet.student_samples
     monkeypatch.setattr(EvaluationSet, "student_samples", lambda *a: sampled.append(a[3]) or real(*a))
     sample_group(set_of(study, tmp_path), main, [1, 2, 8])  # the grid has 5 intervals
