@@ -10,14 +10,15 @@ from pathlib import Path
 import torch
 
 from dcm.evaluation.samples import EvaluationSet, sample_group, sample_students
-from dcm.evaluation.students import measure_students
+from dcm.evaluation.students import KEY, keyed_sets, measure_students
 from dcm.parameters.notebooks import DistillParameters, SampleQualityParameters
 from dcm.studies.base import Study
-from dcm.support.files import project_path
+from dcm.support.files import RowStore, project_path
 from dcm.support.processes import ALONE, Processes
 from dcm.training.launch import joined, launch
 from dcm.training.saved import DistilledGroup, load_group, load_groups
 
+STORE = "measured/quality.jsonl"
 QUALITY = "4_sample_quality"  # names the parameters' file of those that measure
 
 
@@ -47,7 +48,9 @@ def sample_own_part(study: Study, p: DistillParameters, device: torch.device, pr
 
 def measure_quality(evaluation: EvaluationSet, groups: Sequence[DistilledGroup], p: SampleQualityParameters) -> Iterator[dict]:
     """Every quality metric of the study, by :func:`~dcm.evaluation.students.measure_students`; one file takes all rows."""
-    shared(evaluation.study, p, evaluation.device, QUALITY)
+    rows = RowStore(evaluation.run_dir / STORE, KEY, list(evaluation.study.quality.metrics))
+    if any(key not in rows for *_, keys in keyed_sets(evaluation, groups, p.steps_of) for key in keys):
+        shared(evaluation.study, p, evaluation.device, QUALITY)
     return _measured(evaluation, groups, p)
 
 
@@ -58,8 +61,7 @@ def _measured(evaluation: EvaluationSet, groups: Sequence[DistilledGroup], p: Sa
         solution = evaluation.teacher_samples(group.solver, group.intervals, member.guidance)
         return study.quality.measure(x, evaluation.condition, solution)
 
-    store = evaluation.run_dir / "measured" / "quality.jsonl"
-    return measure_students(evaluation, groups, p.steps_of, store, list(study.quality.metrics), measure, processes)
+    return measure_students(evaluation, groups, p.steps_of, evaluation.run_dir / STORE, list(study.quality.metrics), measure, processes)
 
 
 def measure_own_part(study: Study, p: SampleQualityParameters, device: torch.device, processes: Processes) -> None:

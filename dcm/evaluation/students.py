@@ -30,6 +30,15 @@ def describe(name: str, group: Group, member: Member, update: int, steps: int) -
 KEY = ("fingerprint", "group", "guidance", "horizon", "method", "seed", "update", "steps")
 
 
+def keyed_sets(
+    evaluation: EvaluationSet, groups: Iterable[DistilledGroup], steps_of: Callable[[str], Sequence[int]]
+) -> list[tuple[DistilledGroup, int, int, list[dict]]]:
+    """Group, update, number of sampling steps, and the keys of their rows, of every set that :func:`measure_students` measures."""
+    key = lambda g, member, update, k: {"fingerprint": evaluation.mark(g.digest)} | describe(g.name, g.group, member, update, k)
+    sets = [(g, update, k) for g in groups for update, k in g.sets(steps_of(g.name))]
+    return [(g, update, k, [key(g, member, update, k) for member in g.group.members]) for g, update, k in sets]
+
+
 def measure_students(
     evaluation: EvaluationSet, groups: Iterable[DistilledGroup], steps_of: Callable[[str], Sequence[int]], store: Path,
     measures: Sequence[str], measure: Callable, processes: Processes = ALONE,
@@ -41,10 +50,8 @@ def measure_students(
     `store`, and those that have all `measures` are not made again. Of several `processes` each takes its share of the sets.
     """
     rows = RowStore(store, KEY, measures)
-    work = [(g, update, k) for g in groups for update, k in g.sets(steps_of(g.name))][processes.rank :: processes.size]
-    for g, update, k in tqdm(work, desc="students measured", unit="set", disable=not processes.first):
-        mark = {"fingerprint": evaluation.mark(g.digest)}
-        keys = [mark | describe(g.name, g.group, member, update, k) for member in g.group.members]
+    work = keyed_sets(evaluation, groups, steps_of)[processes.rank :: processes.size]
+    for g, update, k, keys in tqdm(work, desc="students measured", unit="set", disable=not processes.first):
         if not all(key in rows for key in keys):
             for x, key, member in zip(evaluation.of_group(g, update, k), keys, g.group.members):
                 if key not in rows:

@@ -5,6 +5,7 @@ import shutil
 import sys
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from interruption import interrupted_at
@@ -65,7 +66,7 @@ def test_a_killed_run_ends_with_the_same_weights(study, distilled, prepared, tmp
         assert torch.equal(value, resumed.tensors[name]), name
 
 
-def test_two_processes_train_as_one(study, distilled, prepared, tmp_path):
+def test_two_processes_train_as_one(study, distilled, prepared, tmp_path, monkeypatch):
     """On the CPU, through accelerate: the same losses and the same way gone, up to the rounding of sums.
 
     (Adam makes whole steps of gradients that are next to nothing, so single weights may differ.)
@@ -94,6 +95,8 @@ def test_two_processes_train_as_one(study, distilled, prepared, tmp_path):
     shared = list(measure_quality(own, [both], p))
     rows = (tmp_path / "measured/quality.jsonl").read_text().splitlines()
     assert len(shared) == len(rows) == 2 * len(both.sets([1, 2])) == 4
+    monkeypatch.delattr("dcm.evaluation.share.launch")  # nothing is left for other processes
+    assert pd.DataFrame(measure_quality(own, [both], p)).equals(pd.DataFrame(shared))
     again = list(measure_quality(alone, [both], p.model_copy(update={"processes": 1})))
     for a, b in zip(shared, again):
         assert [a.pop("method"), a.pop("solver")] == [b.pop("method"), b.pop("solver")]
