@@ -43,6 +43,16 @@ def target_on(
     return x_hat, study.f(students, x_hat[None], t_hat[None], c[None], members=slice(member, member + 1))[0]
 
 
+def apart(paths: Tensor, count: int) -> list[int]:
+    """Numbers of `count` of the trajectories (n + 1, B, *shape) that a figure can tell apart: the longest, then the farthest from those."""
+    ends = paths[[0, -1]].flatten(2)
+    gaps = torch.cdist(ends.flatten(0, 1), ends.flatten(0, 1)).unflatten(0, (2, -1)).unflatten(2, (2, -1)).amin((0, 2))
+    chosen = [int((ends[0] - ends[1]).norm(dim=1).argmax())]
+    while len(chosen) < count:
+        chosen.append(int(gaps[chosen].amin(0).argmax()))
+    return chosen
+
+
 def targets_to_show(
     study: Study, device: torch.device, distilled: DistilledGroup
 ) -> tuple[Tensor, int, dict[str, tuple[Tensor, Tensor]]]:
@@ -52,8 +62,11 @@ def targets_to_show(
     """
     group = distilled.group
     grid, n = Grid(group.intervals, study.teacher.schedule.T), max(1, round(0.8 * group.intervals))
-    x, c = noised_data(study, 0, 12 if study.is_image else 7, n, grid, device)
+    x, c = noised_data(study, 0, 12 if study.is_image else 48, n, grid, device)
     paths = solve(study.teacher, x, n, c, group.guidance[0], group.solver, grid, trajectory=True).trajectory
+    if not study.is_image:
+        rows = apart(paths, 6)
+        paths, c = paths[:, rows], c[rows]
     students, shown = distilled.students(study, distilled.updates[-1], device), of_first_seed(group, "CM", "Direct CM")
     horizon = lambda i: group.members[i].horizon
     return paths, n, {name: target_on(study, students, i, paths, n, horizon(i), c, grid) for name, i in shown.items()}

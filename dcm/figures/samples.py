@@ -73,7 +73,9 @@ def objectives(study, paths: Tensor, start: int, targets: dict[str, tuple[Tensor
         rows = {"$x_{t_n}$ (noisy start)": paths[0]} | regressed | {"teacher's solution": paths[-1]}
         return image_rows({label: study.pictures(x[:12]) for label, x in rows.items()}, 12)
     figure, axes = panels(len(targets), 3.5)
-    extent = 1.1 * float(max(v.abs().max() for v in (paths, *(y for pair in targets.values() for y in pair))))
+    seen = torch.cat([v[..., :2].reshape(-1, 2) for v in (paths, *(y for pair in targets.values() for y in pair))]).cpu()
+    extent = 1.1 * float(seen.abs().max())
+    low, high = (seen.amin(0) - extent / 5).tolist(), (seen.amax(0) + extent / 5).tolist()
     for ax, (method, (origin, target)) in zip(axes, targets.items()):
         density(ax, study.teacher, extent=extent)
         p, o, y = (v[..., :2].cpu().numpy() for v in (paths, origin, target))  # above 2-D the plane of the first two
@@ -87,5 +89,6 @@ def objectives(study, paths: Tensor, start: int, targets: dict[str, tuple[Tensor
         for marks, look, size, text in ((o, ".", 6, ends), (y, "*", 12, goal)):
             ax.plot(*marks.T, look, color=colour, ms=size)
             ax.plot([], [], look, color=GREY, ms=size, label=text)  # of either colour
+        ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
         ax.set_title(method, color=colour)
     return key(figure, ncols=2)

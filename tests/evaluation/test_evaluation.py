@@ -10,7 +10,7 @@ import torch
 from dcm.consistency import sample
 from dcm.evaluation import samples as sampling
 from dcm.evaluation.samples import EvaluationSet, sample_group
-from dcm.evaluation.shown import samples_to_show, target_on
+from dcm.evaluation.shown import apart, samples_to_show, target_on
 from dcm.evaluation.students import measure_students
 from dcm.metrics.metric import ode_error
 from dcm.parameters.check import validate
@@ -205,3 +205,15 @@ def test_evaluation_does_not_depend_on_order_or_number(study, main, tmp_path):
         shutil.rmtree(tmp_path / "samples")  # sampled anew
     key = lambda row: json.dumps(row, sort_keys=True)
     assert sorted(rows[0], key=key) == sorted(rows[1], key=key) and rows[0] != rows[1]
+
+
+def test_trajectories_to_be_looked_at_lie_apart():
+    paths = torch.randn(5, 48, 2, generator=torch.Generator().manual_seed(0))
+    chosen = apart(paths, 6)
+    assert len(set(chosen)) == 6 and chosen[0] == (paths[0] - paths[-1]).norm(dim=1).argmax()
+
+    def closest(rows) -> float:
+        between = [torch.cdist(a, b) for a in (paths[0, rows], paths[-1, rows]) for b in (paths[0, rows], paths[-1, rows])]
+        return float(torch.stack(between)[:, ~torch.eye(6, dtype=torch.bool)].min())
+
+    assert closest(chosen) > max(closest(list(range(i, i + 6))) for i in range(0, 48, 6))
