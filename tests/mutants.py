@@ -79,6 +79,8 @@ MUTANTS = [
     Mutant("dcm/training/update.py", " * (own.shape[1] / size)", "", ("tests/studies/sdxl/test_sdxl_students.py",)),
     Mutant("dcm/teachers/frozen.py", "ROOM * x.abs().amax()", "x.abs().amax()", ("tests/teachers/test_frozen.py",)),
     Mutant("dcm/evaluation/students.py", "[processes.rank :: processes.size]", "[:]", ("tests/studies/sdxl/test_sdxl_training.py",)),
+    Mutant("dcm/evaluation/share.py", "if any(key not in rows", "if any(True", ("tests/studies/sdxl/test_sdxl_training.py",)),
+    Mutant("dcm/evaluation/shown.py", ".amin((0, 2))", ".amax((0, 2))", ("tests/evaluation/test_evaluation.py",)),
     Mutant("dcm/training/run.py", "            self.average(state.restarted)\n", "", SETTINGS),
     Mutant("dcm/training/run.py", "self.students.state_dict() | self.averaged", "self.students.state_dict()", SETTINGS),
     Mutant("dcm/training/run.py", "(self.loss_sum / self.window)", "self.loss_sum", SETTINGS),

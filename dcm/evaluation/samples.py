@@ -12,14 +12,14 @@ from torch import Tensor
 from dcm.consistency import sample
 from dcm.schedule import Grid
 from dcm.students.lockstep import Students
-from dcm.studies.base import Study, solve_in_chunks
+from dcm.studies.base import COMPILED, Study, solve_in_chunks
 from dcm.support.files import fingerprint, kept_tensors, read_header
 from dcm.support.processes import ALONE, Processes
 from dcm.support.progress import tqdm
 from dcm.support.seeds import sample_noise
 from dcm.training.saved import DistilledGroup
 
-COMPILED = 2000  # calls of a costly teacher from which on the minute that compiling takes is won back
+CALLS = 2000  # of a costly teacher, from which on the minute that compiling takes is won back
 KEPT = {"cpu": 1 << 26, "cuda": 1 << 33}  # bytes of one set of students' samples that are worth their room, by device
 
 
@@ -35,6 +35,7 @@ class EvaluationSet:
     samples: int
     seed: int
     device: torch.device
+    compiled: bool = False  # whether students are, to be sampled
 
     @property
     def home(self) -> torch.device:
@@ -99,7 +100,7 @@ class EvaluationSet:
         """The teacher's samples by :attr:`parts`; of several `processes` each makes its own."""
         name, own = f"{solver}-{intervals}-{guidance:g}", self.parts[processes.rank :: processes.size]
         left, teacher = len(self.missing(solver, intervals, guidance)), self.study.teacher
-        if self.device.type == "cuda" and hasattr(teacher, "compile_for") and left * intervals > COMPILED:
+        if self.device.type == "cuda" and hasattr(teacher, "compile_for") and left * intervals > CALLS:
             teacher.compile_for(self.study.chunk * (1 if guidance == 1 else 2))
         bar = tqdm(own, desc=f"teacher's samples, {name}", unit="chunk", leave=False, disable=not processes.first)
         make = lambda rows: self.kept(f"{name}-parts/{rows.start:06d}", lambda: self._solved(rows, solver, intervals, guidance))
@@ -134,6 +135,8 @@ class EvaluationSet:
 
         def make(rows: slice = slice(None)) -> Tensor:
             students = distilled.students(self.study, update, self.device)
+            if self.compiled:
+                self.study.compile_students(students)
             return self.student_samples(students, distilled.group.intervals, steps, rows)
 
         if not self.keeps(distilled):
@@ -145,6 +148,7 @@ def sample_students(evaluation: EvaluationSet, distilled: DistilledGroup, steps:
     """Make the samples of a group's students that are kept; of several `processes` each makes its share of the sets."""
     if evaluation.keeps(distilled):
         own = distilled.sets(steps)[processes.rank :: processes.size]
+        evaluation.compiled = len(distilled.group.members) * evaluation.samples * sum(k for _, k in own) > COMPILED
         for update, k in tqdm(own, desc="students sampled", unit="set", disable=not processes.first):
             evaluation.of_group(distilled, update, k)
 

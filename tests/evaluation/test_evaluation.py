@@ -97,8 +97,11 @@ def test_sampling_has_one_place(study, main, tmp_path, monkeypatch, kept):
         monkeypatch.setattr(sampling, "KEPT", {"cpu": 0})
     sampled, real = [], EvaluationSet.student_samples
     monkeypatch.setattr(EvaluationSet, "student_samples", lambda *a: sampled.append(a[3]) or real(*a))
+    compiled: list = []
+    monkeypatch.setattr(sampling, "COMPILED", 5 * 32 * len(main.group.members) - 1)
+    monkeypatch.setattr(type(study), "compile_students", lambda *_: compiled.append(_))
     sample_group(set_of(study, tmp_path), main, [1, 2, 8])  # the grid has 5 intervals
-    assert sampled == ([1, 1, 1, 2] if kept else [])
+    assert sampled == ([1, 1, 1, 2] if kept else []) and len(compiled) == len(sampled)
     seen: list[list] = [[], []]
     for i, xs in enumerate(seen):
         evaluation = set_of(study, tmp_path)

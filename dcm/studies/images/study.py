@@ -44,7 +44,7 @@ class ImageStudy(Study):
         quality = ImageQuality(extractor, classifier, data.images("held_out")[0], self_supervised, inception)
         super().__init__(
             name, teacher, data, quality, ConsistencyFunction(teacher.schedule, prediction=teacher.config.prediction),
-            chunk=1024 if device.type == "cuda" else 256, exact=False, teacher_id=fingerprint(folder / "config.json"),
+            chunk=1000 if device.type == "cuda" else 256, exact=False, teacher_id=fingerprint(folder / "config.json"),
         )  # fmt: skip
 
     def make_students(self, seeds: Sequence[int], width: int, lora_rank: int = 0) -> Students:
@@ -63,10 +63,14 @@ class ImageStudy(Study):
         return ModuleStudents(networks)
 
     def before_training(self, students: ModuleStudents, parameters, processes) -> None:
-        """Compile the students where `parameters` ask for it and there is a GPU."""
-        if parameters.compiled and next(students.parameters()).is_cuda:
-            for network in students.networks:
-                network.compiled = True
+        """Compile the students where `parameters` ask for it."""
+        if parameters.compiled:
+            self.compile_students(students)
+
+    def compile_students(self, students: ModuleStudents) -> None:
+        """The first call takes a minute, and one of another batch size another."""
+        for network in students.networks:
+            network.compiled = next(network.parameters()).is_cuda
 
     def start_from_teacher(self, students: ModuleStudents, seeds: Sequence[int], updates: int) -> None:
         """Copy the teacher's weights (`updates` above 0), as the paper does; 0 leaves random ones."""
