@@ -158,7 +158,11 @@ def findings() -> str:
     worse = [name for name, own in teachers.groupby("name", sort=False) if (own.verdict == "supported").any()]  # in one step
     listed = lambda names: " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:]))) or "none"
     places = lambda names: listed([f"{'the ' * ('mixture' in name)}{scale(name)}" for name in names])
-    rest = f" No verdict for want of a stable CM: {places(unstable)}." if len(unstable) else ""
+    further = {
+        "By some measures, or from one first half alone, they are worse on": [n for n in worse if n not in held],
+        "They are not on": [n for n in names if n not in worse], "No verdict for want of a stable CM on": unstable,
+    }  # fmt: skip
+    rest = "".join(f" {words} {places(which)}." for words, which in further.items() if len(which))
     few = clear[clear.pair.isin(FEW_STEPS) & (clear.role == "teacher")]
     fewer = lambda k: few[few.name.isin(worse) & few.pair.str.endswith(f"{k} steps")]
     still = few[few.verdict == "supported"].drop_duplicates(["name", "label"])
@@ -174,7 +178,7 @@ def findings() -> str:
     cells = final_one_step(with_final(intervened.rows_of("metrics", "difficulty"), CELL)).groupby(CELL)
     harder = lambda *which: ", ".join(f"{np.exp(log_ratios(cells.get_group(c), SWITCH[PAIRS[0]], 'swd_teacher').mean()):.3g}" for c in which)
     return f"""\
-1. **From the same weights, the Direct objective solves the ODE better and its samples are worse**, by every measure, on {places(held)}: its ODE error is {span(at.value[at.role == "error"])} times the CM's, its samples' distance {span(at.value[at.role == "teacher"])} times. By some measures, or from one first half alone, they are worse on {places([n for n in worse if n not in held])}. They are not on {places([n for n in names if n not in worse])}.{rest}
+1. **From the same weights, the Direct objective solves the ODE better and its samples are worse**, by every measure, on {places(held)}: its ODE error is {span(at.value[at.role == "error"])} times the CM's, its samples' distance {span(at.value[at.role == "teacher"])} times.{rest}
 2. **It is a matter of one step.** In two, with fresh noise between them, the same students rank the other way or are even: there the distance is {span(fewer(2).value)} times the CM's, and in four {span(fewer(4).value)}. Worse in few steps: {left or "nowhere"} ([table](results/switch/README.md#few_steps)). No prediction was made of it.
 3. **Where samples are worse, what it gains in pixels it does not gain in features.** After an encoder its error is the lower one in {(judged.verdict == 'supported').sum()} of {len(judged)} comparisons, the higher one in {(judged.verdict == 'contradicted').sum()}. On {places(there)}, where samples are better, it gains there too.
 4. **Direct first, CM last is best in one step**: halving *h* from N to 1 while training gives samples nearer to the teacher's than either objective alone, by every measure, on {nearer('anneal')}, with {span(cost.get_group('anneal'))} of the Direct CM's teacher evaluations; one switch from Direct to CM does on {nearer('direct>cm')}. Of {told.sum()} [predictions](docs/preregistration.md) {told.get('held', 0)} held, {told.get('failed', 0)} failed, {told.get('open', 0)} are open ([table](results/switch/README.md#predictions)).
