@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
+from shutil import copyfile
 from typing import TextIO
 
 import numpy as np
@@ -231,6 +232,8 @@ def save(pipe: StableDiffusionXLPipeline, captions: list[str], out: Path, about:
     half = deepcopy({name: getattr(pipe, name) for name in ("vae", "unet", "text_encoder", "text_encoder_2")})
     pipe.register_modules(**{name: network.to("cpu", torch.float16).eval() for name, network in half.items()})
     pipe.save_pretrained(out, safe_serialization=True)
+    for name in ("vocab.json", "merges.txt"):  # transformers 4 reads them, 5 leaves them out
+        copyfile(out / "tokenizer" / name, out / "tokenizer_2" / name)
     mixed = random.Random(0).sample(captions, len(captions))  # so that the first few are of every kind
     write_text(out / "captions.txt", "".join(f"{caption}\n" for caption in mixed))
     digests = {p.relative_to(out).as_posix(): sha256(p) for p in sorted(out.rglob("*.safetensors"))}
