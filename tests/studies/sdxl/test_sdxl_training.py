@@ -128,7 +128,7 @@ def test_saved_adapters_load_into_a_pipeline_and_give_the_students_output(study,
     for m, name in enumerate(("cm-w2-seed24", "direct-w2-seed24")):
         folder = prepared / "adapters/main" / name
         assert all(k.startswith("unet.") for k in load_file(folder / "pytorch_lora_weights.safetensors"))
-        pipe.load_lora_weights(folder)
+        pipe.load_lora_weights(folder, weight_name="pytorch_lora_weights.safetensors")
         theirs = pipe.unet(x, t, encoder_hidden_states=text, added_cond_kwargs=added).sample
         pipe.unload_lora_weights()
         bare = pipe.unet(x, t, encoder_hidden_states=text, added_cond_kwargs=added).sample

@@ -58,7 +58,7 @@ def test_they_train_switch_and_are_written_for_diffusers(study, prepared, pipe, 
     assert not torch.allclose(own[m], study.teacher.predict_noise(x, t, c), atol=1e-4)
     folder = prepared / "adapters" / name / "direct-w2-seed24"
     if lora_rank:
-        pipe.load_lora_weights(folder)
+        pipe.load_lora_weights(folder, weight_name="pytorch_lora_weights.safetensors")
         unet = pipe.unet
     else:
         unet = UNet2DConditionModel.from_pretrained(folder)
