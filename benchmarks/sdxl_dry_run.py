@@ -213,8 +213,8 @@ class DryRun:
         memory.check(need, memory.available(self.device), self.wanted)
         return {"estimated_gib": need.total / GIB, "adapter_parameters": sum(p.numel() for p in students.parameters())}
 
-    def solving(self, path: str, horizon: int) -> dict[str, float]:
-        """Seconds and teacher evaluations of the teacher's part of all timed updates, after one that is not timed."""
+    def solving(self, path: str, horizon: int) -> dict:
+        """Seconds and teacher evaluations of the teacher's part of all timed updates, after one that is not timed; for h = N :meth:`profile`."""
         s = self.setting
         if path == "paper":  # on a grid of few intervals, where every step costs what it does on the real one
             N = min(COARSE, s.intervals) if horizon > 1 else s.intervals
@@ -225,7 +225,8 @@ class DryRun:
             updates = (batch.evaluations for _, batch in self.pairs(horizon).between(0, s.timed + 1))
         next(updates)
         before, evaluations = self.clock.now(), sum(updates)
-        return {"seconds": self.clock.now() - before, "evaluations": evaluations}
+        found = {"seconds": self.clock.now() - before, "evaluations": evaluations}
+        return found | ({"kernels": self.profile(path)} if self.clock.cuda and horizon == s.intervals else {})
 
     def update(self, *horizons: int) -> dict[str, float | None]:
         """Seconds of the students' part of an update, and the peak in GiB."""
@@ -261,7 +262,7 @@ class DryRun:
             self.teacher.freeze("fp8" if path == "fp8" else "auto")
             torch._dynamo.reset()
             solved = {h: kept(f"{path}, h = {h}", partial(self.solving, path, h)) for h in (1, s.intervals)}
-            profiles |= {path: kept(f"{path}, kernels", partial(self.profile, path))} if cuda else {}
+            profiles |= {path: solved[s.intervals]["kernels"]} if cuda else {}
             self.teacher.forget()
             for name, horizons in members.items():
                 took, spent = solved[longest := horizons[-1]], s.evaluations(path, longest)

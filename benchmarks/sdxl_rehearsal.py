@@ -178,7 +178,7 @@ def rehearse(given) -> dict:
     if subprocess.run([sys.executable, ROOT / "workflow/study.py", path, "-j", "1"], cwd=ROOT).returncode:
         raise InputError(f"the study of {path} stopped; its last words are above.")
     run, studied = project_path(config["run_dir"]), time.time() - began
-    rows, seconds = stages(run), Kept(folder / "rates.json", config)("rates", partial(rates, config, run, device))
+    rows, seconds = stages(run), Kept(folder / "rates.json", config | {"commit": git_commit()})("rates", partial(rates, config, run, device))
     gc.collect()
     torch.cuda.empty_cache()  # training needs it, in other processes
     training = sdxl_processes.run(folder, sorted({1, given.processes}), kill=given.kill)
