@@ -12,14 +12,15 @@ from torch import Tensor
 from dcm.consistency import sample
 from dcm.schedule import Grid
 from dcm.students.lockstep import Students
-from dcm.studies.base import COMPILED, Study, solve_in_chunks
+from dcm.studies.base import Study, solve_in_chunks
 from dcm.support.files import fingerprint, kept_tensors, read_header
 from dcm.support.processes import ALONE, Processes
 from dcm.support.progress import tqdm
 from dcm.support.seeds import sample_noise
 from dcm.training.saved import DistilledGroup
 
-CALLS = 2000  # of a costly teacher, from which on the minute that compiling takes is won back
+# From which on the minute that compiling takes is won back: calls of a costly teacher, and evaluations of other networks.
+CALLS, COMPILED = 2000, 1 << 20
 KEPT = {"cpu": 1 << 26, "cuda": 1 << 33}  # bytes of one set of students' samples that are worth their room, by device
 
 
@@ -35,7 +36,6 @@ class EvaluationSet:
     samples: int
     seed: int
     device: torch.device
-    compiled: bool = False  # whether students are, to be sampled
 
     @property
     def home(self) -> torch.device:
@@ -80,7 +80,17 @@ class EvaluationSet:
         """The teacher's N-step solutions (B, *shape) from the noise."""
         if self.study.costly:
             return torch.cat(self.teacher_parts(solver, intervals, guidance))
-        return self.kept(f"{solver}-{intervals}-{guidance:g}", lambda: self._solved(slice(None), solver, intervals, guidance))
+
+        def make() -> Tensor:
+            self._compile_teacher(guidance, self.samples * intervals * (1 if guidance == 1 else 2) > COMPILED)
+            return self._solved(slice(None), solver, intervals, guidance)
+
+        return self.kept(f"{solver}-{intervals}-{guidance:g}", make)
+
+    def _compile_teacher(self, guidance: float, worth: bool) -> None:
+        """Let a GPU run the teacher compiled, where that is `worth` it."""
+        if worth and self.device.type == "cuda" and hasattr(self.study.teacher, "compile_for"):
+            self.study.teacher.compile_for(self.study.chunk * (1 if guidance == 1 else 2))
 
     def _solved(self, rows: slice, solver: str, intervals: int, guidance: float) -> Tensor:
         x, c = (v[rows].to(self.device) for v in (self.noise, self.condition))
@@ -100,8 +110,7 @@ class EvaluationSet:
         """The teacher's samples by :attr:`parts`; of several `processes` each makes its own."""
         name, own = f"{solver}-{intervals}-{guidance:g}", self.parts[processes.rank :: processes.size]
         left, teacher = len(self.missing(solver, intervals, guidance)), self.study.teacher
-        if self.device.type == "cuda" and hasattr(teacher, "compile_for") and left * intervals > CALLS:
-            teacher.compile_for(self.study.chunk * (1 if guidance == 1 else 2))
+        self._compile_teacher(guidance, left * intervals > CALLS)
         bar = tqdm(own, desc=f"teacher's samples, {name}", unit="chunk", leave=False, disable=not processes.first)
         make = lambda rows: self.kept(f"{name}-parts/{rows.start:06d}", lambda: self._solved(rows, solver, intervals, guidance))
         made = [make(rows) for rows in bar]
@@ -130,12 +139,15 @@ class EvaluationSet:
         """Whether a group's samples are kept; sets that are too large are sampled whenever they are asked for."""
         return 4 * len(distilled.group.members) * self.samples * math.prod(self.study.teacher.shape) <= KEPT[self.device.type]
 
-    def of_group(self, distilled: DistilledGroup, update: int, steps: int, rows: slice = slice(None)) -> Tensor:
-        """Samples (M, B, *shape) of a group's students with their weights at `update`, or those of some `rows`."""
+    def of_group(self, distilled: DistilledGroup, update: int, steps: int, rows: slice = slice(None), compiled: bool = False) -> Tensor:
+        """Samples (M, B, *shape) of a group's students with their weights at `update`, or those of some `rows`.
+
+        Where they are not there yet, `compiled` students make them, on a GPU.
+        """
 
         def make(rows: slice = slice(None)) -> Tensor:
             students = distilled.students(self.study, update, self.device)
-            if self.compiled:
+            if compiled:
                 self.study.compile_students(students)
             return self.student_samples(students, distilled.group.intervals, steps, rows)
 
@@ -148,9 +160,9 @@ def sample_students(evaluation: EvaluationSet, distilled: DistilledGroup, steps:
     """Make the samples of a group's students that are kept; of several `processes` each makes its share of the sets."""
     if evaluation.keeps(distilled):
         own = distilled.sets(steps)[processes.rank :: processes.size]
-        evaluation.compiled = len(distilled.group.members) * evaluation.samples * sum(k for _, k in own) > COMPILED
+        compiled = len(distilled.group.members) * evaluation.samples * sum(k for _, k in own) > COMPILED
         for update, k in tqdm(own, desc="students sampled", unit="set", disable=not processes.first):
-            evaluation.of_group(distilled, update, k)
+            evaluation.of_group(distilled, update, k, compiled=compiled)
 
 
 def sample_group(evaluation: EvaluationSet, distilled: DistilledGroup, steps: Sequence[int]) -> None:

@@ -48,9 +48,10 @@ def sample_own_part(study: Study, p: DistillParameters, device: torch.device, pr
 
 def measure_quality(evaluation: EvaluationSet, groups: Sequence[DistilledGroup], p: SampleQualityParameters) -> Iterator[dict]:
     """Every quality metric of the study, by :func:`~dcm.evaluation.students.measure_students`; one file takes all rows."""
-    rows = RowStore(evaluation.run_dir / STORE, KEY, list(evaluation.study.quality.metrics))
-    if any(key not in rows for *_, keys in keyed_sets(evaluation, groups, p.steps_of) for key in keys):
-        shared(evaluation.study, p, evaluation.device, QUALITY)
+    if p.processes > 1:
+        rows = RowStore(evaluation.run_dir / STORE, KEY, list(evaluation.study.quality.metrics))
+        if any(key not in rows for *_, keys in keyed_sets(evaluation, groups, p.steps_of) for key in keys):
+            shared(evaluation.study, p, evaluation.device, QUALITY)
     return _measured(evaluation, groups, p)
 
 

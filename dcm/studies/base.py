@@ -15,7 +15,6 @@ from dcm.students.lockstep import Students
 from dcm.support.errors import InputError
 from dcm.support.files import read_json
 
-COMPILED = 1 << 20  # evaluations of images from which on a GPU wins back the minute that compiling takes
 REFERENCE_INTERVALS = 200  # of the fine grid that stands in for the true ODE solution
 
 
@@ -82,9 +81,6 @@ def solve_in_chunks(
     study: Study, x: Tensor, condition: Tensor, guidance: float, solver: str, grid: Grid, n: int | None = None
 ) -> Tensor:
     """The teacher's solutions from `x` (B, *shape) at grid index n (noise: N), `study.chunk` samples at a time."""
-    halves = 1 if guidance == 1 else 2
-    if x.is_cuda and not study.costly and halves * len(x) * grid.intervals > COMPILED and hasattr(study.teacher, "compile_for"):
-        study.teacher.compile_for(halves * study.chunk)
     parts = zip(x.split(study.chunk), condition.split(study.chunk))
     return torch.cat([solve(study.teacher, a, n or grid.intervals, c, guidance, solver, grid).x for a, c in parts])
 

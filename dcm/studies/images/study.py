@@ -44,6 +44,7 @@ class ImageStudy(Study):
         quality = ImageQuality(extractor, classifier, data.images("held_out")[0], self_supervised, inception)
         super().__init__(
             name, teacher, data, quality, ConsistencyFunction(teacher.schedule, prediction=teacher.config.prediction),
+            # On a GPU a size that 10,000 samples are a multiple of: each further one would be compiled anew.
             chunk=1000 if device.type == "cuda" else 256, exact=False, teacher_id=fingerprint(folder / "config.json"),
         )  # fmt: skip
 
