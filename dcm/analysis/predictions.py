@@ -16,12 +16,12 @@ HELD, FAILED, OPEN = "held", "failed", "open"
 # What a group may differ in from the main group and still have its place in a sweep over guidance and grid.
 FREE = set("solver intervals guidance horizons seeds group_name lr lr_decay snapshots steps samples evaluation_seed".split())
 FREE |= set("checkpoint_seconds updates_per_solve solves_in_flight run_dir device threads".split())
-LONG, ADAPTED, CIFAR_LONG = "emoji, trained longer", "CIFAR-10, LoRA", "CIFAR-10, trained longer"
+LONG, ADAPTED, CIFAR_LONG = "emoji trained longer", "CIFAR-10 with LoRA", "CIFAR-10 trained longer"
 # By parameters of the main group and its teacher.
 SCALES: dict[str, dict] = {
     ADAPTED: {"study": "cifar10", "lora_rank": 64}, CIFAR_LONG: {"study": "cifar10", "updates": 15000},
     "CIFAR-10": {"study": "cifar10"}, "digits": {"study": "digits"},
-    "emoji": {"model": "weights/emoji", "updates": 250}, "emoji, two cores": {"model": "weights/emoji", "updates": 48},
+    "emoji": {"model": "weights/emoji", "updates": 250}, "emoji on two cores": {"model": "weights/emoji", "updates": 48},
     LONG: {"model": "weights/emoji", "updates": 1000},
     "16-D mixture": {"study": "gmm", "dimension": 16, "modes": 12}, "2-D mixture": {"study": "gmm", "dimension": 2, "modes": 3},
 }  # fmt: skip
@@ -129,18 +129,18 @@ PREDICTIONS: dict[int, tuple[str, Sequence[Ratio | Lower | Near | Stable]]] = {
         "CIFAR-10, N = 50 and LoRA: in two steps C2 is reversed (D>D / D>CM)",
         [Ratio(s, f"{FIRST}, 2 steps", "teacher", -1, n, w) for s, n, w in (("CIFAR-10", 50, 2), ("CIFAR-10", 50, 9), (ADAPTED, 100, 9))],
     ),
-    30: ("emoji on two cores, N = 10, w = 2: both claims (D>D / D>CM)", [Ratio("emoji, two cores", FIRST, r, s) for r, s in CLAIMS]),
+    30: ("emoji on two cores, N = 10, w = 2: both claims (D>D / D>CM)", [Ratio("emoji on two cores", FIRST, r, s) for r, s in CLAIMS]),
     31: ("emoji, LoRA, N = 100, w = 2: both claims (D>D / D>CM)", [Ratio("emoji", FIRST, r, s, 100) for r, s in CLAIMS]),
     32: ("emoji, LoRA, N = 100, w = 9: the CM is not stable", [Stable("emoji", 100, 9, -1)]),
     33: (
         "emoji, N = 10 and 100, w = 2: in two steps C2 is reversed (D>D / D>CM)",
-        [Ratio(s, f"{FIRST}, 2 steps", "teacher", -1, n) for s, n in (("emoji, two cores", 10), ("emoji", 100))],
+        [Ratio(s, f"{FIRST}, 2 steps", "teacher", -1, n) for s, n in (("emoji on two cores", 10), ("emoji", 100))],
     ),
-    34: ("emoji, trained longer, N = 100, w = 9 and 2: the CM is stable", [Stable(LONG, 100, w) for w in (9, 2)]),
+    34: ("emoji trained longer, N = 100, w = 9 and 2: the CM is stable", [Stable(LONG, 100, w) for w in (9, 2)]),
     35: ("the same, w = 2: both claims (D>D / D>CM)", [Ratio(LONG, FIRST, r, s, 100) for r, s in CLAIMS]),
     36: ("the same, w = 9: C1 holds, C2 does not come back (D>D / D>CM)", [Ratio(LONG, FIRST, r, -1, 100, 9) for r, _ in CLAIMS]),
     37: ("the same, w = 9: C2 is higher than with the paper's numbers", [Lower(LONG, (100, 9), (100, 9), "emoji")]),
-    38: ("CIFAR-10, trained longer: the CM is stable", [Stable(CIFAR_LONG, 10, 2)]),
+    38: ("CIFAR-10 trained longer: the CM is stable", [Stable(CIFAR_LONG, 10, 2)]),
     39: ("the same: both claims (D>D / D>CM)", [Ratio(CIFAR_LONG, FIRST, r, s) for r, s in CLAIMS]),
     40: ("the same: C2 is lower than in 1,600 updates", [Lower("CIFAR-10", (10, 2), (10, 2), CIFAR_LONG)]),
     41: ("CIFAR-10, N = 50, w = 9: anneal is better than the Direct CM", [Ratio("CIFAR-10", "anneal / Direct CM", "teacher", -1, 50, 9)]),

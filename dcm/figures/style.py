@@ -67,7 +67,7 @@ def scale(ax: Axes, which: str, values, log: bool = True, at_values: bool = Fals
     axis.set_major_formatter("{x:g}")
     if at_values and 2 <= values.nunique() <= 6:
         place, ticks = np.log if log else np.asarray, [values.max()]
-        room = 0.1 * (place(values.max()) - place(values.min()))  # of a label
+        room = 0.16 * (place(values.max()) - place(values.min()))  # of a label
         for value in sorted(set(values), reverse=True):
             if place(ticks[-1]) - place(value) >= room:
                 ticks.append(value)

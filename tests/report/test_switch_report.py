@@ -110,5 +110,12 @@ def test_the_readme_is_filled_from_the_page(found, tmp_path, monkeypatch):
     fill.table.cache_clear()
     assert "by every measure, on the 16-D mixture: its ODE error is 0.79 to 0.93 times the CM's, its samples' distance" in said
     assert "for want of a stable CM on unstable." in said and "They are not on" not in said and "with 0.56 of the Direct CM's teacher evaluations" in said
-    assert "| 16-D mixture, N = 10, w = 2, 4 seeds | D>D / D>CM | **0.927** [0.903, 0.951] |" in table
+    assert "| 16-D mixture, N = 10, w = 2 | sliced Wasserstein | **0.927** | " in table
     assert "(unstable CM)" in table and pd.read_csv(page.folder / "verdicts.csv").main.all()
+
+
+def test_verdicts_on_samples_stand_beside_those_on_the_error_after_the_same_encoder():
+    logs = {"fd_teacher": 0.3, "paired": 0.2, "fd_classifier": 0.3, "paired_classifier": -0.2, "fd_self": -0.3, "paired_self": -0.2}
+    rows = analysis.effects(of_images(ode_error={}, **{column: {"Direct CM": log} for column, log in logs.items()})).assign(name="images")
+    worse, better = fill.in_features(rows[rows.pair == fill.PAIRS[0]], "teacher")
+    assert (worse, better) == ({"supported": 1, "contradicted": 1, "inconclusive": 0}, {"supported": 1, "contradicted": 0, "inconclusive": 0})
