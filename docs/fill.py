@@ -19,7 +19,7 @@ import pandas as pd
 from dcm.analysis.compare import STABLE, VERDICTS, interval, paired_t, stability
 from dcm.analysis.measured import final_one_step, with_final
 from dcm.analysis.predictions import outcome
-from dcm.analysis.switch import FEW_STEPS, SWITCH, log_ratios
+from dcm.analysis.switch import FEW_STEPS, SWITCH, beside_errors, log_ratios
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -145,15 +145,9 @@ def on_mode(name: str, method: str) -> str:
     return f"{100 * at[at.name.str.startswith(name)].on_mode.mean():.1f}"
 
 
-def judge(labels: pd.Series) -> pd.Series:
-    """The encoder, or other measure, that a distance or an error in features is by."""
-    return labels.str.replace("^.*?, ", "", regex=True).str.removesuffix(" features")
-
-
 def in_features(rows: pd.DataFrame, role: str) -> tuple[dict[str, int], dict[str, int]]:
     """How often each verdict on the error after an encoder fell where it finds samples worse, by a distance, and better."""
-    of = lambda role: rows[rows.role == role].assign(encoder=lambda r: judge(r.label))[["name", "pair", "encoder", "verdict"]]
-    both = of(role).merge(of("features"), on=["name", "pair", "encoder"], suffixes=("", "_there"))
+    both = beside_errors(rows, role)
     count = lambda verdict: {v: int(((both.verdict == verdict) & (both.verdict_there == v)).sum()) for v in VERDICTS}
     return count("supported"), count("contradicted")
 
@@ -201,7 +195,7 @@ def switch_table() -> str:
     """The README's figure and table: both claims from equal weights in the main settings, a line each."""
     rows, lines = switch_rows(), []
     for name, own in rows[rows.pair.isin(PAIRS)].groupby("name", sort=False):
-        line = {"setting": name, "distance by": ", ".join(judge(own[own.role == "teacher"].label).str.removesuffix("-Lite0").unique())}
+        line = {"setting": name, "distance by": ", ".join(own[own.role == "teacher"].label.str.partition(", ")[2].str.removesuffix("-Lite0").unique())}
         for pair in PAIRS:
             for role, column in (("error", f"{pair}: C1"), ("teacher", f"{pair}: C2")):
                 line[column] = ", ".join(marked(e) for _, e in own[(own.pair == pair) & (own.role == role)].iterrows())

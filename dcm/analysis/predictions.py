@@ -84,6 +84,21 @@ class Near(NamedTuple):
                     yield sign, e.value, e.p / 2, _stable(place)
 
 
+class Follows(NamedTuple):
+    """That where a distance is decided from equal weights, the error after its encoder lies to the same side of 1."""
+
+    scale: str
+    intervals: int
+    guidance: float
+
+    def tests(self, found: list[Results], table: pd.DataFrame) -> Iterator[Test]:
+        """A comparison a pair of the switch and decided distance; none where nothing is decided."""
+        if place := _place(found, self.scale, self.intervals, self.guidance):
+            rows = switch.beside_errors(switch.at(table[table.pair.isin(SWITCH)], place[1]))
+            for e in rows[rows.verdict.isin(["supported", "contradicted"])].itertuples():
+                yield (1 if e.value > 1 else -1), e.value_there - 1, e.p_there, e.cm == STABLE
+
+
 class Stable(NamedTuple):
     """That the CM is stable with DDIM at N and w, or is not (`sign` -1)."""
 
@@ -106,7 +121,7 @@ def both(scale: str, *roles: str) -> list[Ratio]:
 HARD = ("CIFAR-10", "digits", "16-D mixture")
 BETWEEN = [("Direct CM", "error", 1), ("direct>cm", "error", -1), ("Direct CM", "teacher", -1), ("direct>cm", "teacher", 1)]
 STEPS = [Lower("16-D mixture", (10, a), (10, b)) for a, b in ((1, 2), (2, 4), (4, 9))]
-PREDICTIONS: dict[int, tuple[str, Sequence[Ratio | Lower | Near | Stable]]] = {
+PREDICTIONS: dict[int, tuple[str, Sequence[Ratio | Lower | Near | Follows | Stable]]] = {
     1: ("CIFAR-10: both claims, both pairs, every encoder", both("CIFAR-10", "teacher")),
     2: ("digits: the same", both("digits", "teacher")),
     3: ("16-D mixture: the same, to data too", both("16-D mixture", "teacher", "data")),
@@ -144,6 +159,8 @@ PREDICTIONS: dict[int, tuple[str, Sequence[Ratio | Lower | Near | Stable]]] = {
     39: ("the same: both claims (D>D / D>CM)", [Ratio(CIFAR_LONG, FIRST, r, s) for r, s in CLAIMS]),
     40: ("the same: C2 is lower than in 1,600 updates", [Lower("CIFAR-10", (10, 2), (10, 2), CIFAR_LONG)]),
     41: ("CIFAR-10, N = 50, w = 9: anneal is better than the Direct CM", [Ratio("CIFAR-10", "anneal / Direct CM", "teacher", -1, 50, 9)]),
+    45: ("digits, (N, w) = (10, 3) and (50, 9): C2's sign is that of the error after the encoder", [Follows("digits", 10, 3), Follows("digits", 50, 9)]),
+    46: ("16-D mixture, w = 3: C2 lies between those of w = 2 and 4", [Lower("16-D mixture", (10, a), (10, b)) for a, b in ((2, 3), (3, 4))]),
 }  # fmt: skip
 
 

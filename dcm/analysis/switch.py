@@ -81,6 +81,18 @@ def plane(table: pd.DataFrame) -> pd.DataFrame:
     return out[(out.c1 > 0) & (out.c2 > 0)].reset_index(drop=True)
 
 
+def beside_errors(table: pd.DataFrame, role: str = "teacher") -> pd.DataFrame:
+    """Effects on the distances of a `role`, beside those on the error after the same encoder (columns that end in ``_there``).
+
+    `table` has :func:`effects`.
+    """
+    errors = {(study, d): error for study, of in ENCODERS.items() for *distances, error in of.values() for d in distances}
+    distances = table[table.role == role].assign(metric_there=lambda t: [errors.get(of) for of in zip(t.study, t.metric)])
+    key = [*SETTING_OF_RUN, "pair"]
+    there = table[table.role == "features"].rename(columns={c: f"{c}_there" for c in table if c not in key})
+    return distances.merge(there, on=[*key, "metric_there"])
+
+
 def log_ratios(rows: pd.DataFrame, pair: tuple[str, str], column: str) -> pd.Series:
     """log(first / second) of the `pair` by seed, of one setting's final `rows`."""
     values = rows.pivot(index="seed", columns="method", values=column).reindex(columns=list(pair)).dropna()

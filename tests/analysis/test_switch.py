@@ -139,6 +139,16 @@ def test_predictions_hold_fail_or_are_open(error, distances, outcome):
     assert again.outcome[1] == "open" and "without a stable CM" in again.comparisons[1]
 
 
+@pytest.mark.parametrize(("errors", "outcome"), [((0.2, -0.2), "held"), ((0.2, 0.2), "failed"), ((0.2, 0.0), "open")])
+def test_where_a_distance_is_decided_the_error_after_its_encoder_follows(errors, outcome):
+    logs = dict(fd_teacher=0.3, fd_classifier=-0.3, fd_self=0.0, paired=errors[0], paired_classifier=errors[1], paired_self=0.3)
+    found = of_images(ode_error=LOWER, **{column: {"Direct CM": log, "cm>direct": log} for column, log in logs.items()})
+    tests = list(predictions.Follows("CIFAR-10", 10, 2).tests([found], switch.effects(found)))
+    assert len(tests) == 4, "two pairs, and two encoders that decide"
+    assert predictions.outcome([tests])[0] == outcome
+    assert not list(predictions.Follows("CIFAR-10", 50, 2).tests([found], switch.effects(found)))
+
+
 def test_a_change_between_settings_is_paired_by_seed():
     """C2 at w = 9 against w = 2, by every encoder."""
     here = of_images(ode_error=LOWER, **dict.fromkeys(COLUMNS, WORSE))
