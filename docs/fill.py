@@ -104,11 +104,11 @@ def counts_table() -> str:
 
 
 def switch_rows(name: str = "verdicts") -> pd.DataFrame:
-    """The main settings' rows of the switch, or of its accounting; of digits one, of the emoji the paper's and that whose CM learns."""
+    """The main settings' rows of the switch, or of its accounting; of digits and the 16-D mixture one, of the emoji the paper's and that whose CM learns."""
     rows = table("switch", name)
     named = [f"{'guided ' * (r.guidance > 2)}{r.scale}, N = {r.intervals}, w = {r.guidance:g}" for r in rows.itertuples()]
     learns = (rows.run == "emoji_long") & (rows.group == "w2")
-    return rows.assign(name=named)[learns | rows.main & ~rows.run.isin(["digits_sweep", "emoji", "emoji_long", "emoji_cpu"])]
+    return rows.assign(name=named)[learns | rows.main & ~rows.run.isin(["gmm16_w3", "digits_sweep", "digits_further", "emoji", "emoji_long", "emoji_cpu"])]
 
 
 def short_names(names: pd.Series) -> dict[str, str]:

@@ -13,7 +13,7 @@ from dcm.parameters.check import validate
 
 if "MEASURED" not in globals():  # else by the studies of workflow/Snakefile, which includes this
     # One's own where they were measured here, else those of the repository.
-    PLACES = [(f"results/local/{name}", f"results/{name}") for name in config.get("studies", "gmm gmm16 digits cifar10 cifar10_long cifar10_n50 cifar10_w9 cifar10_n50_w9 emoji cifar10_lora digits_sweep emoji_paper emoji_long emoji_cpu").split()]
+    PLACES = [(f"results/local/{name}", f"results/{name}") for name in config.get("studies", "gmm gmm16 digits cifar10 cifar10_long cifar10_n50 cifar10_w9 cifar10_n50_w9 emoji cifar10_lora gmm16_w3 digits_sweep digits_further emoji_paper emoji_long emoji_cpu").split()]
     MEASURED = [folder for folder in (next((p for p in each if (ROOT / p / "metrics.csv").exists()), None) for each in PLACES) if folder]
 RESULTS = "results/local/switch"
 

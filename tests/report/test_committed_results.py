@@ -18,7 +18,10 @@ from dcm.training.run import SAMPLING
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
-STUDIES = ("gmm", "gmm16", "digits", "cifar10", "cifar10_long", "cifar10_n50", "cifar10_w9", "cifar10_n50_w9", "emoji", "cifar10_lora", "digits_sweep", "emoji_paper", "emoji_long", "emoji_cpu")
+STUDIES = (
+    "gmm", "gmm16", "digits", "cifar10", "cifar10_long", "cifar10_n50", "cifar10_w9", "cifar10_n50_w9", "emoji",
+    "cifar10_lora", "gmm16_w3", "digits_sweep", "digits_further", "emoji_paper", "emoji_long", "emoji_cpu",
+)  # fmt: skip
 # Figures that a study's groups do not give; cifar10's fig8 was drawn of two horizons, before it needed three. The students
 # of cifar10_w9, which fig1 shows, were gone with their machine.
 WITHOUT = {name: {f"fig{i}.png" for i in (3, 4, 5, 8)} for name in STUDIES[1:]}
