@@ -16,9 +16,8 @@ import miniature
 import numpy as np
 import pandas as pd
 
-from dcm.analysis.compare import STABLE, VERDICTS, interval, paired_t, stability
+from dcm.analysis.compare import STABLE, VERDICTS, interval
 from dcm.analysis.measured import final_one_step, with_final
-from dcm.analysis.predictions import outcome
 from dcm.analysis.switch import FEW_STEPS, SWITCH, beside_errors, log_ratios
 
 ROOT = Path(__file__).parents[1]
@@ -176,18 +175,21 @@ def findings() -> str:
     left = "; ".join(f"{scale(e.name)}, {e.label.partition(', ')[2]} encoder" for e in still.itertuples(index=False))
     worse_there, better_there = in_features(equal, "teacher")
     to_data = in_features(equal, "data")
-    nearer = lambda m: places(by_all(clear, (f"{m} / CM", f"{m} / Direct CM"), {"teacher": "contradicted"}))
+    nearest = lambda m: (by_all(clear, (f"{m} / CM", f"{m} / Direct CM"), {"teacher": "contradicted"}), list(clear[clear.pair == f"{m} / Direct CM"].name.unique()))
+    annealed, asked = nearest("anneal")
+    switched, of = map(len, nearest("direct>cm"))
     cost = switch_rows("costs").groupby("method").relative
-    told = table("switch", "predictions").outcome.value_counts()
+    told = (predictions := table("switch", "predictions")).outcome.value_counts()
+    predicted = lambda number: "{outcome} ({comparisons})".format(**predictions.set_index("prediction").loc[number])
     far = lambda student: np.exp(intervened.compared(intervened.rows_of("gmm16"), "switch", student, intervened.REFERENCE, "swd_teacher").value)
     seen_by_loss = intervened.compared(intervened.rows_of("digits"), "from_cm", *(("features", m) for m in intervened.SECOND), "fd_self")
-    cells = final_one_step(with_final(intervened.rows_of("metrics", "difficulty"), CELL)).groupby(CELL)
+    cells = final_one_step(with_final(intervened.rows_of("metrics", "difficulty"), intervened.CELL)).groupby(intervened.CELL)
     harder = lambda *which: ", ".join(f"{np.exp(log_ratios(cells.get_group(c), SWITCH[PAIRS[0]], 'swd_teacher').mean()):.3g}" for c in which)
     return f"""\
 1. **From the same weights, the Direct objective solves the ODE better and its samples are worse**, by every measure, on {places(held)}: its ODE error is {span(at.value[at.role == "error"])} times the CM's, its samples' distance {span(at.value[at.role == "teacher"])} times.{rest}
-2. **It is a matter of one step.** Where samples are worse in one, the same students rank the other way in two, with fresh noise between them, or it is undecided: the distance is {span(fewer(2).value)} times the CM's, and in four steps {span(fewer(4).value)}. Worse in few steps: {left or "nowhere"} ([table](results/switch/README.md#few_steps)). No prediction was made of it.
-3. **On images, samples are worse where the ODE is solved worse in features.** Where an encoder finds the Direct CM's samples worse, its error after that encoder is the higher one in {worse_there["contradicted"]} of {sum(worse_there.values())} comparisons, the lower one in {worse_there["supported"]}; where it finds them better, the lower one in {better_there["supported"]} of {sum(better_there.values())}. By distance to data: {to_data[0]["contradicted"]} of {sum(to_data[0].values())}, and {to_data[1]["supported"]} of {sum(to_data[1].values())}. In part that is arithmetic: the error bounds the distance. No prediction was made of it.
-4. **Direct first, CM last is best in one step**: halving *h* from N to 1 while training gives samples nearer to the teacher's than either objective alone, by every measure, on {nearer('anneal')}, with {span(cost.get_group('anneal'))} of the Direct CM's teacher evaluations; one switch from Direct to CM does on {nearer('direct>cm')}. Of {told.sum()} [predictions](docs/preregistration.md) {told.get('held', 0)} held, {told.get('failed', 0)} failed, {told.get('open', 0)} are open ([table](results/switch/README.md#predictions)).
+2. **It is a matter of one step.** Where samples are worse in one, the same students rank the other way in two, with fresh noise between them, or it is undecided: the distance is {span(fewer(2).value)} times the CM's, and in four steps {span(fewer(4).value)}. Worse in few steps: {left or "nowhere"} ([table](results/switch/README.md#few_steps)). Noticed first, then predicted of three settings: {predicted(29)}.
+3. **On images, samples are worse where the ODE is solved worse in features.** Where an encoder finds the Direct CM's samples worse, its error after that encoder is the higher one in {worse_there["contradicted"]} of {sum(worse_there.values())} comparisons, the lower one in {worse_there["supported"]}; where it finds them better, the lower one in {better_there["supported"]} of {sum(better_there.values())}. By distance to data: {to_data[0]["contradicted"]} of {sum(to_data[0].values())}, and {to_data[1]["supported"]} of {sum(to_data[1].values())}. In part that is arithmetic: the error bounds the distance. Noticed first, then predicted of two settings: {predicted(45)}.
+4. **Direct first, CM last is best in one step**: halving *h* from N to 1 while training gives samples nearer to the teacher's than either objective alone, by every measure, in {len(annealed)} of {len(asked)} settings (not on {places([n for n in asked if n not in annealed])}), with {span(cost.get_group('anneal'))} of the Direct CM's teacher evaluations; one switch from Direct to CM in {switched} of {of}. Of {told.sum()} [predictions](docs/preregistration.md) {told.get('held', 0)} held, {told.get('failed', 0)} failed, {told.get('open', 0)} are open ([table](results/switch/README.md#predictions)).
 5. **Regression as such does no harm; what is regressed on does.** On the 16-D mixture a student that copies a trained CM by plain regression has the CM's samples: its distance is {far(intervened.COPY):.2f} times the CM's. One that regresses on the ODE's solution has {far(("plain", "Direct CM")):.2f} times. And C2 is there where the teacher's map is hard for the student: the ratio is {harder(*((d, 12, 64) for d in (2, 4, 8, 16)))} in 2, 4, 8 and 16 dimensions, and {harder(*((16, 12, w) for w in (64, 128, 256)))} for students of width 64, 128 and 256. What the loss sees is not it: on digits, with the judge's own features in both losses, C2 is {np.exp(seen_by_loss.value):.2f} from a CM's first half ([interventions](docs/interventions.md))."""
 
 
@@ -195,7 +197,7 @@ def switch_table() -> str:
     """The README's figure and table: both claims from equal weights in the main settings, a line each."""
     rows, lines = switch_rows(), []
     for name, own in rows[rows.pair.isin(PAIRS)].groupby("name", sort=False):
-        line = {"setting": name, "distance by": ", ".join(own[own.role == "teacher"].label.str.partition(", ")[2].str.removesuffix("-Lite0").unique())}
+        line = {"setting": name}
         for pair in PAIRS:
             for role, column in (("error", f"{pair}: C1"), ("teacher", f"{pair}: C2")):
                 line[column] = ", ".join(marked(e) for _, e in own[(own.pair == pair) & (own.role == role)].iterrows())
@@ -218,32 +220,9 @@ def rates_table() -> str:
     return compact(found[["setting", "method", "seeds", *rates]].fillna("").to_dict("records"))
 
 
-CELL = ["dimension", "modes_per_class", "width"]
-# By prediction of docs/preregistration.md: what it says, the cells that differ by one step, and the sign of the change.
-STEPS = {
-    11: ("C2 rises with the dimension", [((d, m, 64), (2 * d, m, 64)) for m in (4, 12) for d in (2, 4, 8)], 1),
-    12: ("C2 is higher with 12 modes than with 4", [((d, 4, 64), (d, 12, 64)) for d in (2, 4, 8, 16)], 1),
-    13: ("C2 falls with the width", [((16, 12, w), (16, 12, 2 * w)) for w in (32, 64, 128)], -1),
-}
-
-
 def difficulty_table() -> str:
     """The switch by cell of workflow/difficulty.py, and what became of the predictions about it."""
-    rows, lines, logs = with_final(intervened.rows_of("metrics", "difficulty"), CELL), [], {}
-    stable = stability(rows, CELL) == STABLE
-    for cell, part in final_one_step(rows).groupby(CELL, sort=False):
-        line = dict(zip(CELL, cell), rate=f"{part.lr.iloc[0]:g}", **{"the CM is stable": "yes" if stable[cell] else "no"})
-        for pair, methods in SWITCH.items():
-            for claim, column in (("C1", "ode_error"), ("C2", "swd_teacher")):
-                logs[pair, claim, cell] = log_ratios(part, methods, column)
-                line[f"{claim}, {pair}"] = intervened.shown(paired_t(logs[pair, claim, cell].to_numpy()))
-        lines.append(line)
-    said, c2 = [], {cell: logs[PAIRS[0], "C2", cell] for cell in stable.index}
-    for number, (says, steps, sign) in STEPS.items():
-        change = {(a, b): paired_t((c2[b] - c2[a]).to_numpy()) for a, b in steps if a in c2 and b in c2}
-        tests = [[(sign, e.value, e.p, stable[a] and stable[b])] for (a, b), e in change.items()]
-        state, why = outcome(tests + [[]] * (len(steps) - len(tests)))
-        said.append(f"{number}. {says}: **{state}** ({why}).")
+    lines, said = intervened.difficulty()
     return compact(lines) + "\n\nThe predictions, on C2 by D>D / D>CM:\n\n" + "\n".join(said)
 
 

@@ -8,10 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from dcm.analysis.compare import Effect, paired_t
+from dcm.analysis.compare import STABLE, Effect, paired_t, stability
+from dcm.analysis.measured import final_one_step, with_final
 from dcm.analysis.predictions import Test, outcome
 from dcm.analysis.runs import measures
-from dcm.analysis.switch import SWITCH
+from dcm.analysis.switch import SWITCH, log_ratios
 from dcm.report.switch import by_role
 
 ROOT = Path(__file__).parents[1]
@@ -144,3 +145,32 @@ def guided_table() -> list[dict]:
                 line[f"{claim}, {pair}"] = shown(compared(rows, "guided", (name, a), (name, b), column))
         lines.append(line)
     return lines
+
+
+CELL = ["dimension", "modes_per_class", "width"]
+# By prediction of docs/preregistration.md: what it says, the cells that differ by one step, and the sign of the change.
+STEPS = {
+    11: ("C2 rises with the dimension", [((d, m, 64), (2 * d, m, 64)) for m in (4, 12) for d in (2, 4, 8)], 1),
+    12: ("C2 is higher with 12 modes than with 4", [((d, 4, 64), (d, 12, 64)) for d in (2, 4, 8, 16)], 1),
+    13: ("C2 falls with the width", [((16, 12, w), (16, 12, 2 * w)) for w in (32, 64, 128)], -1),
+}
+
+
+def difficulty() -> tuple[list[dict], list[str]]:
+    """The switch by cell of workflow/difficulty.py, and what became of the predictions about it."""
+    rows, lines, logs = with_final(rows_of("metrics", "difficulty"), CELL), [], {}
+    stable = stability(rows, CELL) == STABLE
+    for cell, part in final_one_step(rows).groupby(CELL, sort=False):
+        line = dict(zip(CELL, cell), rate=f"{part.lr.iloc[0]:g}", **{"the CM is stable": "yes" if stable[cell] else "no"})
+        for pair, methods in SWITCH.items():
+            for claim, column in (("C1", "ode_error"), ("C2", "swd_teacher")):
+                logs[pair, claim, cell] = log_ratios(part, methods, column)
+                line[f"{claim}, {pair}"] = shown(paired_t(logs[pair, claim, cell].to_numpy()))
+        lines.append(line)
+    said, c2 = [], {cell: logs[next(iter(SWITCH)), "C2", cell] for cell in stable.index}
+    for number, (says, steps, sign) in STEPS.items():
+        change = {(a, b): paired_t((c2[b] - c2[a]).to_numpy()) for a, b in steps if a in c2 and b in c2}
+        tests = [[(sign, e.value, e.p, stable[a] and stable[b])] for (a, b), e in change.items()]
+        state, why = outcome(tests + [[]] * (len(steps) - len(tests)))
+        said.append(f"{number}. {says}: **{state}** ({why}).")
+    return lines, said

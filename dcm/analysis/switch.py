@@ -76,21 +76,25 @@ def plane(table: pd.DataFrame) -> pd.DataFrame:
     `table` has :func:`effects`, or :func:`dcm.analysis.runs.regimes`.
     """
     key = [name for name in (*REGIME, "pair") if name in table]
-    error = table[table.metric == "ode_error"].set_index(key).value.rename("c1")
-    out = table[table.role.isin(["teacher", "further"])].rename(columns={"value": "c2"}).join(error, on=key)
+    out = table[table.role.isin(["teacher", "further"])].rename(columns={"value": "c2"}).join(_errors(table, key), on=key)
     return out[(out.c1 > 0) & (out.c2 > 0)].reset_index(drop=True)
 
 
 def beside_errors(table: pd.DataFrame, role: str = "teacher") -> pd.DataFrame:
     """Effects on the distances of a `role`, beside those on the error after the same encoder (columns that end in ``_there``).
 
-    `table` has :func:`effects`.
+    And the ratio of the ODE error itself (``c1``). `table` has :func:`effects`.
     """
     errors = {(study, d): error for study, of in ENCODERS.items() for *distances, error in of.values() for d in distances}
     distances = table[table.role == role].assign(metric_there=lambda t: [errors.get(of) for of in zip(t.study, t.metric)])
     key = [*SETTING_OF_RUN, "pair"]
     there = table[table.role == "features"].rename(columns={c: f"{c}_there" for c in table if c not in key})
-    return distances.merge(there, on=[*key, "metric_there"])
+    return distances.merge(there, on=[*key, "metric_there"]).join(_errors(table, key), on=key)
+
+
+def _errors(table: pd.DataFrame, key: list[str]) -> pd.Series:
+    """Ratios of the ODE error by setting and pair."""
+    return table[table.metric == "ode_error"].set_index(key).value.rename("c1")
 
 
 def log_ratios(rows: pd.DataFrame, pair: tuple[str, str], column: str) -> pd.Series:

@@ -67,9 +67,9 @@ def scale(ax: Axes, which: str, values, log: bool = True, at_values: bool = Fals
     axis.set_major_formatter("{x:g}")
     if at_values and 2 <= values.nunique() <= 6:
         place, ticks = np.log if log else np.asarray, [values.max()]
-        room = 0.16 * (place(values.max()) - place(values.min()))  # of a label
+        wide = lambda value: 0.014 * (len(f"{value:g}") + 1) * (place(values.max()) - place(values.min()))  # half a label
         for value in sorted(set(values), reverse=True):
-            if place(ticks[-1]) - place(value) >= room:
+            if place(ticks[-1]) - place(value) >= wide(ticks[-1]) + wide(value):
                 ticks.append(value)
         axis.set_ticks(ticks)
         axis.set_minor_locator(mpl.ticker.NullLocator())

@@ -92,6 +92,23 @@ def plane(points: pd.DataFrame) -> Figure:
     return style.key(figure, ncols=3)
 
 
+def agreement(points: pd.DataFrame) -> Figure:
+    """Which error tells whose samples are better: ratios of the ODE error, and of that after the judge's encoder, against C2.
+
+    `points` of :func:`dcm.analysis.switch.beside_errors`. A title counts those whose two ratios lie to the same side of 1.
+    """
+    figure, axes = style.panels(2, 3.2, sharey=True)
+    for ax, column, error in zip(axes, ("c1", "value_there"), ("ODE error", "ODE error in the judge's features")):
+        sns.scatterplot(x=points[column], y=points.value, hue=points.study.map(NAMES).to_numpy(), palette=STUDIES, alpha=0.7, s=36, ax=ax)
+        for line in (ax.axvline, ax.axhline):
+            line(1, color=MARKED, lw=0.8)
+        style.scale(ax, "x", points[column])
+        style.scale(ax, "y", points.value)
+        same = ((points[column] > 1) == (points.value > 1)).sum()
+        ax.set(title=f"{error}: in {same} of {len(points)}\nit ranks the two as their samples do", xlabel=f"{error}, Direct CM / CM", ylabel="C2: distance ratio")
+    return style.key(figure)
+
+
 def accounting(table: pd.DataFrame) -> Figure:
     """The three terms of log C2 by setting and encoder, stacked from 0 to either side, their sum marked; a panel a pair."""
     unclear = (" (" + table.cm + ")").where(table.cm != STABLE, "")

@@ -75,6 +75,11 @@ class Switch:
         return cls(found, effects, accounting, costs, sources, [f for f in folders if f not in there])
 
     @property
+    def clear(self) -> pd.DataFrame:
+        """The :attr:`effects` in settings with a stable CM."""
+        return self.effects[self.effects.cm == STABLE]
+
+    @property
     def main(self) -> list[tuple[Results, pd.Series]]:
         """The first setting of every run that has a switch: the main group's, where that has one."""
         return [(r, s.iloc[0]) for r in self.results if len(s := analysis.settings(r))]

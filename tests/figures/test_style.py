@@ -111,3 +111,5 @@ def test_ticks_at_values_leave_room_for_their_labels():
     _, ax = plt.subplots()
     style.scale(ax, "x", pd.Series([8, 37, 172, 400, 608, 800]), at_values=True)
     assert sorted(ax.get_xticks()) == [8, 37, 172, 400, 800]  # 608 stands too near
+    style.scale(ax, "x", pd.Series([150, 696, 3232, 7500, 11250, 15000]), at_values=True)
+    assert sorted(ax.get_xticks()) == [150, 696, 3232, 15000], "longer labels need more room"

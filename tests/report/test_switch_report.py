@@ -110,8 +110,16 @@ def test_the_readme_is_filled_from_the_page(found, tmp_path, monkeypatch):
     fill.table.cache_clear()
     assert "by every measure, on the 16-D mixture: its ODE error is 0.79 to 0.93 times the CM's, its samples' distance" in said
     assert "for want of a stable CM on unstable." in said and "They are not on" not in said and "with 0.56 of the Direct CM's teacher evaluations" in said
-    assert "| 16-D mixture, N = 10, w = 2 | sliced Wasserstein | **0.927** | " in table
+    assert "| 16-D mixture, N = 10, w = 2 | **0.927** | " in table
     assert "(unstable CM)" in table and pd.read_csv(page.folder / "verdicts.csv").main.all()
+
+
+def test_errors_that_rank_the_two_as_their_samples_do_are_counted():
+    logs = {"ode_error": -0.2, "fd_teacher": 0.3, "paired": 0.2, "fd_classifier": -0.3, "paired_classifier": -0.2}
+    rows = analysis.effects(of_images(**{column: {"Direct CM": log, "cm>direct": log} for column, log in logs.items()}))
+    figure = figures.agreement(analysis.beside_errors(rows[rows.pair.isin(analysis.SWITCH)]))
+    assert [ax.get_title().split(":")[1].split("\n")[0] for ax in figure.axes] == [" in 2 of 4", " in 4 of 4"]
+    plt.close("all")
 
 
 def test_verdicts_on_samples_stand_beside_those_on_the_error_after_the_same_encoder():
