@@ -152,8 +152,11 @@ STATEMENTS = [  # page, words, whether the results bear them out
     ("docs/cifar10.md", "`direct>cm` beats both, too",
      lambda: switched(*(f"{m} / {o}" for m in ("anneal", "direct>cm") for o in ("CM", "Direct CM")), "teacher", at="guided CIFAR-10, N = 50") == {"contradicted"}),
     ("docs/cifar10.md", "Its own ODE error ends above that of its half", lambda: (errors := own_errors("cifar10_lora"))[250] > errors[125]),
+    ("docs/cifar10.md", "in two, two encoders of three are undecided", lambda: undecided("CIFAR-10, N = 50", 2) == ["classifier", "self-supervised"]),
+    ("docs/cifar10.md", "in two, the encoder without labels is undecided", lambda: undecided("guided CIFAR-10, N = 50", 2) == ["self-supervised"]),
+    ("docs/cifar10.md", "of which the classifier's in four is undecided", lambda: [undecided("CIFAR-10 trained longer", k) for k in (2, 4)] == [[], ["classifier"]]),
     ("docs/cifar10.md", "In two steps** it is open by two encoders",
-     lambda: switched(f"{fill.PAIRS[0]}, 2 steps", "teacher", at="guided CIFAR-10 with LoRA") == {"contradicted", "inconclusive"}),
+     lambda: undecided("guided CIFAR-10 with LoRA", 2) == ["EfficientNet-Lite0", "self-supervised"] and not undecided("guided CIFAR-10 with LoRA", 4)),
     ("docs/regimes.md", "at the rate and grid of the study", lambda: training(ALL, "cifar10/2_distill-main") == (1e-5, 10, 400)),
     ("docs/interventions.md", "copies a trained CM by plain regression has that CM's samples", lambda: abs(intervened.compared(intervened.rows_of("gmm16"), "switch", intervened.COPY, intervened.REFERENCE, "swd_teacher").value) < 0.01),
     ("docs/interventions.md", "All of them together do, by the first pair", lambda: guided("steady", 0).low > 0 > guided("steady", 1).high and max(guided(n, 0).high for n in intervened.STEADIED[:4]) < 0),
@@ -166,6 +169,13 @@ def switched(*asked: str, at: str = "CIFAR-10, N = 10") -> set[str]:
     """Verdicts of pairs, by the measures of a role, which comes last, at a setting."""
     rows, (*pairs, role) = fill.switch_rows(), asked
     return set(rows[rows.name.str.startswith(at) & rows.pair.isin(pairs) & (rows.role == role)].verdict)
+
+
+def undecided(at: str, steps: int) -> list[str]:
+    """The encoders that leave D>D / D>CM open in so many sampling steps, at a setting."""
+    rows = fill.switch_rows()
+    own = rows[rows.name.str.startswith(at) & (rows.pair == f"{fill.PAIRS[0]}, {steps} steps") & (rows.role == "teacher") & (rows.verdict == "inconclusive")]
+    return sorted(label.partition(", ")[2] for label in own.label)
 
 
 def own_errors(run: str) -> pd.Series:
