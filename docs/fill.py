@@ -180,7 +180,7 @@ def findings() -> str:
     switched, of = map(len, nearest("direct>cm"))
     cost = switch_rows("costs").groupby("method").relative
     told = (predictions := table("switch", "predictions")).outcome.value_counts()
-    predicted = lambda number: "{outcome} ({comparisons})".format(**predictions.set_index("prediction").loc[number])
+    predicted = lambda number: "{outcome} ({comparisons})".format(**predictions.set_index("prediction").loc[number]).replace(" comparisons as predicted", "")
     far = lambda student: np.exp(intervened.compared(intervened.rows_of("gmm16"), "switch", student, intervened.REFERENCE, "swd_teacher").value)
     seen_by_loss = intervened.compared(intervened.rows_of("digits"), "from_cm", *(("features", m) for m in intervened.SECOND), "fd_self")
     cells = final_one_step(with_final(intervened.rows_of("metrics", "difficulty"), intervened.CELL)).groupby(intervened.CELL)
@@ -202,7 +202,7 @@ def switch_table() -> str:
             for role, column in (("error", f"{pair}: C1"), ("teacher", f"{pair}: C2")):
                 line[column] = ", ".join(marked(e) for _, e in own[(own.pair == pair) & (own.role == role)].iterrows())
         lines.append(line)
-    return "![From equal weights: where each objective leads, in ODE error and distance of samples](results/switch/switch.png)\n\n" + compact(lines)
+    return "![From equal weights: where each objective leads, in ODE error and distance of samples](results/switch/switch.png)\n\n*C1: from one point the blue arrow ends left of the orange one. C2: it ends above.*\n\n" + compact(lines)
 
 
 def rates_table() -> str:
