@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from dcm.report import provenance
 from dcm.support.files import atomic, fingerprint, write_csv, write_json, write_text
 
+LONG = 12  # lines of a table that is folded away
+
 
 def save(figure: Figure, folder: str | Path, record: dict) -> None:
     """Write ``figure``.png, with its `record` (see :mod:`dcm.report.provenance`), and ``figure``.pdf."""
@@ -81,11 +83,13 @@ class Page:
         self.sections.append((name, caption, f"![{name}]({name}.png)"))
 
     def table(self, name: str, readable: pd.DataFrame, caption: str, whole: pd.DataFrame | None = None) -> None:
-        """Show a table, keep it for the page and as Markdown, and the `whole` of it, unrounded, as csv."""
+        """Show a table, folded where it is long; keep it for the page and as Markdown, and the `whole` of it, unrounded, as csv."""
         if whole is not None:
             write_csv(self.folder / f"{name}.csv", whole)
         text = escaped(readable.to_markdown(index=False))
         write_text(self.folder / f"{name}.md", text + "\n")
+        if len(readable) > LONG:
+            text = f"<details><summary>{len(readable)} lines: {escaped(caption)}</summary>\n\n{text}\n\n</details>"
         self.sections.append((name, caption, text))
         show(text)
 

@@ -136,7 +136,7 @@ class Switch:
         text = [f"{interval(e)} {says(e)}" for e in rows.itertuples()]
         table = pd.DataFrame({"setting": rows.name, "measure": rows.label, "pair": rows.pair, "text": text})
         wide = table.pivot(index=["setting", "measure"], columns="pair", values="text")
-        return wide[[p for p in pairs if p in wide]].reset_index()
+        return wide[[p for p in pairs if p in wide]].fillna("").reset_index()
 
     def readable_costs(self) -> pd.DataFrame:
         """Teacher evaluations a sample and update, by setting and method."""

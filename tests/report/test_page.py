@@ -12,7 +12,7 @@ from dcm.analysis import compare, measured
 from dcm.horizon import Group
 from dcm.metrics.metric import Metric
 from dcm.report import provenance, sentences
-from dcm.report.page import Page
+from dcm.report.page import LONG, Page
 from dcm.report.study import StudyResults
 from dcm.support.errors import InputError
 from dcm.support.files import write_csv, write_tensors
@@ -64,6 +64,16 @@ def test_a_page_has_its_figures_tables_and_sentences(tmp_path, capsys):
     assert provenance.report(tmp_path / "fig1.png")[1] == []
     (tmp_path / "ode_error.csv").write_text("y\n")
     assert provenance.report(tmp_path / "fig1.png")[1] == ["ode_error.csv"], "metrics.csv was joined from it"
+
+
+def test_a_long_table_is_folded_on_the_page_and_whole_in_its_file(tmp_path):
+    page = Page(tmp_path, "gmm", {"5_figures": {"notebook": "5_figures", "commit": "c", "parameters": {}}})
+    rows = pd.DataFrame({"seed": range(LONG + 1)})
+    page.table("short", rows[:-1], "A table.")
+    page.table("long", rows, "A <long> table.")
+    (_, _, short), (_, _, folded) = page.sections
+    assert short.startswith("|") and folded.startswith("<details><summary>13 lines: A &lt;long&gt; table.</summary>\n\n|")
+    assert folded.endswith("|\n\n</details>") and (tmp_path / "long.md").read_text().startswith("|")
 
 
 def test_tables_are_joined_once_and_final_is_a_groups_own_end(tmp_path):
