@@ -86,7 +86,8 @@ def beside_errors(table: pd.DataFrame, role: str = "teacher") -> pd.DataFrame:
     And the ratio of the ODE error itself (``c1``). `table` has :func:`effects`.
     """
     errors = {(study, d): error for study, of in ENCODERS.items() for *distances, error in of.values() for d in distances}
-    distances = table[table.role == role].assign(metric_there=lambda t: [errors.get(of) for of in zip(t.study, t.metric)])
+    own = table[table.role == role]
+    distances = own.assign(metric_there=pd.Series([errors.get(of) for of in zip(own.study, own.metric)], own.index, own.metric.dtype))
     key = [*SETTING_OF_RUN, "pair"]
     there = table[table.role == "features"].rename(columns={c: f"{c}_there" for c in table if c not in key})
     return distances.merge(there, on=[*key, "metric_there"]).join(_errors(table, key), on=key)
