@@ -18,7 +18,7 @@ import pandas as pd
 
 from dcm.analysis.compare import STABLE, VERDICTS, interval
 from dcm.analysis.measured import final_one_step, with_final
-from dcm.analysis.switch import FEW_STEPS, SWITCH, beside_errors, log_ratios
+from dcm.analysis.switch import FEW_STEPS, SWITCH, beside_errors, log_ratios, same_side
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -144,11 +144,11 @@ def on_mode(name: str, method: str) -> str:
     return f"{100 * at[at.name.str.startswith(name)].on_mode.mean():.1f}"
 
 
-def in_features(rows: pd.DataFrame, role: str) -> tuple[dict[str, int], dict[str, int]]:
-    """How often each verdict on the error after an encoder fell where it finds samples worse, by a distance, and better."""
-    both = beside_errors(rows, role)
-    count = lambda verdict: {v: int(((both.verdict == verdict) & (both.verdict_there == v)).sum()) for v in VERDICTS}
-    return count("supported"), count("contradicted")
+def ranked(error: str, *studies: str, role: str = "teacher") -> str:
+    """In how many comparisons from equal weights an error ranks the two as their samples do; in every setting of `studies`."""
+    rows = table("switch")
+    points = beside_errors(rows[rows.pair.isin(PAIRS) & (rows.cm == STABLE) & rows.study.isin(studies)], role)
+    return f"{same_side(points, error)} of {len(points)}"
 
 
 def findings() -> str:
@@ -173,10 +173,6 @@ def findings() -> str:
     fewer = lambda k: few[few.name.isin(worse) & few.pair.str.endswith(f"{k} steps")]
     still = few[few.verdict == "supported"].drop_duplicates(["name", "label"])
     left = "; ".join(f"{scale(e.name)}, {e.label.partition(', ')[2]} encoder" for e in still.itertuples(index=False))
-    share = lambda verdict, counts: f"{counts[verdict]} of {sum(counts.values())}"
-    after = {(study, role): in_features(equal[equal.study == study], role) for study in ("cifar10", "digits") for role in ("teacher", "data")}
-    higher = lambda study, role="teacher": share("contradicted", after[study, role][0])
-    better = share("supported", in_features(equal, "teacher")[1])
     nearest = lambda m: (by_all(clear, (f"{m} / CM", f"{m} / Direct CM"), {"teacher": "contradicted"}), list(clear[clear.pair == f"{m} / Direct CM"].name.unique()))
     annealed, asked = nearest("anneal")
     switched, of = map(len, nearest("direct>cm"))
@@ -190,7 +186,7 @@ def findings() -> str:
     return f"""\
 1. **From the same weights, the Direct objective solves the ODE better and its samples are worse**, by every measure, on {places(held)}: its ODE error is {span(at.value[at.role == "error"])} times the CM's, its samples' distance {span(at.value[at.role == "teacher"])} times.{rest}
 2. **It is a matter of one step.** Where samples are worse in one, the same students rank the other way in two, with fresh noise between them, or it is undecided: the distance is {span(fewer(2).value)} times the CM's, and in four steps {span(fewer(4).value)}. Worse in few steps: {left or "nowhere"} ([table](results/switch/README.md#few_steps)). Predicted since, of three settings: {predicted(29)}.
-3. **On CIFAR-10, samples are worse where the ODE is solved worse in features.** Where an encoder finds the Direct CM's samples worse, its error after that encoder is the higher one in {higher("cifar10")} comparisons; on digits in {higher("digits")}. Where one finds them better, on any images, it is the lower one in {better}. By distance to data, on CIFAR-10: {higher("cifar10", "data")}, and {share("supported", after["cifar10", "data"][1])}. In part that is arithmetic: the error bounds the distance. Predicted since, on digits: {predicted(45)}.
+3. **On CIFAR-10 and emoji, who solves the ODE better in an encoder's features has the better samples by that encoder**, in {ranked("value_there", "cifar10", "sdxl")} comparisons; by the ODE error itself it is {ranked("c1", "cifar10", "sdxl")}. On digits it is {ranked("value_there", "digits")}, and {ranked("c1", "digits")}; by distance to data, on CIFAR-10, {ranked("value_there", "cifar10", role="data")}, and {ranked("c1", "cifar10", role="data")}. In part that is arithmetic: the error bounds the distance. Predicted since, on digits: {predicted(45)}.
 4. **Direct first, CM last is best in one step**: halving *h* from N to 1 while training gives samples nearer to the teacher's than either objective alone, by every measure, in {len(annealed)} of {len(asked)} settings (not on {places([n for n in asked if n not in annealed])}), with {span(cost.get_group('anneal'))} of the Direct CM's teacher evaluations; one switch from Direct to CM in {switched} of {of}. Of {told.sum()} [predictions](docs/preregistration.md) {told.get('held', 0)} held, {told.get('failed', 0)} failed, {told.get('open', 0)} are open ([table](results/switch/README.md#predictions)).
 5. **Regression as such does no harm; what is regressed on does.** On the 16-D mixture a student that copies a trained CM by plain regression has the CM's samples: its distance is {far(intervened.COPY):.2f} times the CM's. One that regresses on the ODE's solution has {far(("plain", "Direct CM")):.2f} times. And C2 is there where the teacher's map is hard for the student: the ratio is {harder(*((d, 12, 64) for d in (2, 4, 8, 16)))} in 2, 4, 8 and 16 dimensions, and {harder(*((16, 12, w) for w in (64, 128, 256)))} for students of width 64, 128 and 256. What the loss sees is not it: on digits, with the judge's own features in both losses, C2 is {np.exp(seen_by_loss.value):.2f} from a CM's first half ([interventions](docs/interventions.md))."""
 

@@ -93,6 +93,11 @@ def beside_errors(table: pd.DataFrame, role: str = "teacher") -> pd.DataFrame:
     return distances.merge(there, on=[*key, "metric_there"]).join(_errors(table, key), on=key)
 
 
+def same_side(points: pd.DataFrame, error: str) -> int:
+    """Of how many points of :func:`beside_errors` an `error` (``c1`` or ``value_there``) ranks the two as their samples do."""
+    return int(((points[error] > 1) == (points.value > 1)).sum())
+
+
 def _errors(table: pd.DataFrame, key: list[str]) -> pd.Series:
     """Ratios of the ODE error by setting and pair."""
     return table[table.metric == "ode_error"].set_index(key).value.rename("c1")

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dcm.analysis.compare import STABLE
-from dcm.analysis.switch import SWITCH, TERMS
+from dcm.analysis.switch import SWITCH, TERMS, same_side
 from dcm.figures import style
 
 PAPER = (0.8, 1.5)  # ODE error about 0.24 against 0.3, FID 158.6 against 103.9; known to us from a public summary alone
@@ -104,7 +104,7 @@ def agreement(points: pd.DataFrame) -> Figure:
             line(1, color=MARKED, lw=0.8)
         style.scale(ax, "x", points[column])
         style.scale(ax, "y", points.value)
-        same = ((points[column] > 1) == (points.value > 1)).sum()
+        same = same_side(points, column)
         ax.set(title=f"{error}: in {same} of {len(points)}\nit ranks the two as their samples do", xlabel=f"{error}, Direct CM / CM", ylabel="C2: distance ratio")
     return style.key(figure)
 
