@@ -13,6 +13,7 @@ from dcm.analysis.measured import final_one_step, with_final
 from dcm.analysis.predictions import Test, outcome
 from dcm.analysis.runs import measures
 from dcm.analysis.switch import SWITCH, log_ratios
+from dcm.metrics.metric import ENCODERS
 from dcm.report.switch import by_role
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +30,10 @@ STUDENTS = {
 
 
 class Said(NamedTuple):
-    """A prediction: of which scales and part, the two students compared, of which columns (all distances: None), the sign."""
+    """A prediction: of which scales and part, the two students compared, of which columns (all distances: None), the sign.
+
+    Sign 0: that of the same comparison's error after the encoder.
+    """
 
     text: str
     scales: list[str]
@@ -39,6 +43,7 @@ class Said(NamedTuple):
     sign: int
 
 
+AFTER = {distance: error for distance, _, error in ENCODERS["cifar10"].values()}
 STEADIED = ("slow", "ema", "clipped", "guided_start", "steady")
 PREDICTIONS = {
     16: Said("D>D / D>copy of the CM is above 1", ["gmm16", "digits"], "switch", [(("plain", FIRST[0]), COPY)], None, 1),
@@ -54,6 +59,7 @@ PREDICTIONS = {
     42: Said("CIFAR-10: D>D is nearer with features in its loss", ["cifar10"], "switch", [(("features", FIRST[0]), ("plain", FIRST[0]))], ["fd_self"], -1),
     43: Said("CIFAR-10: C2 is there with features in both losses", ["cifar10"], "switch", [(("features", FIRST[0]), ("features", FIRST[1]))], ["fd_self"], 1),
     44: Said("the same, by the encoders that are in no loss", ["cifar10"], "switch", [(("features", FIRST[0]), ("features", FIRST[1]))], ["fd_teacher", "fd_classifier"], 1),
+    47: Said("the same: C2's sign is that of the error after the encoder", ["cifar10"], "switch", [(("features", FIRST[0]), ("features", FIRST[1]))], None, 0),
 }  # fmt: skip
 
 
@@ -104,8 +110,9 @@ def outcomes() -> str:
                     parts.append([])
                     continue
                 sound = said.columns is not None or said.part != "guided" or stable(rows, a[0])
-                each = [compared(rows, said.part, a, b, c) for c in said.columns or distances(rows)]
-                parts.append([(said.sign, e.value, e.p, sound) for e in each])
+                each = {c: compared(rows, said.part, a, b, c) for c in said.columns or distances(rows)}
+                there = lambda c: int(np.sign(compared(rows, said.part, a, b, AFTER[c]).value))
+                parts.append([(said.sign or there(c), e.value, e.p, sound) for c, e in each.items()])
         state, why = outcome(parts)
         lines.append(f"{number}. {said.text}: **{state}** ({why}).")
     return "\n".join(lines)
