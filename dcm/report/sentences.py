@@ -41,7 +41,7 @@ def main_table(rows: pd.DataFrame, teacher: pd.DataFrame, metrics: dict[str, Met
 
 
 def readable_main(table: pd.DataFrame, metrics: dict[str, Metric]) -> pd.DataFrame:
-    """tab1 with ``mean ± spread`` in one cell and metrics by their labels; of those that were measured at all."""
+    """tab1 with a line a metric, by its label, of those that were measured at all, and a column a method: ``mean ± spread``."""
     out = table[["method", "solver"]].copy()
     for column in ("seeds", "updates"):
         out[column] = table[column].astype(object).where(table.method != "teacher", "")
@@ -52,7 +52,9 @@ def readable_main(table: pd.DataFrame, metrics: dict[str, Metric]) -> pd.DataFra
             "not measured" if pd.isna(m) else f"{m * (abs(m) > 1e-6):.3g}" + ("" if pd.isna(s) else f" ± {s:.2g}")  # but for rounding
             for m, s in zip(table[name], table[f"{name}_sd"])
         ]
-    return out
+    each = [own.drop(columns="solver").set_index("method").T.assign(solver=SOLVER_NAMES[name]) for name, own in out.groupby("solver", sort=False)]
+    lines = pd.concat(each).fillna("").reset_index(names="measure")
+    return lines[["solver", *lines.columns.drop("solver")]]
 
 
 def readable_claims(claims: pd.DataFrame, metrics: dict[str, Metric]) -> pd.DataFrame:

@@ -72,7 +72,7 @@ def test_a_long_table_is_folded_on_the_page_and_whole_in_its_file(tmp_path):
     page.table("short", rows[:-1], "A table.")
     page.table("long", rows, "A <long> table.")
     (_, _, short), (_, _, folded) = page.sections
-    assert short.startswith("|") and folded.startswith("<details><summary>13 lines: A &lt;long&gt; table.</summary>\n\n|")
+    assert short.startswith("|") and folded.startswith("<details><summary>31 lines: A &lt;long&gt; table.</summary>\n\n|")
     assert folded.endswith("|\n\n</details>") and (tmp_path / "long.md").read_text().startswith("|")
 
 
@@ -105,7 +105,8 @@ def test_a_metric_that_is_newer_than_the_rows_is_not_measured(tmp_path):
     teacher = pd.DataFrame([dict(solver="ddim", intervals=10, guidance=2.0, swd_teacher=0.0)])
     table = sentences.main_table(rows, measured.with_columns(teacher, METRICS), METRICS)
     readable = sentences.readable_main(table, METRICS)
-    assert list(table.method) == ["teacher", "CM", "Direct CM"] and "a new one ↑" not in readable
+    assert list(table.method) == ["teacher", "CM", "Direct CM"] and list(readable) == ["solver", "measure", *table.method]
+    assert "ODE error" in set(readable.measure) and "a new one ↑" not in set(readable.measure)
     last = measured.final_one_step(rows)
     assert set(compare.verdicts(last, METRICS).metric) == {"ode_error", "swd_teacher"}
 
