@@ -102,6 +102,7 @@ def counts_table() -> str:
     return compact(lines)
 
 
+@cache
 def switch_rows(name: str = "verdicts") -> pd.DataFrame:
     """The main settings' rows of the switch, or of its accounting; of digits and the 16-D mixture one, of the emoji the paper's and that whose CM learns."""
     rows = table("switch", name)
