@@ -18,7 +18,7 @@ import pandas as pd
 
 from dcm.analysis.compare import STABLE, VERDICTS, interval
 from dcm.analysis.measured import final_one_step, with_final
-from dcm.analysis.switch import FEW_STEPS, SWITCH, beside_errors, log_ratios, same_side
+from dcm.analysis.switch import FEW_STEPS, SWITCH, beside_errors, from_equal_weights, log_ratios, same_side
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -145,18 +145,18 @@ def on_mode(name: str, method: str) -> str:
     return f"{100 * at[at.name.str.startswith(name)].on_mode.mean():.1f}"
 
 
-def ranked(error: str, *studies: str, role: str = "teacher") -> str:
-    """In how many comparisons from equal weights an error ranks the two as their samples do; in every setting of `studies`."""
-    rows = table("switch")
-    points = beside_errors(rows[rows.pair.isin(PAIRS) & (rows.cm == STABLE) & rows.study.isin(studies)], role)
-    return f"{same_side(points, error)} of {len(points)}"
+def ranked(error: str, study: str, role: str = "teacher") -> str:
+    """In how many comparisons from equal weights an error ranks the two as their samples do; in every setting of a study."""
+    points = beside_errors(from_equal_weights(table("switch")), role)
+    same = same_side(points[points.study == study], error)
+    return f"{same.sum()} of {len(same)}"
 
 
 def findings() -> str:
     """The README's findings, from the main settings of the switch."""
     rows = switch_rows()
     clear = rows[rows.cm == STABLE]
-    equal, names = clear[clear.pair.isin(PAIRS)], list(clear.name.unique())
+    equal, names = from_equal_weights(rows), list(clear.name.unique())
     held = by_all(clear, PAIRS, {"error": "supported", "teacher": "supported"})
     unstable = rows.name[rows.cm != STABLE].unique()
     at = equal[equal.name.isin(held)]

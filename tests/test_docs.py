@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from dcm.analysis.switch import beside_errors
+from dcm.analysis import switch
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
@@ -184,9 +184,8 @@ def undecided(at: str, steps: int) -> list[str]:
 
 def disagreeing() -> pd.DataFrame:
     """Comparisons from equal weights in which the error after an encoder ranks the two otherwise than their samples do."""
-    rows = fill.table("switch")
-    points = beside_errors(rows[rows.pair.isin(fill.PAIRS) & (rows.cm == "stable")])
-    return points[(points.value > 1) != (points.value_there > 1)]
+    points = switch.beside_errors(switch.from_equal_weights(fill.table("switch")))
+    return points[~switch.same_side(points, "value_there")]
 
 
 def own_errors(run: str) -> pd.Series:

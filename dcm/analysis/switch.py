@@ -10,7 +10,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
-from dcm.analysis.compare import where_stable, with_stability
+from dcm.analysis.compare import STABLE, where_stable, with_stability
 from dcm.analysis.measured import final_one_step
 from dcm.analysis.runs import REGIME, SETTING_OF_RUN, Results, judged, measures
 from dcm.horizon import Horizon, method_name, resolve_horizon
@@ -80,6 +80,11 @@ def plane(table: pd.DataFrame) -> pd.DataFrame:
     return out[(out.c1 > 0) & (out.c2 > 0)].reset_index(drop=True)
 
 
+def from_equal_weights(table: pd.DataFrame) -> pd.DataFrame:
+    """Those :func:`effects` of the pairs of the switch that have a stable CM."""
+    return table[table.pair.isin(SWITCH) & (table.cm == STABLE)]
+
+
 def beside_errors(table: pd.DataFrame, role: str = "teacher") -> pd.DataFrame:
     """Effects on the distances of a `role`, beside those on the error after the same encoder (columns that end in ``_there``).
 
@@ -93,9 +98,9 @@ def beside_errors(table: pd.DataFrame, role: str = "teacher") -> pd.DataFrame:
     return distances.merge(there, on=[*key, "metric_there"]).join(_errors(table, key), on=key)
 
 
-def same_side(points: pd.DataFrame, error: str) -> int:
-    """Of how many points of :func:`beside_errors` an `error` (``c1`` or ``value_there``) ranks the two as their samples do."""
-    return int(((points[error] > 1) == (points.value > 1)).sum())
+def same_side(points: pd.DataFrame, error: str) -> pd.Series:
+    """At which points of :func:`beside_errors` an `error` (``c1`` or ``value_there``) ranks the two as their samples do."""
+    return (points[error] > 1) == (points.value > 1)
 
 
 def _errors(table: pd.DataFrame, key: list[str]) -> pd.Series:

@@ -104,7 +104,7 @@ def agreement(points: pd.DataFrame) -> Figure:
             line(1, color=MARKED, lw=0.8)
         style.scale(ax, "x", points[column])
         style.scale(ax, "y", points.value)
-        same = same_side(points, column)
+        same = same_side(points, column).sum()
         ax.set(title=f"{error}: in {same} of {len(points)}\nit ranks the two as their samples do", xlabel=f"{error}, Direct CM / CM", ylabel="C2: distance ratio")
     return style.key(figure)
 

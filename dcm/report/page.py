@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from dcm.report import provenance
 from dcm.support.files import atomic, fingerprint, write_csv, write_json, write_text
 
-LONG = 30  # lines of a table that is folded away
+LONG = 30  # a table of more lines is folded
 
 
 def save(figure: Figure, folder: str | Path, record: dict) -> None:

@@ -75,11 +75,6 @@ class Switch:
         return cls(found, effects, accounting, costs, sources, [f for f in folders if f not in there])
 
     @property
-    def clear(self) -> pd.DataFrame:
-        """The :attr:`effects` in settings with a stable CM."""
-        return self.effects[self.effects.cm == STABLE]
-
-    @property
     def main(self) -> list[tuple[Results, pd.Series]]:
         """The first setting of every run that has a switch: the main group's, where that has one."""
         return [(r, s.iloc[0]) for r in self.results if len(s := analysis.settings(r))]
@@ -187,7 +182,7 @@ class Switch:
     def takeaway(self) -> str:
         """Where both claims hold from equal weights, and where they do not, in numbers."""
         switch = self.effects[self.effects.pair.isin(SWITCH)]
-        clear, unstable = switch[switch.cm == STABLE], switch[switch.cm != STABLE].name.unique()
+        clear, unstable = analysis.from_equal_weights(self.effects), switch[switch.cm != STABLE].name.unique()
         holds = lambda rows: all(c1(e) == "supported" and "supported" in said(e) for _, e in rows.groupby("pair"))
         both = {str(name): holds(rows) for name, rows in clear.groupby("name", sort=False)}
         held, rest = ([name for name, state in both.items() if state == wanted] for wanted in (True, False))
