@@ -66,7 +66,10 @@ def kill(process: subprocess.Popen) -> None:
 
 
 def killed(p: DistillParameters) -> dict:
-    """Losses by update of a training that was killed after its first checkpoint and then run again."""
+    """Losses by update of a training that was killed after its first checkpoint and then run again; once measured, kept."""
+    out, asked = project_path(p.run_dir) / f"{p.group_name}.json", p.model_dump(mode="json")
+    if out.exists() and (found := read_json(out)).pop("parameters") == asked:
+        return found
     checkpoint = project_path(p.run_dir) / "checkpoints" / f"{p.group_name}.safetensors"
     for left in (checkpoint, students_path(p.run_dir, p.group_name)):
         project_path(left).unlink(missing_ok=True)
@@ -82,7 +85,9 @@ def killed(p: DistillParameters) -> dict:
     again = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
     went_on = [int(line.rsplit(" ", 1)[1].rstrip(".")) for line in again.splitlines() if line.startswith("Going on after")]
     losses = read_json(path.with_suffix(".losses.json"))
-    return {"processes": p.processes, "went_on_after": went_on[0] if went_on else None, "losses": losses}
+    found = {"processes": p.processes, "went_on_after": went_on[0] if went_on else None, "losses": losses}
+    write_json(out, found | {"parameters": asked})
+    return found
 
 
 def train(path: Path) -> None:

@@ -169,7 +169,8 @@ def rehearse(given) -> dict:
     ready_device(device, 2)
     folder, began = project_path(given.folder), time.time()
     sizes, dtype = (random_sdxl.TINY, torch.float32) if given.tiny else (random_sdxl.Sizes(), torch.float16)
-    made = random_sdxl.write_all(folder / "made", sizes, IMAGES, str(device), dtype)
+    building = partial(random_sdxl.write_all, folder / "made", sizes, IMAGES, str(device), dtype)
+    made = Kept(folder / "made.json", {"sizes": repr(sizes), "images": IMAGES, "dtype": str(dtype)})("made", building)
     built = time.time() - began
     config = configuration(given, made)
     path = folder / "rehearsal.yaml"
