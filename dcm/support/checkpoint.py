@@ -20,18 +20,30 @@ def picked(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state; a slot that is a plain number (8-bit Adam's step) gets a ``#`` to its name."""
-    state = optimizer.state_dict()["state"]
-    slots = [(f"{i}.{name}", v) for i, slots in state.items() for name, v in slots.items()]
-    return {n if isinstance(v, Tensor) else f"{n}#": torch.as_tensor(v) for n, v in slots}
+    """The optimiser's state, by names with a dot between a slot and what it holds in turn (8-bit Adam's does).
+
+    A slot that is a plain number (8-bit Adam's step) gets a ``#`` to its name.
+    """
+
+    def named(slots: dict, before: str) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for slot, v in slots.items():
+            name = f"{before}{slot}"
+            found |= named(v, f"{name}.") if isinstance(v, dict) else {name if isinstance(v, Tensor) else f"{name}#": torch.as_tensor(v)}
+        return found
+
+    return named(optimizer.state_dict()["state"], "")
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Give an optimiser the state that :func:`optimizer_tensors` took."""
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict[int, dict] = {}
     for name, t in tensors.items():
-        i, slot = name.split(".", 1)
-        state.setdefault(int(i), {})[slot.removesuffix("#")] = t.item() if slot.endswith("#") else t
+        i, *within, slot = name.split(".")
+        slots = state.setdefault(int(i), {})
+        for outer in within:
+            slots = slots.setdefault(outer, {})
+        slots[slot.removesuffix("#")] = t.item() if slot.endswith("#") else t
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -21,7 +21,7 @@ from dcm.schedule import Grid
 from dcm.students.lora import LoRAStudents
 from dcm.support import checkpoint
 from dcm.support.errors import InputError
-from dcm.support.files import read_tensors
+from dcm.support.files import read_tensors, write_tensors
 from dcm.training.run import train_group
 from dcm.training.saved import load_group
 from dcm.training.settings import Settings, make_optimizer
@@ -135,17 +135,43 @@ def test_saved_adapters_load_into_a_pipeline_and_give_the_students_output(study,
         assert torch.allclose(own[m], theirs, atol=1e-5) and not torch.allclose(bare, theirs, atol=1e-3)
 
 
-def test_eight_bit_adam_needs_its_package_and_its_state_survives(monkeypatch):
+def test_eight_bit_adam_needs_its_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     layer = torch.nn.Linear(2, 2)
     with pytest.raises(InputError, match="needs the package bitsandbytes, which is not installed; allowed here: adamw"):
         make_optimizer(layer, Settings(1, optimizer="adamw8bit"))
-    state = {0: {"step": 7, "state1": torch.arange(3, dtype=torch.uint8)}}  # bitsandbytes keeps a plain number
-    loaded = []
+
+
+def test_the_state_of_eight_bit_adam_survives_a_checkpoint(tmp_path):
+    codes, wrapped = torch.arange(256.0), "__bnb_optimizer_quant_state__"  # as bitsandbytes keeps it: one map for all weights
+    slots = lambda k: {"step": 7, wrapped: {"state1": torch.full((3,), k, dtype=torch.uint8), "qmap1": codes}}
+    state, loaded = {k: slots(k) for k in range(2)}, []
     fake = SimpleNamespace(state_dict=lambda: {"state": state, "param_groups": []}, load_state_dict=loaded.append)
-    checkpoint.load_optimizer(fake, checkpoint.optimizer_tensors(fake))
-    assert isinstance(loaded[0]["state"][0]["step"], int) and loaded[0]["state"][0]["step"] == 7
-    assert torch.equal(loaded[0]["state"][0]["state1"], state[0]["state1"])
+    write_tensors(tmp_path / "checkpoint.safetensors", checkpoint.optimizer_tensors(fake))
+    checkpoint.load_optimizer(fake, read_tensors(tmp_path / "checkpoint.safetensors")[0])
+    found = loaded[0]["state"]
+    assert [type(found[k]["step"]) for k in state] == [int, int] and found[1]["step"] == 7
+    assert all(torch.equal(found[k][wrapped][name], value) for k in state for name, value in state[k][wrapped].items())
+
+
+def test_real_eight_bit_adam_goes_on_from_a_checkpoint(tmp_path):
+    pytest.importorskip("bitsandbytes", reason="needs the package bitsandbytes")
+    path, ended = tmp_path / "checkpoint.safetensors", []
+    for half in (False, True):  # six steps, and three of them with another three after a checkpoint
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(128, 64)  # smaller ones keep their state in 32 bits
+        optimizer = make_optimizer(layer, Settings(6, optimizer="adamw8bit", lr=1e-2))
+        for k in range(6):
+            if half and k == 3:
+                write_tensors(path, checkpoint.optimizer_tensors(optimizer))
+                optimizer = make_optimizer(layer, Settings(6, optimizer="adamw8bit", lr=1e-2))
+                checkpoint.load_optimizer(optimizer, read_tensors(path)[0])
+            layer(torch.randn(8, 128, generator=torch.Generator().manual_seed(k))).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        ended.append(layer.weight.detach())
+    assert torch.equal(*ended) and any(n.endswith("state1") and t.dtype == torch.uint8 for n, t in read_tensors(path)[0].items())
+
 
 @pytest.mark.parametrize(("intervals", "steps"), [(100, 1), (100, 2), (100, 4), (50, 2), (20, 5)])
 def test_few_step_sampling_is_the_lcm_scheduler(study, intervals, steps):
