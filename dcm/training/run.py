@@ -95,7 +95,7 @@ class GroupTraining:
         load_optimizer(self.optimizer, picked("optimizer", tensors))
         self.averaged = picked("averaged", tensors)
         self.kept = {n: t.cpu() for n, t in picked("kept", tensors).items()}
-        self.log, self.loss_sum = list(tensors["log"]), tensors["loss_sum"]
+        self.log, self.loss_sum = list(tensors["log"].cpu()), tensors["loss_sum"]
         if self.processes.first:
             print(f"Going on after update {self.saved}.")
 

@@ -1,8 +1,10 @@
 """What only a GPU does: CUDA graphs, bfloat16. Without one these tests are skipped, and say so."""
 
 import pytest
+import test_run
 import tiny_sdxl
 import torch
+from interruption import interrupted_at
 from random_sdxl import SDXL_UNET, random_unet
 from sdxl_dry_run import RandomLatents, random_prompts
 
@@ -13,12 +15,14 @@ from dcm.pairs import Pairs
 from dcm.students.lockstep import MLPStudents, ModuleStudents
 from dcm.students.lora import LoRAStudents
 from dcm.students.networks import UNetStudent, adapt
+from dcm.studies.registry import load_study
 from dcm.support.checkpoint import load_optimizer, optimizer_tensors
 from dcm.teachers.frozen import Float8Linear
 from dcm.teachers.mixture import GaussianMixtureTeacher
 from dcm.teachers.sdxl import PromptedUNet, SDXLTeacher
 from dcm.teachers.unet import UNetConfig, UNetTeacher
 from dcm.training.loop import distill
+from dcm.training.run import train_group
 from dcm.training.settings import Settings, make_optimizer
 from dcm.training.update import Update
 
@@ -142,6 +146,18 @@ def test_the_optimiser_goes_on_from_a_checkpoint():
     for p in students.parameters():
         assert all(torch.equal(optimizer.state[p][n], again.state[p][n]) for n in optimizer.state[p])
         assert again.state[p]["step"].device.type == "cuda"
+
+
+def test_a_training_goes_on_from_its_checkpoint(tmp_path):
+    """On its device, with losses that were noted before and after."""
+    study = load_study("gmm", "unused", GPU)
+    of = lambda folder: test_run.parameters(tmp_path / folder, solves_in_flight=0)
+    whole = train_group(study, of("whole"), GPU)
+    with interrupted_at(34):
+        train_group(study, of("cut"), GPU)
+    resumed = train_group(study, of("cut"), GPU)
+    for name, value in whole.tensors.items():
+        assert value.shape == resumed.tensors[name].shape and torch.allclose(value, resumed.tensors[name], rtol=1e-3, atol=1e-3), name
 
 
 @pytest.mark.parametrize("compile", ["no", "regions"])
