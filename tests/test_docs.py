@@ -46,6 +46,11 @@ def seeing(column: str, other: tuple[str, str], intervention: str = "features"):
     return intervened.compared(intervened.rows_of("cifar10"), "switch", (intervention, "Direct CM"), other, column)
 
 
+def dry_run(path: str) -> float:
+    """Seconds of an update of SDXL's Direct CM."""
+    return next(r["seconds"] for r in fill.read("sdxl", "dry_run")["rows"] if (r["path"], r["students"]) == (path, "Direct CM"))
+
+
 def prose(text: str) -> str:
     """What a person typed: without code, links' targets and what is filled in."""
     text = re.sub(r"<!-- (?!example|tree)[^>]+ -->\n.*?<!-- end -->", "", text, flags=re.DOTALL)
@@ -179,6 +184,9 @@ STATEMENTS = [  # page, words, whether the results bear them out
      lambda: (rows := intervened.rows_of("cifar10").set_index(["intervention", "method", "update"]).ode_error)["features", "direct>cm", 1600].min() > rows["features", "direct>cm", 800].mean()),
     ("docs/interventions.md", "farther from CIFAR-10's own images than the plain CM, with features as without",
      lambda: all(seeing(c, intervened.REFERENCE, of).low > 0 for of in ("features", "plain") for c in ("fd_real", "fd_classifier_real"))),
+    ("docs/sdxl.md", "an eighth shorter", lambda: 0.86 < dry_run("fp8") / dry_run("flight") < 0.89),
+    ("docs/sdxl.md", "Half of the students' part goes into casts",
+     lambda: all(0.45 < own["kernels"]["share"]["others"] < 0.55 for own in fill.read("sdxl", "dry_run")["students"].values())),
     ("docs/method.md", "From N = 200 on Heun's error no longer falls", lambda: float(fill.solver_error("gmm", "heun", "1", "500")) > float(fill.solver_error("gmm", "heun", "1", "200"))),
     ("README.md", "Three to eight seeds a setting", lambda: {int(n) for n in fill.switch_rows().seeds} == {3, 5, 8}),
 ]  # fmt: skip
