@@ -230,7 +230,8 @@ def difficulty_table() -> str:
 
 def interventions_table() -> str:
     """The switch with one part of its second half changed, and what became of the predictions about it."""
-    return compact(intervened.switch_table()) + "\n\nThe predictions:\n\n" + intervened.outcomes()
+    lines = intervened.switch_table()
+    return f"<details><summary>The figure's numbers: {len(lines)} lines</summary>\n\n{compact(lines)}\n\n</details>\n\nThe predictions:\n\n" + intervened.outcomes()
 
 
 def guided_table() -> str:

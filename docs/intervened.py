@@ -1,18 +1,21 @@
-"""Tables of workflow/interventions.py for docs/interventions.md, and what became of its predictions."""
+"""Tables of workflow/interventions.py for docs/interventions.md, what became of its predictions, and its figure: `python docs/intervened.py`."""
 
 from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from dcm.analysis.compare import STABLE, Effect, paired_t, stability
 from dcm.analysis.measured import final_one_step, with_final
 from dcm.analysis.predictions import Test, outcome
 from dcm.analysis.runs import measures
 from dcm.analysis.switch import SWITCH, log_ratios
+from dcm.figures import style
 from dcm.metrics.metric import ENCODERS
 from dcm.report.switch import by_role
 
@@ -20,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 NAMES = {"gmm16": "16-D mixture", "digits": "digits", "cifar10": "CIFAR-10"}
 FIRST, SECOND = SWITCH.values()
 COPY, REFERENCE = ("frozen", FIRST[0]), ("plain", FIRST[1])
+ERROR = "ODE error"
 FROM = {"switch": ("D", FIRST), "from_cm": ("CM", SECOND)}  # by part: the first half, and the methods
 # By intervention and which of the methods: the second half.
 STUDENTS = {
@@ -118,17 +122,57 @@ def outcomes() -> str:
     return "\n".join(lines)
 
 
-def switch_table() -> list[dict]:
-    """Every student, in ratios to the plain CM from the same weights."""
+def ratios() -> pd.DataFrame:
+    """Every student's ODE error and distances as ratios to the plain CM's from the same weights, a line a measure."""
     lines = []
     for (scale, name), (part, (first, methods)) in product(NAMES.items(), FROM.items()):
         rows = rows_of(scale)
+        measured = {"ode_error": ERROR} | {c: label.partition(", ")[2] for c, label in distances(rows).items()}
         for (intervention, which), says in STUDENTS.items():
             if intervention in set(rows.intervention[rows.part == part]):
-                of = lambda c: shown(compared(rows, part, (intervention, methods[which]), ("plain", methods[1]), c))
-                far = "; ".join(f"{of(c)} {label.partition(', ')[2]}" for c, label in distances(rows).items())
-                lines.append({"": name, "halves": f"{first}>{says}", "ODE error": of("ode_error"), "distance to the teacher's samples": far})
+                for column, measure in measured.items():
+                    e = compared(rows, part, (intervention, methods[which]), ("plain", methods[1]), column)
+                    lines.append((name, first, says, measure, e))
+    return pd.DataFrame(lines, columns=["scale", "first", "second", "measure", "effect"])
+
+
+def switch_table() -> list[dict]:
+    """Every student, a line each."""
+    lines = []
+    for (scale, first, second), own in ratios().groupby(["scale", "first", "second"], sort=False):
+        error, *far = (f"{shown(e)} {measure}" for measure, e in zip(own.measure, own.effect))
+        lines.append({"": scale, "halves": f"{first}>{second}", "ODE error": error.removesuffix(f" {ERROR}"), "distance to the teacher's samples": "; ".join(far)})
     return lines
+
+
+def figure() -> Figure:
+    """The same: a row of panels a scale, a column a first half, a line a second half."""
+    found, look = ratios(), dict(zip(dict.fromkeys(ratios().measure), zip("D" + "o" * 9, ["black", *style.CLASS_COLOURS])))
+    lines = {scale: list(dict.fromkeys(own.second)) for scale, own in found.groupby("scale", sort=False)}
+    heights = [len(seconds) for seconds in lines.values()]
+    made, axes = plt.subplots(len(lines), 2, figsize=(style.WIDTH, 1.6 + 0.33 * sum(heights)), sharex=True, sharey="row", height_ratios=heights)
+    for row, (scale, seconds) in zip(axes, lines.items()):
+        for ax, (first, _) in zip(row, FROM.values()):
+            own = found[(found.scale == scale) & (found["first"] == first)]
+            measures = [*dict.fromkeys(own.measure)]
+            for line in own.itertuples():
+                at = seconds.index(line.second) + 0.17 * (measures.index(line.measure) - (len(measures) - 1) / 2)
+                value, low, high = np.exp([line.effect.value, line.effect.low, line.effect.high])
+                marker, colour = look[line.measure]
+                ax.errorbar(value, at, xerr=[[value - low], [high - value]], fmt=marker, color=colour, ms=5, lw=1.2)
+            if not len(own):
+                ax.set_axis_off()
+                continue
+            ax.axvline(1, color="black", lw=0.8)
+            ax.set_title(f"{scale}, from a {'CM' if first == 'CM' else 'Direct CM'}")
+            ax.set_yticks(range(len(seconds)), seconds)
+            ax.set_ylim(len(seconds) - 0.4, -0.6)
+            ax.tick_params(labelbottom=True)
+    style.scale(axes[-1, 0], "x", [np.exp(v) for e in found.effect for v in (e.low, e.high)])
+    made.supxlabel("ratio to the plain CM from the same weights", fontsize=9)
+    keys = [plt.Line2D([], [], marker=marker, color=colour, ls="", label=measure) for measure, (marker, colour) in look.items()]
+    axes[-1, 1].legend(handles=keys, loc="center")
+    return made
 
 
 def sweep_table() -> list[dict]:
@@ -181,3 +225,8 @@ def difficulty() -> tuple[list[dict], list[str]]:
         state, why = outcome(tests + [[]] * (len(steps) - len(tests)))
         said.append(f"{number}. {says}: **{state}** ({why}).")
     return lines, said
+
+
+if __name__ == "__main__":
+    style.use_style()
+    figure().savefig(ROOT / "docs" / "interventions.png", metadata={"Software": None})
