@@ -82,6 +82,7 @@ def killed(p: DistillParameters) -> dict:
     if first.poll() is not None:
         raise InputError("training ended before its first checkpoint; more updates would leave time to kill it.")
     kill(first)
+    write_text(path, p.model_copy(update={"checkpoint_seconds": 1e9}).model_dump_json())  # writing one more takes time
     again = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
     went_on = [int(line.rsplit(" ", 1)[1].rstrip(".")) for line in again.splitlines() if line.startswith("Going on after")]
     losses = read_json(path.with_suffix(".losses.json"))
