@@ -147,7 +147,8 @@ def switch_table() -> list[dict]:
 
 def figure() -> Figure:
     """The same: a row of panels a scale, a column a first half, a line a second half."""
-    found, look = ratios(), dict(zip(dict.fromkeys(ratios().measure), zip("D" + "o" * 9, ["black", *style.CLASS_COLOURS])))
+    found = ratios()
+    look = dict(zip(found.measure.unique(), zip("D" + "o" * 9, ["black", *style.CLASS_COLOURS])))
     lines = {scale: list(dict.fromkeys(own.second)) for scale, own in found.groupby("scale", sort=False)}
     heights = [len(seconds) for seconds in lines.values()]
     made, axes = plt.subplots(len(lines), 2, figsize=(style.WIDTH, 1.6 + 0.33 * sum(heights)), sharex=True, sharey="row", height_ratios=heights)
