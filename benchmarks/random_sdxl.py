@@ -14,6 +14,9 @@ import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 from PIL import Image
+from torch import Tensor
+
+from dcm.teachers.sdxl import Prompts
 
 # The UNet of SDXL base 1.0 as published: unet/config.json of stabilityai/stable-diffusion-xl-base-1.0, less what
 # equals the defaults of diffusers' UNet2DConditionModel. It has 2,567,463,684 parameters.
@@ -87,6 +90,30 @@ def random_unet(config: dict, device: torch.device | str, dtype: torch.dtype) ->
             return UNet2DConditionModel(**config)
     finally:
         torch.set_default_dtype(before)
+
+
+class RandomLatents:
+    """Normal latents with random prompts, in place of data."""
+
+    def __init__(self, shape: tuple[int, ...], prompts: int):
+        self.shape, self.prompts = shape, prompts
+
+    def draw(self, generator: torch.Generator, batch: int) -> tuple[Tensor, Tensor]:
+        """As :meth:`dcm.data.captions.CachedLatents.draw`."""
+        options = dict(generator=generator, device=generator.device)
+        return torch.randn(batch, *self.shape, **options), torch.randint(self.prompts, (batch,), **options)
+
+
+def random_prompts(config: dict, count: int) -> Prompts:
+    """Normal embeddings of SDXL's lengths, and the size ids of a full image."""
+    g = torch.Generator().manual_seed(0)
+    pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+    side = 8 * config["sample_size"]
+    return Prompts(
+        torch.randn(count, 77, config["cross_attention_dim"], generator=g),
+        torch.randn(count, pooled, generator=g),
+        torch.tensor([[side, side, 0, 0, side, side]]).expand(count, 6),
+    )
 
 
 def vocabulary(letters: bool) -> tuple[list[str], list[str]]:

@@ -31,8 +31,7 @@ GOALS = (
     ("updates_", "overhead of ours", "share of an update", "at most", 0.03),
 )
 COLUMNS_IN_FILE_ALONE = ("timed [s]", "memory held [GiB]", "calls", "ratio of evaluations a second")
-
-
+GIB = 2**30
 KINDS = {  # of kernels, by what their names contain; the first that fits
     "norms, activations, sums (compiled)": ("triton",),
     "attention": ("flash", "fmha", "sdpa", "fort_native", "attention"),
@@ -83,6 +82,28 @@ def wait(device: torch.device) -> None:
 def rounded(row: dict) -> dict:
     """For reading; the file has every digit."""
     return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()}
+
+
+class Clock:
+    """Seconds and peak memory of what a device does."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.cuda = device, device.type == "cuda"
+
+    def now(self) -> float:
+        """Seconds, once everything that was asked for is done."""
+        if self.cuda:
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def reset_peak(self) -> None:
+        """Forget the peak so far."""
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def peak(self) -> float | None:
+        """GiB at most since then; None where it cannot be measured."""
+        return torch.cuda.max_memory_allocated(self.device) / GIB if self.cuda else None
 
 
 class Kept:

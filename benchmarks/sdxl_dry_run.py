@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -20,10 +19,9 @@ from types import SimpleNamespace
 
 import torch
 from diffusers import DDPMScheduler
-from random_sdxl import SDXL_UNET, random_unet
-from report import Kept, kernels
+from random_sdxl import SDXL_UNET, RandomLatents, random_prompts, random_unet
+from report import GIB, Clock, Kept, kernels
 from targets import longest_of, paper_loop
-from torch import Tensor
 
 from dcm.consistency import ConsistencyFunction
 from dcm.horizon import Group
@@ -44,7 +42,7 @@ from dcm.support.pretrained import check_packages
 from dcm.support.processes import find_device, ready_device
 from dcm.teacher import guided_noise
 from dcm.teachers import frozen
-from dcm.teachers.sdxl import PromptedUNet, Prompts, SDXLTeacher
+from dcm.teachers.sdxl import PromptedUNet, SDXLTeacher
 from dcm.training.settings import Settings, make_optimizer
 from dcm.training.update import Update
 
@@ -52,54 +50,7 @@ RESULT = ROOT / "results" / "sdxl" / "dry_run.json"
 CONFIG = ROOT / "workflow" / "config" / "sdxl.yaml"
 SEED = 24
 COARSE = 4  # intervals that the paper's loop is timed on
-GIB = 2**30
 PATHS = {"paper": "the paper's loop", "flight": "{slots} solves in flight", "fp8": "{slots} solves in flight, FP8"}
-
-
-class RandomLatents:
-    """Normal latents with random prompts, in place of data."""
-
-    def __init__(self, shape: tuple[int, ...], prompts: int):
-        self.shape, self.prompts = shape, prompts
-
-    def draw(self, generator: torch.Generator, batch: int) -> tuple[Tensor, Tensor]:
-        """As :meth:`dcm.data.captions.CachedLatents.draw`."""
-        options = dict(generator=generator, device=generator.device)
-        return torch.randn(batch, *self.shape, **options), torch.randint(self.prompts, (batch,), **options)
-
-
-def random_prompts(config: dict, count: int) -> Prompts:
-    """Normal embeddings of SDXL's lengths, and the size ids of a full image."""
-    g = torch.Generator().manual_seed(0)
-    pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
-    side = 8 * config["sample_size"]
-    return Prompts(
-        torch.randn(count, 77, config["cross_attention_dim"], generator=g),
-        torch.randn(count, pooled, generator=g),
-        torch.tensor([[side, side, 0, 0, side, side]]).expand(count, 6),
-    )
-
-
-class Clock:
-    """Seconds and peak memory of what a device does."""
-
-    def __init__(self, device: torch.device):
-        self.device, self.cuda = device, device.type == "cuda"
-
-    def now(self) -> float:
-        """Seconds, once everything that was asked for is done."""
-        if self.cuda:
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    def reset_peak(self) -> None:
-        """Forget the peak so far."""
-        if self.cuda:
-            torch.cuda.reset_peak_memory_stats(self.device)
-
-    def peak(self) -> float | None:
-        """GiB at most since then; None where it cannot be measured."""
-        return torch.cuda.max_memory_allocated(self.device) / GIB if self.cuda else None
 
 
 def configured() -> dict:

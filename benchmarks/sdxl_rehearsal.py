@@ -22,8 +22,7 @@ import random_sdxl
 import sdxl_processes
 import torch
 import yaml
-from report import Kept
-from sdxl_dry_run import Clock
+from report import Clock, Kept
 
 from dcm.consistency import sample
 from dcm.data.captions import captioned_images

@@ -10,9 +10,8 @@ import json
 from pathlib import Path
 
 import torch
-from random_sdxl import SDXL_UNET, random_unet
+from random_sdxl import SDXL_UNET, RandomLatents, random_prompts, random_unet
 from report import Report, kernels, matrix_rate
-from sdxl_dry_run import RandomLatents, random_prompts
 from targets import Meter, difference, longest_of, paper_loop, scheduled_evaluations
 
 from dcm.horizon import Group

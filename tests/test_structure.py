@@ -24,7 +24,7 @@ from mutants import MUTANTS
 ROOT = Path(__file__).parents[1]
 FACE = "dcm"  # the package's own __init__, which may import everything and which no module of it imports
 IDEA = ("schedule", "teacher", "solvers", "consistency", "horizon", "solvers_in_flight", "pairs")
-MOST = {"dcm": 300, "tests": 400}  # lines of a file, by folder
+MOST = {"tests": 400} | dict.fromkeys(("dcm", "benchmarks", "docs", "weights", "workflow"), 300)  # lines of a file, by folder
 LONGEST, REASON = 60, "Long because"
 IDEA_LINES = 1000  # of which it must stay below
 MAP_LINE = re.compile(r"^    ([a-z_]+)(?:/|\.py)\s", re.MULTILINE)

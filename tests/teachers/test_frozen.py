@@ -5,7 +5,7 @@ import math
 import pytest
 import tiny_sdxl
 import torch
-from sdxl_dry_run import SDXL_UNET, RandomLatents, random_prompts, random_unet
+from random_sdxl import SDXL_UNET, RandomLatents, random_prompts, random_unet
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 

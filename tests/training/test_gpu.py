@@ -5,8 +5,7 @@ import test_run
 import tiny_sdxl
 import torch
 from interruption import interrupted_at
-from random_sdxl import SDXL_UNET, random_unet
-from sdxl_dry_run import RandomLatents, random_prompts
+from random_sdxl import SDXL_UNET, RandomLatents, random_prompts, random_unet
 
 from dcm.consistency import ConsistencyFunction
 from dcm.data.images import ImageSet
