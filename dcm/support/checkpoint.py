@@ -1,5 +1,6 @@
 """Checkpoints of a training, a teacher's or students': what they hold, and whether one may be gone on with."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -20,19 +21,21 @@ def picked(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state, by names with a dot between a slot and what it holds in turn (8-bit Adam's does).
+    """The optimiser's state, copied to the CPU, by names with dots between a slot and what it holds in turn.
 
-    A slot that is a plain number (8-bit Adam's step) gets a ``#`` to its name.
+    8-bit Adam's slots do, and share a table, which a file must hold for each. A plain number gets a ``#`` to its name.
     """
 
-    def named(slots: dict, before: str) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
+    def named(slots: dict, before: str = "") -> Iterator[tuple[str, Tensor]]:
         for slot, v in slots.items():
-            name = f"{before}{slot}"
-            found |= named(v, f"{name}.") if isinstance(v, dict) else {name if isinstance(v, Tensor) else f"{name}#": torch.as_tensor(v)}
-        return found
+            if isinstance(v, dict):
+                yield from named(v, f"{before}{slot}.")
+            elif isinstance(v, Tensor):
+                yield f"{before}{slot}", v.to("cpu", copy=True)
+            else:
+                yield f"{before}{slot}#", torch.as_tensor(v)
 
-    return named(optimizer.state_dict()["state"], "")
+    return dict(named(optimizer.state_dict()["state"]))
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

@@ -100,7 +100,7 @@ def tensors_digest(tensors: dict[str, Tensor], text: str = "") -> str:
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], about: dict | None = None) -> None:
     """Write tensors as safetensors, atomically, with `about` as JSON in the file's own header, and a checksum of both."""
-    tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}  # of memory of their own
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     text = json.dumps(about or {})
     with atomic(path) as temporary:
         save_file(tensors, temporary, metadata={"about": text, "sha256": tensors_digest(tensors, text)})
