@@ -11,6 +11,7 @@ import argparse
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -40,15 +41,29 @@ def timed(study: Study, p: DistillParameters, device: torch.device, processes: P
         rows.append({"loss": loss, "ended": time.time(), "evaluations": state.evaluations})
     if processes.first:
         peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
-        write_json(project_path(p.run_dir) / f"{p.group_name}.json", {"rows": rows, "peak_gib": peak, "parameters": p.model_dump(mode="json")})
+        leave(p, {"rows": rows, "peak_gib": peak})
+
+
+def left(p: DistillParameters) -> Path:
+    """Where a training leaves what was measured of it."""
+    return project_path(p.run_dir) / f"{p.group_name}.json"
+
+
+def leave(p: DistillParameters, found: dict) -> None:
+    """Write what was `found`, with the parameters that it holds for."""
+    write_json(left(p), found | {"parameters": p.model_dump(mode="json")})
+
+
+def kept(p: DistillParameters, measure: Callable[[], object]) -> dict:
+    """What was left of a training with these parameters; `measure` is called to leave it, where nothing was."""
+    if not left(p).exists() or read_json(left(p)).get("parameters") != p.model_dump(mode="json"):
+        measure()
+    return {name: value for name, value in read_json(left(p)).items() if name != "parameters"}
 
 
 def measured(p: DistillParameters) -> dict:
-    """Seconds an update, losses by update, and peak memory, of training in ``p.processes`` processes; once measured, kept."""
-    path, asked = project_path(p.run_dir) / f"{p.group_name}.json", p.model_dump(mode="json")
-    if not path.exists() or read_json(path).get("parameters") != asked:
-        launch(p, module="benchmarks.sdxl_processes")
-    record = read_json(path)
+    """Seconds an update, losses by update, and peak memory, of training in ``p.processes`` processes."""
+    record = kept(p, lambda: launch(p, module="benchmarks.sdxl_processes"))
     ended = [row["ended"] for row in record["rows"]][WARM_UP - 1 : -WARM_UP]
     return {
         "processes": p.processes, "seconds_an_update": (ended[-1] - ended[0]) / (len(ended) - 1), "updates_timed": len(ended) - 1,
@@ -65,14 +80,11 @@ def kill(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def killed(p: DistillParameters) -> dict:
-    """Losses by update of a training that was killed after its first checkpoint and then run again; once measured, kept."""
-    out, asked = project_path(p.run_dir) / f"{p.group_name}.json", p.model_dump(mode="json")
-    if out.exists() and (found := read_json(out)).pop("parameters") == asked:
-        return found
+def killed(p: DistillParameters) -> None:
+    """Leave losses by update of a training that was killed after its first checkpoint and then run again."""
     checkpoint = project_path(p.run_dir) / "checkpoints" / f"{p.group_name}.safetensors"
-    for left in (checkpoint, students_path(p.run_dir, p.group_name)):
-        project_path(left).unlink(missing_ok=True)
+    for old in (checkpoint, students_path(p.run_dir, p.group_name)):
+        project_path(old).unlink(missing_ok=True)
     path = checkpoint.with_suffix(".parameters.json")
     write_text(path, p.model_dump_json())
     command = [sys.executable, __file__, "--train", str(path)]
@@ -86,9 +98,7 @@ def killed(p: DistillParameters) -> dict:
     again = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
     went_on = [int(line.rsplit(" ", 1)[1].rstrip(".")) for line in again.splitlines() if line.startswith("Going on after")]
     losses = read_json(path.with_suffix(".losses.json"))
-    found = {"processes": p.processes, "went_on_after": went_on[0] if went_on else None, "losses": losses}
-    write_json(out, found | {"parameters": asked})
-    return found
+    leave(p, {"processes": p.processes, "went_on_after": went_on[0] if went_on else None, "losses": losses})
 
 
 def train(path: Path) -> None:
@@ -121,7 +131,8 @@ def run(folder: Path, processes: list[int], updates: int = 8, kill: bool = True)
         write_json(out, {"rows": rows})
         print(f"{n} process(es): {rows[-1]['seconds_an_update']:.2f} s an update", flush=True)
     most = max(processes)
-    after = killed(of("killed", processes=most, checkpoint_seconds=1.0)) if kill else None
+    p = of("killed", processes=most, checkpoint_seconds=1.0)
+    after = kept(p, lambda: killed(p)) if kill else None
     record = {
         "settings": {k: plain[k] for k in ("batch", "intervals", "updates", "optimizer", "solves_in_flight", "microbatch")},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", "rows": rows, "killed": after,

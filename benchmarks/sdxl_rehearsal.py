@@ -22,7 +22,7 @@ import random_sdxl
 import sdxl_processes
 import torch
 import yaml
-from report import Clock, Kept
+from report import GIB, Clock, Kept
 
 from dcm.consistency import sample
 from dcm.data.captions import captioned_images
@@ -69,7 +69,7 @@ def check(given, device: torch.device) -> None:
         return
     if device.type != "cuda":
         raise InputError("the rehearsal at SDXL's size needs a GPU, and none is present; allowed here: --tiny.")
-    memory = torch.cuda.get_device_properties(device).total_memory / 2**30
+    memory = torch.cuda.get_device_properties(device).total_memory / GIB
     checkpointing = read_config(CONFIG)["training"]["gradient_checkpointing"]
     if memory < (needed := NEEDED[checkpointing]):
         ways = "--precision bf16 and microbatch: 1" if checkpointing else f"gradient_checkpointing: true ({NEEDED[True]} GiB)"

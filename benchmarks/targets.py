@@ -11,7 +11,7 @@ import time
 from dataclasses import replace
 
 import torch
-from report import Report, matrix_rate, wait
+from report import GIB, Report, matrix_rate, wait
 from torch import Tensor
 
 from dcm.data.images import ImageSet
@@ -122,9 +122,9 @@ class Meter:
         if flops or self.flops:
             row["share of matrix-product rate"] = evaluations / took * (flops or self.flops) / self.rate
         if device.type == "cuda":
-            row["peak memory [GiB]"] = torch.cuda.max_memory_allocated() / 2**30
+            row["peak memory [GiB]"] = torch.cuda.max_memory_allocated() / GIB
             torch.cuda.empty_cache()
-            row["memory held [GiB]"] = torch.cuda.memory_reserved() / 2**30
+            row["memory held [GiB]"] = torch.cuda.memory_reserved() / GIB
         return self.report.add(row)
 
 

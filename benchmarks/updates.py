@@ -16,7 +16,7 @@ import copy
 
 import torch
 import torch.nn.functional as F
-from report import Report, timed
+from report import GIB, Report, timed
 from targets import make_teacher
 from torch import Tensor
 
@@ -222,7 +222,7 @@ def main() -> None:
             row = {"way": name} | ({"updates a second": 1 / each} if whole else {})
             row |= {"ms": 1e3 * each, "spread [ms]": 1e3 * spread, "calls": calls}
             if gpu:
-                row["peak memory [GiB]"] = torch.cuda.max_memory_allocated() / 2**30
+                row["peak memory [GiB]"] = torch.cuda.max_memory_allocated() / GIB
             report.add(row)
             return each, spread
         return None
