@@ -2,7 +2,7 @@
 
 Times each update, compares the losses, and then kills a training by several processes after its first checkpoint and lets
 it go on: ``python benchmarks/sdxl_processes.py``, after ``make sdxl-rehearsal``. Updates are timed once everything is
-compiled, and until solves in flight run out of new ones.
+compiled. An update's time is the sum of its parts, with the solves of an average update: few updates differ in theirs.
 """
 
 from __future__ import annotations
@@ -11,37 +11,90 @@ import argparse
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import psutil
 import torch
+from torch import Tensor
 
+from dcm.horizon import Batch
+from dcm.pairs import Pairs
 from dcm.parameters.check import validate
 from dcm.parameters.notebooks import DistillParameters
 from dcm.parameters.study import StudyConfig, read_config
+from dcm.solvers import get_solver
 from dcm.studies.base import Study
 from dcm.studies.registry import load_study
 from dcm.support.errors import InputError
 from dcm.support.files import ROOT, project_path, read_json, write_json, write_text
-from dcm.support.processes import Processes, find_device
+from dcm.support.processes import Processes, find_device, peak_gib
 from dcm.training.launch import distil_group, joined, launch
 from dcm.training.loop import distill
 from dcm.training.run import PAPERS, GroupTraining
 from dcm.training.saved import students_path
 
-WARM_UP, SLACK = 2, 0.02  # updates not timed, at both ends; largest relative difference of mean losses that is let pass
+WARM_UP, SLACK = 4, 0.02  # updates not timed; largest relative difference of mean losses that is let pass
+PARTS = ("solving", "waiting", "averaging", "students")  # of an update
+
+
+def now(device: torch.device | str) -> float:
+    """Seconds, once everything that was asked for is done. (Processes that are launched do not find report.py's clock.)"""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+@dataclass(frozen=True)
+class TimedPairs(Pairs):
+    """Pairs that note the seconds that each update's solves take."""
+
+    seconds: list[float] = field(default_factory=list)
+
+    def between(self, start: int, end: int) -> Iterator[tuple[int, Batch]]:
+        """As of :class:`Pairs`."""
+        before = now(self.device)
+        for one in super().between(start, end):
+            self.seconds.append(now(self.device) - before)
+            yield one
+            before = now(self.device)
+
+
+class TimedProcesses(Processes):
+    """Processes that note the seconds that each waits for the others before gradients are averaged, and those of averaging."""
+
+    def __init__(self, processes: Processes, device: torch.device):
+        super().__init__(processes.accelerator)
+        self.device, self.seconds = device, []
+
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """As of :class:`Processes`."""
+        times = [now(self.device)]
+        for work in (self.wait, lambda: super(TimedProcesses, self).average(tensors)):
+            work()
+            times.append(now(self.device))
+        self.seconds.append((times[1] - times[0], times[2] - times[1]))
 
 
 def timed(study: Study, p: DistillParameters, device: torch.device, processes: Processes) -> None:
-    """Train as :func:`dcm.training.run.train_group`, and leave seconds, losses and evaluations by update, and the peak."""
-    training, rows = GroupTraining(study, p, device, processes, PAPERS), []
-    for state in distill(training.pairs, training.students, training.settings, study.f, training.optimizer):
+    """Train as :func:`dcm.training.run.train_group`; leave losses, evaluations and seconds by update, and the peak.
+
+    Seconds are means over the processes.
+    """
+    team, rows = TimedProcesses(processes, device), []
+    training = GroupTraining(study, p, device, team, PAPERS)
+    pairs = TimedPairs(**{f.name: getattr(training.pairs, f.name) for f in fields(Pairs)})
+    before = time.perf_counter()
+    for state in distill(pairs, training.students, training.settings, study.f, training.optimizer):
         loss = state.loss.tolist()  # waits for the device
-        rows.append({"loss": loss, "ended": time.time(), "evaluations": state.evaluations})
-    if processes.first:
-        peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
-        leave(p, {"rows": rows, "peak_gib": peak})
+        own = torch.tensor([pairs.seconds[-1], *team.seconds[-1]], device=device)
+        parts, ended = dict(zip(PARTS, (team.sum(own) / team.size).tolist())), time.perf_counter()
+        parts["students"] = ended - before - sum(parts.values())
+        rows.append({"loss": loss, "evaluations": state.evaluations} | parts)
+        before = ended
+    if team.first:
+        leave(p, {"rows": rows, "peak_gib": peak_gib(device)})
 
 
 def left(p: DistillParameters) -> Path:
@@ -64,10 +117,13 @@ def kept(p: DistillParameters, measure: Callable[[], object]) -> dict:
 def measured(p: DistillParameters) -> dict:
     """Seconds an update, losses by update, and peak memory, of training in ``p.processes`` processes."""
     record = kept(p, lambda: launch(p, module="benchmarks.sdxl_processes"))
-    ended = [row["ended"] for row in record["rows"]][WARM_UP - 1 : -WARM_UP]
+    before, *rows = record["rows"][WARM_UP - 1 :]
+    parts = {part: sum(row[part] for row in rows) / len(rows) for part in PARTS}
+    # Both halves of the guidance, over half the grid on average.
+    needed = get_solver(p.solver).evaluations * p.batch * (p.intervals + 1)
+    parts["solving"] *= needed * len(rows) / (rows[-1]["evaluations"] - before["evaluations"])
     return {
-        "processes": p.processes, "seconds_an_update": (ended[-1] - ended[0]) / (len(ended) - 1), "updates_timed": len(ended) - 1,
-        "peak_gib": record["peak_gib"], "losses": [row["loss"] for row in record["rows"]],
+        "processes": p.processes, "seconds_an_update": sum(parts.values()), "parts": parts, "updates_timed": len(rows), "peak_gib": record["peak_gib"], "losses": [row["loss"] for row in record["rows"]],
     }  # fmt: skip
 
 
@@ -117,13 +173,14 @@ def difference(a: list[list[float]], b: list[list[float]]) -> float:
     return float(((a - b).abs() / b).max())
 
 
-def run(folder: Path, processes: list[int], updates: int = 8, kill: bool = True) -> dict:
-    """Everything, in the `folder` of a rehearsal; raises :class:`InputError`."""
+def run(folder: Path, processes: list[int], updates: int = 8, kill: bool = True, intervals: int = 0) -> dict:
+    """Everything, in the `folder` of a rehearsal, on its `intervals` or on others; raises :class:`InputError`."""
     config = folder / "rehearsal.yaml"
     if not config.exists():
         raise InputError(f"{config} is missing; `make sdxl-rehearsal` writes it, and what is trained on here.")
     study = validate(StudyConfig, read_config(config))
     plain = study.notebook("2_distill", "main") | {"horizons": ["cm", "direct"], "updates": updates, "snapshots": 1}
+    plain |= {"intervals": intervals} if intervals else {}
     of = lambda name, **more: validate(DistillParameters, plain | {"group_name": name} | more)
     rows, out = [], folder / "processes.json"
     for n in processes:
@@ -153,10 +210,12 @@ def check(record: dict) -> None:
 def readable(record: dict) -> str:
     """The record as a table in markdown."""
     lines = [f"On {record['device']}; {', '.join(f'{k} {v}' for k, v in record['settings'].items())}.", "",
-             "| processes, one a GPU | seconds an update | speed-up | peak memory [GiB] | losses differ by |", "| --- | ---: | ---: | ---: | ---: |"]  # fmt: skip
+             f"| processes, one a GPU | seconds an update | of these {' | '.join(PARTS)} | speed-up | peak memory [GiB] | losses differ by |",
+             f"| --- |{' ---: |' * (len(PARTS) + 4)}"]  # fmt: skip
     for r in record["rows"]:
-        n, peak = r["processes"], "" if r["peak_gib"] is None else f"{r['peak_gib']:.1f}"
-        lines.append(f"| {n} | {r['seconds_an_update']:.2f} | {record['speed_up'][n]:.2f} | {peak} | {record['difference'][n]:.2g} |")
+        n, peak = r["processes"], f"{r['peak_gib']:.1f}" if r["peak_gib"] else ""
+        parts = " | ".join(f"{seconds:.2f}" for seconds in r["parts"].values())
+        lines.append(f"| {n} | {r['seconds_an_update']:.2f} | {parts} | {record['speed_up'][n]:.2f} | {peak} | {record['difference'][n]:.2g} |")
     if after := record["killed"]:
         went_on, by = after["went_on_after"], record["difference_killed"]
         lines += ["", f"Killed after a checkpoint and run again by {after['processes']} process(es): it went on after update {went_on}, and its losses differ by {by:.2g}."]  # fmt: skip
@@ -169,15 +228,16 @@ def main() -> None:
     parser.add_argument("--folder", default="runs/rehearsal", help="of the rehearsal")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="the first is the baseline")
     parser.add_argument("--updates", type=int, default=8)
+    parser.add_argument("--intervals", type=int, default=0, help="N; by default the rehearsal's")
     parser.add_argument("--no-kill", dest="kill", action="store_false")
     parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.train:
         return train(given.train)
-    if given.updates < 2 * WARM_UP + 1:
-        raise SystemExit(f"updates = {given.updates} is not possible; allowed: at least {2 * WARM_UP + 1}.")
+    if given.updates <= WARM_UP:
+        raise SystemExit(f"updates = {given.updates} is not possible; allowed: at least {WARM_UP + 1}.")
     try:
-        record = run(project_path(given.folder), given.processes, given.updates, given.kill)
+        record = run(project_path(given.folder), given.processes, given.updates, given.kill, given.intervals)
         print(readable(record))
         check(record)
     except InputError as error:

@@ -59,7 +59,7 @@ def configuration(given, made: dict[str, str]) -> dict:
     config["ode_error"] |= {"start_times": 1, "start_samples": 16}
     if given.tiny:
         config["teacher"] |= {"resolution": random_sdxl.TINY.side, "batch": 4}
-        config["training"] |= {"width": 2, "batch": 4}
+        config["training"] |= {"width": 2, "batch": 4, "solves_in_flight": 4}
     return config
 
 

@@ -20,7 +20,7 @@ from dcm.studies.base import Study
 from dcm.studies.registry import check_folder, check_students, load_study
 from dcm.support import lock
 from dcm.support.files import ROOT, WRITTEN, project_path, write_json
-from dcm.support.processes import find_device, ready_device
+from dcm.support.processes import find_device, peak_gib, ready_device
 
 PACKAGES = (
     "torch", "numpy", "scipy", "pandas", "diffusers", "transformers", "peft", "accelerate", "clean-fid", "papermill",
@@ -57,15 +57,16 @@ class Session:
         page = Page(self.run_dir / "figures", self.p.study, {self.notebook: self.record}, own)
         page.figure(figure, name, caption, *drawn_from)
 
-    def finish(self, name: str | None = None, **more) -> None:
+    def finish(self, name: str | None = None, peak: float = 0.0, **more) -> None:
         """Write the record with the wall time and anything in `more` (teacher evaluations, say), and name the files written.
 
         Several files of one folder are named as that folder; paths count from the repository's root, where they lie in it.
+        `peak` : GiB of a GPU's memory that other processes held for this notebook at most.
         """
         wall, ended = round(time.time() - self.started, 1), datetime.now(UTC).isoformat(timespec="seconds")
         about = self.record | {"wall_seconds": wall, "ended": ended} | more
         if self.device.type == "cuda":
-            about["peak_gib"] = round(torch.cuda.max_memory_allocated(self.device) / 2**30, 2)
+            about["peak_gib"] = round(max(peak, peak_gib(self.device)), 2)
         write_json(self.run_dir / "provenance" / f"{name or self.notebook}.json", about)
         folders: dict[Path, list[Path]] = {}
         for path in dict.fromkeys(filter(Path.exists, WRITTEN)):

@@ -5,6 +5,7 @@ One object, :class:`Pairs`, is all that distillation iterates: update numbers wi
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby, tee
 from typing import Protocol
 
@@ -55,11 +56,10 @@ class Pairs:
     pairs_per_trajectory : above 1, trajectories start at n = N and each gives pairs at as many of its N points: N solver
         steps for all of them instead of (N + 1) / 2 a pair, at the price of batches with fewer independent images, whose
         points lie on the teacher's path instead of on noised data.
-    processes : that share every batch; each takes its own rows.
+    processes : that share every batch; each trains on its own rows.
     updates : of the whole training; needed where a horizon changes.
 
-    Raises :class:`InputError` for an unknown solver, an impossible grid, horizon or number of pairs, and a horizon that
-    changes without `updates`.
+    Raises :class:`InputError` for an unknown solver, an impossible grid, horizon or number of pairs, or missing `updates`.
     """
 
     teacher: Teacher
@@ -96,10 +96,10 @@ class Pairs:
             updates = range(first, min(first + size, end + 1))
             yield from ((update, batch) for update, batch in zip(updates, self.solved(updates)) if update > start)
 
-    def starts(self, update: int) -> Starts:
+    def starts(self, update: int, whole: bool = False) -> Starts:
         """Starting points of one update for every guidance scale and seed: (W S B / pairs_per_trajectory), in that order.
 
-        What is drawn depends on (seed, update) alone.
+        What is drawn depends on (seed, update) alone. B are this process's rows, or the `whole` batch.
         """
         group, grid, device, draws = self.group, self.grid, self.device, []
         count = self.batch // self.pairs_per_trajectory
@@ -109,7 +109,7 @@ class Pairs:
             n = torch.randint(1, grid.intervals + 1, (count,), generator=generator("cpu", seed, "index", update))
             n = n if self.pairs_per_trajectory == 1 else torch.full_like(n, grid.intervals)
             x = self.teacher.schedule.add_noise(x_0, noise, grid.time(n).to(device))
-            draws.append([v[self.processes.rows(count)] for v in (x, n, condition)])
+            draws.append([v[slice(count) if whole else self.processes.rows(count)] for v in (x, n, condition)])
         # Every guidance scale solves from the same points.
         W = len(group.guidance)
         x, n, condition = (torch.cat(column * W) for column in zip(*draws))
@@ -152,24 +152,24 @@ class Pairs:
 
     def _in_flight(self, start: int, end: int) -> Iterator[tuple[int, Batch]]:
         """As :meth:`between`; starting points are drawn ahead of the update that needs them, up to a switch."""
-        group = self.group
+        group, team = self.group, self.processes
         horizons = lambda update: tuple(sorted(set(group.stage(update, self.updates).horizons)))
         for wanted, updates in groupby(range(start + 1, end + 1), horizons):
             here, coming = tee(updates)
-            ahead, drawn = tee(map(self.starts, coming))
-            solutions = solve_in_flight(self.teacher, ahead, group.solver, self.grid, self.solves_in_flight, wanted)
+            ahead, drawn = tee(map(partial(self.starts, whole=True), coming))
+            solutions = solve_in_flight(self.teacher, ahead, group.solver, self.grid, self.solves_in_flight, wanted, team)
             for update, starts, solution in zip(here, drawn, solutions):
-                yield update, self.batch_of(update, starts, solution.at, solution.evaluations)
+                yield update, self.batch_of(update, starts, solution.at, solution.evaluations, team.rows(self.batch))
 
-    def batch_of(self, update: int, starts: Starts, x_hat: dict[int, Tensor], evaluations: int) -> Batch:
-        """The batch of all members.
+    def batch_of(self, update: int, starts: Starts, x_hat: dict[int, Tensor], evaluations: int, rows=slice(None)) -> Batch:
+        """The batch of all members, or some `rows` of it.
 
         `starts` are for every guidance scale and seed, (W S B); ``x_hat[h]`` (W S B, *shape) is where the teacher brought
         them in min(h, n) steps, which took so many `evaluations`.
         """
         group, grid, n, device = self.group, self.grid, starts.n, starts.x.device
         stage, M = group.stage(update, self.updates), len(group.members)
-        members = lambda parts: torch.cat(parts).unflatten(0, (M, -1))  # (W S B, ...) by horizon -> (M, B, ...)
+        members = lambda parts: torch.cat(parts).unflatten(0, (M, -1))[:, rows]  # (W S B, ...) by horizon -> (M, B, ...)
         once = starts.x, grid.time(n).to(device), starts.condition
         x, t, condition = (members([v] * len(stage.horizons)) for v in once)
         t_hat = members([grid.time((n - h).clamp(min=0)).to(device) for h in stage.horizons])

@@ -3,7 +3,8 @@
 A batch that is solved as one either drags every sample through the steps of its noisiest member or shrinks while it
 goes. Here a finished slot is given to the next ODE at once, so the teacher is always called on one full, fixed shape:
 what compiled networks and CUDA graphs need. Which slot finishes when follows from the starting points alone, so the
-device is never waited for. Solutions are those of :func:`dcm.solvers.solve`, up to rounding.
+device is never waited for. Solutions are those of :func:`dcm.solvers.solve`, up to rounding. Several processes share one
+queue of ODEs, and all take equally many steps: none waits for the long solves of another.
 """
 
 from collections import deque
@@ -19,6 +20,7 @@ from dcm.schedule import Grid
 from dcm.solvers import Solution, get_solver
 from dcm.support.cuda_graph import Replay
 from dcm.support.errors import InputError
+from dcm.support.processes import ALONE, Processes
 from dcm.teacher import Teacher, guided_noise
 
 
@@ -35,23 +37,22 @@ class Starts:
 class Stepper:
     """One solver step for every slot at once, on tensors that stay where they are: on a GPU, one CUDA graph.
 
-    `like` are the first starting points, whose shapes, types and device the `slots` have. A teacher that can is compiled
-    for this one batch size. ``x`` (S, *shape), ``n`` (S,), ``condition`` (S,) and ``guidance`` (S,), or the number 1, are
-    the slots' ODEs; ``evaluations`` those of the teacher in one step: every slot, every stage, both halves of the guidance.
+    `like` are the first starting points, whose shapes, types and device the slots have. A teacher that can is compiled for
+    the batch size `own`. ``x`` (S, *shape), ``n``, ``condition`` and ``guidance`` (S,), or the number 1, are the ODEs in the
+    slots of all `processes`, with x = 0 in those of others. ``evaluations`` are this process's in one step.
     """
 
-    def __init__(self, teacher: Teacher, like: Starts, solver: str, grid: Grid, slots: int):
-        device = like.x.device
-        self.teacher, self.method, self.grid = teacher, get_solver(solver), grid
+    def __init__(self, teacher: Teacher, like: Starts, solver: str, grid: Grid, own: int, processes: Processes = ALONE):
+        device, slots = like.x.device, own * processes.size
+        self.teacher, self.method, self.grid, self.rows = teacher, get_solver(solver), grid, processes.rows(slots)
         self.x = torch.zeros(slots, *like.x.shape[1:], dtype=like.x.dtype, device=device)
         self.n = torch.zeros(slots, dtype=torch.int64, device=device)
         self.condition = like.condition[:1].repeat(slots, *[1] * (like.condition.ndim - 1))
-        w = like.guidance
-        unguided = isinstance(w, (int, float)) and w == 1
+        unguided = isinstance(like.guidance, (int, float)) and like.guidance == 1
         self.guidance = 1 if unguided else torch.ones(slots, dtype=like.x.dtype, device=device)
-        self.evaluations = slots * self.method.evaluations * (1 if unguided else 2)
+        self.evaluations = own * self.method.evaluations * (1 if unguided else 2)
         if device.type == "cuda" and hasattr(teacher, "compile_for"):
-            teacher.compile_for(slots if unguided else 2 * slots)
+            teacher.compile_for(own if unguided else 2 * own)
         self.before, self.last = torch.zeros_like(self.n), torch.zeros_like(self.x)  # of the step before
         self.replay = Replay(capture=device.type == "cuda")
 
@@ -60,20 +61,21 @@ class Stepper:
         self.replay(self._advance)
 
     def _advance(self) -> None:
-        n = self.n.clamp(min=1)  # an empty slot computes something that nobody reads
+        rows, w = self.rows, self.guidance[self.rows] if isinstance(self.guidance, Tensor) else 1
+        n = self.n[rows].clamp(min=1)  # an empty slot computes something that nobody reads
         now, then = self.grid.time(n), self.grid.time(n - 1)
-        noise = lambda y, t: guided_noise(self.teacher, y, t, self.condition, self.guidance)
-        moved = self.method(noise, self.teacher.schedule, self.x, now, then, self.before, self.last)
+        noise = lambda y, t: guided_noise(self.teacher, y, t, self.condition[rows], w)
+        moved = self.method(noise, self.teacher.schedule, self.x[rows], now, then, self.before[rows], self.last[rows])
         for own, new in zip((self.x, self.last, self.n, self.before), (*moved, n - 1, now)):
-            own.copy_(new)
+            own[rows].copy_(new)
 
 
 class _Flight:
     """Which ODE is in which slot, and what is kept of it. ODEs are numbered in the order of `groups` of `size` each."""
 
-    def __init__(self, stepper: Stepper, groups: Iterator[Starts], size: int, save_at: Sequence[int]):
-        self.stepper, self.groups, self.size, self.horizons = stepper, groups, size, np.array(sorted(save_at))
-        slots, shape = len(stepper.x), stepper.x.shape[1:]
+    def __init__(self, stepper: Stepper, groups: Iterator[Starts], size: int, save_at: Sequence[int], processes: Processes):
+        self.stepper, self.groups, self.size, self.processes = stepper, groups, size, processes
+        slots, shape, self.horizons = len(stepper.x), stepper.x.shape[1:], np.array(sorted(save_at))
         # A ring of whole groups. Those not yet handed out are few: a solve lasts about two average ones at most.
         self.ring = size * (4 * -(-slots // size) + 2)
         self.kept = stepper.x.new_empty(len(self.horizons), self.ring, *shape)
@@ -116,7 +118,7 @@ class _Flight:
         rows: np.ndarray = odes % self.size
         to, of, n = self._send(slots), self._send(rows), starts.n.numpy()[rows]
         stepper.x[to], stepper.condition[to], stepper.n[to] = starts.x[of], starts.condition[of], self._send(n)
-        stepper.before[to] = 0
+        stepper.x[: stepper.rows.start] = stepper.x[stepper.rows.stop :] = stepper.before[to] = 0
         if isinstance(stepper.guidance, Tensor):
             w = starts.guidance
             stepper.guidance[to] = w[of].to(stepper.guidance.dtype) if isinstance(w, Tensor) else float(w)
@@ -142,7 +144,7 @@ class _Flight:
         last = int(self.horizons[-1])
         while self.open and self.open[0][1] == 0:
             starts, at = self.open.popleft()[0], self.handed_out % self.ring
-            kept = {int(k): self.kept[i, at : at + self.size].clone() for i, k in enumerate(self.horizons)}
+            kept = dict(zip(self.horizons.tolist(), self.processes.sum(self.kept[:, at : at + self.size].clone())))
             self.handed_out += self.size
             yield Solution(kept[last], (starts.n - last).clamp(min=0), self.evaluations, kept)
             self.evaluations = 0
@@ -150,17 +152,17 @@ class _Flight:
 
 @torch.no_grad()
 def solve_in_flight(
-    teacher: Teacher, groups: Iterable[Starts], solver: str, grid: Grid, slots: int, save_at: tuple[int, ...]
-) -> Iterator[Solution]:
+    teacher: Teacher, groups: Iterable[Starts], solver: str, grid: Grid, slots: int, save_at: tuple[int, ...], processes: Processes = ALONE,
+) -> Iterator[Solution]:  # fmt: skip
     """Solve ODEs from each starting point towards data as :func:`dcm.solvers.solve`, `slots` of them at any time.
 
     The `groups`, all of one size, are asked for as slots come free; the teacher is called on S = `slots` samples (2 S with
     guidance), always. Every sample is kept after min(k, n) steps for each horizon k of `save_at`, and none goes further
-    than the longest.
+    than the longest. Each of several `processes` has so many slots, is given the same groups, and is handed all solutions.
 
     Yields, for each group in turn, a :class:`~dcm.solvers.Solution`. Short solves finish first, but a group is handed
     out only when all of it is done and all before it were: nothing favours short solves, at the beginning or the end.
-    ``evaluations`` counts the teacher evaluations since the solution before, empty slots included.
+    ``evaluations`` counts this process's teacher evaluations since the solution before, empty slots included.
 
     Raises :class:`InputError` for an unknown solver, slots below 1, n outside the grid, or groups of unequal size.
     """
@@ -169,8 +171,8 @@ def solve_in_flight(
     groups = iter(groups)
     if (first := next(groups, None)) is None:
         return
-    stepper = Stepper(teacher, first, solver, grid, slots)
-    flight = _Flight(stepper, chain([first], groups), len(first.x), save_at)
+    stepper = Stepper(teacher, first, solver, grid, slots, processes)
+    flight = _Flight(stepper, chain([first], groups), len(first.x), save_at, processes)
     while flight.fill():
         flight.step()
         yield from flight.finished()

@@ -15,6 +15,7 @@ import intervened
 import miniature
 import numpy as np
 import pandas as pd
+import rehearsed
 
 from dcm.analysis.compare import STABLE, VERDICTS, interval
 from dcm.analysis.measured import final_one_step, with_final
@@ -249,12 +250,24 @@ def emoji_results() -> str:
     return f"{compact(miniature.ratios())}\n\nODE errors in one step while they train, means over seeds:\n\n{compact(miniature.while_training())}\n\nSampled in two and four steps, with fresh noise between them:\n\n{compact(miniature.ratios(tuple(FEW_STEPS)))}"
 
 
-def on_sdxl(name: str) -> str:
-    """What ``benchmarks/sdxl_<name>.py`` wrote."""
-    return (ROOT / f"results/sdxl/{name}.md").read_text().strip()
+def dry_run() -> str:
+    """What ``benchmarks/sdxl_dry_run.py`` wrote."""
+    return (ROOT / "results/sdxl/dry_run.md").read_text().strip()
 
 
-BLOCKS = {"findings": findings, "switch": switch_table, "counts": counts_table, "rates": rates_table, "difficulty": difficulty_table, "interventions": interventions_table, "guided": guided_table, "sweep": lambda: compact(intervened.sweep_table()), "emoji": emoji_model, "emoji results": emoji_results, "emoji terms": miniature.shares, "sdxl dry run": lambda: on_sdxl("dry_run"), "sdxl rehearsal": lambda: on_sdxl("rehearsal")}
+def rehearsals() -> str:
+    """SDXL's rehearsals, stage by stage."""
+    said, tables = rehearsed.stages()
+    return "\n\n".join([said, *map(compact, tables)])
+
+
+def two_gpus() -> str:
+    """SDXL's students trained by one process and by two."""
+    said, rows, went_on = rehearsed.processes()
+    return f"{said}\n\n{compact(rows)}\n\n{went_on}"
+
+
+BLOCKS = {"findings": findings, "switch": switch_table, "counts": counts_table, "rates": rates_table, "difficulty": difficulty_table, "interventions": interventions_table, "guided": guided_table, "sweep": lambda: compact(intervened.sweep_table()), "emoji": emoji_model, "emoji results": emoji_results, "emoji terms": miniature.shares, "sdxl dry run": dry_run, "sdxl rehearsal": rehearsals, "sdxl two GPUs": two_gpus}
 NUMBERS = {f.__name__: f for f in (effect, ratio, solver_error, minutes, between, on_mode, ranked)}
 
 

@@ -74,7 +74,7 @@ MUTANTS = [
     Mutant("dcm/solvers_in_flight.py", "self.taken[slots] = odes, 0", "self.taken[slots] = odes, 1", FLIGHT),
     Mutant("dcm/training/settings.py", "2 * (1 - (update", "1 * (1 - (update", SETTINGS),
     Mutant("dcm/training/settings.py", "weight_decay=settings.weight_decay, fused", "weight_decay=0.0, fused", SETTINGS),
-    Mutant("dcm/training/update.py", "students.clip_gradients(self.settings.max_norm)", "pass", SETTINGS),
+    Mutant("dcm/training/update.py", "self.students.clip_gradients(self.settings.max_norm)", "pass", SETTINGS),
     Mutant("dcm/training/update.py", "target[at], self.settings.loss)", 'target[at], "l2")', SETTINGS),
     Mutant("dcm/training/update.py", " * (own.shape[1] / size)", "", ("tests/studies/sdxl/test_sdxl_students.py",)),
     Mutant("dcm/teachers/frozen.py", "ROOM * x.abs().amax()", "x.abs().amax()", ("tests/teachers/test_frozen.py",)),

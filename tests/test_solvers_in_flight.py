@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from dcm.schedule import Grid
 from dcm.solvers import SOLVERS, solve
 from dcm.solvers_in_flight import Starts, solve_in_flight
 from dcm.support.errors import InputError
+from dcm.support.processes import Processes
 from dcm.support.seeds import sample_noise
 from dcm.training.loop import distill
 from dcm.training.run import train_group
@@ -40,6 +43,40 @@ def test_solutions_are_those_of_plain_solving(teacher, solver, guidance, slots):
         for h in horizons:
             assert torch.allclose(solution.at[h], plain.at[h], atol=1e-9), (solver, h)
         assert torch.equal(solution.n, plain.n)
+
+
+def two():
+    """Each of two processes, which send each other nothing."""
+    for rank in (0, 1):
+        yield Processes(SimpleNamespace(process_index=rank, num_processes=2, reduce=lambda own, how: own))
+
+
+@pytest.mark.parametrize("reuse", [1, 2])
+def test_each_process_trains_on_its_own_rows(teacher, reuse):
+    """Of every guidance scale and seed; together they have the batch."""
+    group = Group("ddim", 10, (1.0, 3.0), (1, 10), (0, 1))
+    of = lambda *team: Pairs(teacher, teacher, group, 8, "cpu", 2, 0, reuse, *team).between(0, 2)
+    for (_, whole), (_, one), (_, other) in zip(of(), *map(of, two()), strict=True):
+        for name in ("x", "t", "condition", "x_hat", "t_hat"):
+            assert torch.allclose(getattr(whole, name), torch.cat([getattr(one, name), getattr(other, name)], 1), atol=1e-6), name
+        assert one.evaluations + other.evaluations == whole.evaluations
+
+
+@pytest.mark.parametrize("guidance", [3.0, None])
+def test_processes_share_one_queue_of_solves(teacher, guidance):
+    """What one of two has solved and what the other has add up to the solutions; both take equally many steps."""
+    problems = list(starts(20, 12, guidance))
+    found = [list(solve_in_flight(teacher, iter(problems), "ddim", Grid(10), 4, (1, 10), team)) for team in two()]
+    spent = 0
+    for s, one, other in zip(problems, *found, strict=True):
+        plain = solve(teacher, s.x, s.n, s.condition, s.guidance, "ddim", Grid(10), 10, (1, 10))
+        assert all(torch.allclose(one.at[h] + other.at[h], plain.at[h], atol=1e-9) for h in (1, 10))
+        assert one.evaluations == other.evaluations
+        spent += one.evaluations
+    shares = [sum(int(x.any(1).sum()) for x in (s.at[10] for s in own)) for own in found]
+    assert min(shares) > 100 and sum(shares) == 240  # both solve about half
+    needed = sum(int(s.n.sum()) for s in problems)  # of both: two evaluations a step
+    assert needed <= spent < 1.05 * needed
 
 
 def test_a_short_horizon_ends_early(teacher):

@@ -22,7 +22,12 @@ class Students(nn.Module):
 
     @property
     def capturable(self) -> bool:
-        """Whether an update may be one CUDA graph: the same kernels on the same tensors every time."""
+        """Whether losses and gradients may be one CUDA graph: the same kernels on the same tensors every time."""
+        return True
+
+    @property
+    def clips_on_device(self) -> bool:
+        """Whether :meth:`clip_gradients` may be part of one."""
         return True
 
     def parts(self, trained: Sequence[slice]) -> list[slice]:

@@ -81,9 +81,14 @@ class LoRAStudents(Students):
 
     @property
     def capturable(self) -> bool:
-        """Unless a CPU is asked in between: for the loss scale, the prompts, or the random state that checkpointing keeps."""
+        """Unless a CPU is asked in between: for the prompts, or the random state that checkpointing keeps."""
         unet, prompts = self.network.unet, self.network.prompts
-        return not self.scaled and not unet.is_gradient_checkpointing and prompts.pooled.device == self.network.device
+        return not unet.is_gradient_checkpointing and prompts.pooled.device == self.network.device
+
+    @property
+    def clips_on_device(self) -> bool:
+        """Unless there is a loss scale, which the CPU reads."""
+        return not self.scaled
 
     def parts(self, trained: Sequence[slice]) -> list[slice]:
         """One member at a time: a graph must be walked back while its own adapter is the one in use."""

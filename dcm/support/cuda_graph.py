@@ -10,7 +10,7 @@ class Replay:
     """Calls a function that works on tensors which stay where they are: as it stands at first, then as one CUDA graph.
 
     What a graph returns is overwritten by its next call. Without `capture` the function is called as it stands, always.
-    ``graph`` is None until there is one; set to None, so that its memory is free, it is captured anew.
+    ``graph`` is None until there is one.
     """
 
     WARM_UP = 3  # calls until everything is compiled, and algorithms are chosen
@@ -34,7 +34,8 @@ class Replay:
         if self.graph is None:
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):  # recorded, not run
+            # Recorded, not run. Meanwhile other threads, NCCL's above all, may ask the device something.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self.result = function()
             self.graph = graph
         self.graph.replay()

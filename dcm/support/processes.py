@@ -23,6 +23,11 @@ def ready_device(device: torch.device, threads: int) -> None:
         torch.backends.cudnn.benchmark = True
 
 
+def peak_gib(device: torch.device) -> float:
+    """GiB of a GPU's memory that this process has held at most; 0 on a CPU."""
+    return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
+
+
 class Processes:
     """The processes that share a run; without an `accelerator`, one process alone.
 
@@ -49,11 +54,13 @@ class Processes:
             for tensor, part in zip(each, mean.split([t.numel() for t in each])):
                 tensor.copy_(part.view_as(tensor))
 
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum of a tensor over the processes."""
+        return tensor if self.size == 1 else self.accelerator.reduce(tensor, "sum")
+
     def total(self, count: int) -> int:
         """Sum of a count over the processes."""
-        if self.size == 1:
-            return count
-        return int(self.accelerator.reduce(torch.tensor([count], device=self.accelerator.device), "sum").item())
+        return count if self.size == 1 else int(self.sum(torch.tensor([count], device=self.accelerator.device)))
 
     def wait(self) -> None:
         """Until all processes are here."""

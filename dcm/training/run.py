@@ -14,7 +14,7 @@ from dcm.studies.base import Study
 from dcm.support.checkpoint import load_optimizer, optimizer_tensors, picked, prefixed, read_checkpoint
 from dcm.support.errors import InputError, TrainingError, last_good
 from dcm.support.files import project_path, write_tensors
-from dcm.support.processes import ALONE, Processes
+from dcm.support.processes import ALONE, Processes, peak_gib
 from dcm.support.progress import tqdm
 from dcm.training.loop import State, check_finite, distill
 from dcm.training.saved import DistilledGroup, load_group, snapshot_updates, students_path
@@ -119,7 +119,7 @@ class GroupTraining:
         about = {
             "identity": self.identity, "update": self.update, "evaluations": self.evaluations, "seconds": time.monotonic() - self.began,
             "parameters": self.p.model_dump(), "group": asdict(self.group), "snapshots": self.snapshots,
-            "log_window": self.window, "processes": self.processes.size,
+            "log_window": self.window, "processes": self.processes.size, "peak_gib": peak_gib(self.loss_sum.device),
         }  # fmt: skip
         write_tensors(path, tensors, about)
 

@@ -33,10 +33,11 @@ PAPERS = Objective()
 
 
 class Update:
-    """One update of a group: target, losses, gradients clipped for each member, optimiser step.
+    """One update of a group: target, losses and gradients; their mean over the processes; clipping and optimiser step.
 
-    On a GPU the first updates run as they stand and the rest replay one CUDA graph of them, captured anew where a horizon
-    changes. Not where processes share the batch, students say that they cannot (``capturable``), or the optimiser cannot.
+    On a GPU the first updates run as they stand. Later ones replay two CUDA graphs, captured anew where a horizon changes:
+    one up to the gradients, where students can (``capturable``), and one of the optimiser's part, where they
+    (``clips_on_device``) and the optimiser can.
 
     Parameters
     ----------
@@ -56,9 +57,12 @@ class Update:
     ):
         self.students, self.optimizer, self.settings, self.f, self.processes = students, optimizer, settings, f, processes
         self.objective = objective
-        possible = students.capturable and processes.size == 1 and bool(optimizer.defaults.get("capturable"))
+        self.parameters = list(students.parameters())
+        possible = self.parameters[0].is_cuda and students.capturable
         self.capture = possible if graph is None else graph
-        self.static: Batch | None = None  # what a graph reads
+        self.capture_step = self.capture and students.clips_on_device and bool(optimizer.defaults.get("capturable"))
+        self.static: Batch | None = None  # what the graphs read
+        self.gradients, self.step = Replay(False), Replay(False)
 
     def __call__(self, batch: Batch, lr: float) -> Tensor:
         """Make the update at learning rate `lr`; the members' losses (M,)."""
@@ -67,18 +71,27 @@ class Update:
                 group["lr"].fill_(lr)
             else:
                 group["lr"] = lr
-        if not self.capture:
-            return self._compute(batch)
+        if self.capture:
+            batch = self._held(batch)
+        loss, gradients = self.gradients(lambda: self._gradients(batch))
+        for parameter, gradient in zip(self.parameters, gradients):
+            parameter.grad = gradient  # clipping may have dropped it
+        self.processes.average([loss, *(g for g in gradients if g is not None)])
+        self.step(lambda: self._step(batch, loss))
+        return loss.clone()
+
+    def _held(self, batch: Batch) -> Batch:
+        """The same on tensors that stay where they are; new ones, and new graphs, at another stage."""
         given = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
         if self.static is None or self.static.stage != batch.stage:
             self.static = replace(batch, **{name: value.clone() for name, value in given.items()})
-            self.replay = Replay(capture=True)
+            self.gradients, self.step = Replay(self.capture), Replay(self.capture_step)
         for name, value in given.items():
             getattr(self.static, name).copy_(value)
-        static = self.static
-        return self.replay(lambda: self._compute(static)).clone()
+        return self.static
 
-    def _compute(self, batch: Batch) -> Tensor:
+    def _gradients(self, batch: Batch) -> tuple[Tensor, list[Tensor | None]]:
+        """Losses (M,) and the gradients of all parameters, None where none trains."""
         f, students = self.f, self.students
         target = self.objective.target(f, students, batch)
         self.optimizer.zero_grad(set_to_none=True)
@@ -89,10 +102,12 @@ class Update:
             each = self.objective.distance(own, target[at], self.settings.loss) * (own.shape[1] / size)
             students.backward(each, part)
             loss[part] += each.detach()
-        self.processes.average([loss, *(p.grad for p in students.parameters() if p.grad is not None)])
-        students.clip_gradients(self.settings.max_norm)
+        return loss, [p.grad for p in self.parameters]
+
+    def _step(self, batch: Batch, loss: Tensor) -> None:
+        """Clip, take the optimiser's step, and let who follows another take over its weights and `loss`."""
+        self.students.clip_gradients(self.settings.max_norm)
         self.optimizer.step()
         for who, whom in batch.stage.followers:
             loss[who] = loss[whom]
-            students.follow(who, whom)
-        return loss
+            self.students.follow(who, whom)

@@ -4,10 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import random_sdxl
+import sdxl_processes
 import sdxl_rehearsal
 import torch
 
 from dcm.parameters.check import validate
+from dcm.parameters.notebooks import DistillParameters
 from dcm.parameters.study import StudyConfig
 from dcm.support.errors import InputError
 
@@ -60,3 +62,16 @@ def test_the_whole_runs_hours_are_its_counts_times_the_rates():
         found = sdxl_rehearsal.whole_run(rates, 12.0, 20, gpus)
         assert found["students' samples"] == pytest.approx(0.1 * 2 * steps * 10274 / 3600)
         assert found["decode and measure"] == pytest.approx((2 * sets + 1) * 10274 / 3600)
+
+
+def test_an_updates_time_has_the_solves_of_an_average_one(tmp_path):
+    """Whatever the updates that were timed had to solve; what compiles is left out."""
+    values = sdxl_rehearsal.configuration(GIVEN, {"model": "here", "data_dir": "there"})
+    plain = validate(StudyConfig, values).notebook("2_distill", "main")
+    p = validate(DistillParameters, plain | {"run_dir": str(tmp_path), "group_name": "one", "processes": 1})
+    row = lambda k, solved: {"loss": [1.0], "evaluations": k, "solving": solved, "waiting": 0.25, "averaging": 0.5, "students": 1.0}
+    slow = [row(100 * k, 60.0) for k in range(1, 5)]
+    sdxl_processes.leave(p, {"peak_gib": 2.0, "rows": [*slow, row(600, 2.0), row(1000, 4.0)]})
+    found = sdxl_processes.measured(p)
+    assert found["parts"] == {"solving": pytest.approx(16 * 21 / 100), "waiting": 0.25, "averaging": 0.5, "students": 1.0}
+    assert found["seconds_an_update"] == pytest.approx(16 * 21 / 100 + 1.75) and found["updates_timed"] == 2

@@ -20,8 +20,10 @@ from dcm.teachers.frozen import Float8Linear
 from dcm.teachers.mixture import GaussianMixtureTeacher
 from dcm.teachers.sdxl import PromptedUNet, SDXLTeacher
 from dcm.teachers.unet import UNetConfig, UNetTeacher
+from dcm.training.launch import launch
 from dcm.training.loop import distill
 from dcm.training.run import train_group
+from dcm.training.saved import load_group
 from dcm.training.settings import Settings, make_optimizer
 from dcm.training.update import Update
 
@@ -64,16 +66,21 @@ def adapted_images():
     return teacher, data, students.to(GPU)
 
 
-def shared_unet():
+def shared_unet(dtype=torch.bfloat16):
     """Adapters of one UNet, in microbatches, beside the frozen copy that solves in flight."""
-    network = PromptedUNet(random_unet(tiny_sdxl.UNET, GPU, torch.bfloat16), random_prompts(tiny_sdxl.UNET, 8).to(GPU), chunk=8)
+    network = PromptedUNet(random_unet(tiny_sdxl.UNET, GPU, dtype), random_prompts(tiny_sdxl.UNET, 8).to(GPU), chunk=8)
     teacher = SDXLTeacher(network, GaussianMixtureTeacher.interleaved_ring().schedule, (4, 8, 8))
     students = LoRAStudents(network, [m.seed for m in GROUP.members], 4).to(GPU)
     students.microbatch = 4
     return teacher, RandomLatents(teacher.shape, 8), students
 
 
-@pytest.mark.parametrize("make", [mixture, images, compiled_images, adapted_images, shared_unet])
+def shared_unet_in_float16():
+    """Its loss is scaled: a graph up to the gradients, and the optimiser's part as it stands."""
+    return shared_unet(torch.float16)
+
+
+@pytest.mark.parametrize("make", [mixture, images, compiled_images, adapted_images, shared_unet, shared_unet_in_float16])
 @pytest.mark.parametrize("lr_decay", ["constant", "linear"])
 def test_captured_updates_are_those_that_run_as_they_stand(make, lr_decay, monkeypatch):
     """Same students after 12 updates, up to the rounding of sums whose order a GPU does not fix."""
@@ -88,7 +95,8 @@ def test_captured_updates_are_those_that_run_as_they_stand(make, lr_decay, monke
         start = [p.detach().clone() for p in students.parameters()]
         losses = [state.loss.clone() for state in distill(pairs, students, settings, f)]
         monkeypatch.setattr(Update, "__init__", original)
-        assert hasattr(captured[0], "replay") == graph and (not graph or captured[0].replay.graph)
+        whole = graph and make is not shared_unet_in_float16
+        assert [bool(part.graph) for part in (captured[0].gradients, captured[0].step)] == [graph, whole]
         end = [p.detach() for p in students.parameters()]
         found.append((torch.stack(losses), torch.cat([(b - a).flatten() for a, b in zip(start, end)])))
     (loss, moved), (graph_loss, graph_moved) = found
@@ -157,6 +165,21 @@ def test_a_training_goes_on_from_its_checkpoint(tmp_path):
     resumed = train_group(study, of("cut"), GPU)
     for name, value in whole.tensors.items():
         assert value.shape == resumed.tensors[name].shape and torch.allclose(value, resumed.tensors[name], rtol=1e-3, atol=1e-3), name
+
+
+@pytest.mark.parametrize("solves_in_flight", [0, 16])
+def test_two_gpus_train_as_one(tmp_path, solves_in_flight):
+    """Gradients are averaged between the two graphs of an update, and solves come from one queue."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    study = load_study("gmm", "unused", GPU)
+    of = lambda folder, **more: test_run.parameters(tmp_path / folder, solves_in_flight=solves_in_flight, **more)
+    one = train_group(study, of("one"), GPU)
+    launch(of("two", processes=2))
+    two = load_group(tmp_path / "two", "main")
+    assert two.about["processes"] == 2
+    for name, value in one.tensors.items():
+        assert torch.allclose(value, two.tensors[name], rtol=1e-3, atol=1e-3), name
 
 
 @pytest.mark.parametrize("compile", ["no", "regions"])

@@ -1,6 +1,8 @@
 """The SDXL pipeline on disk: checked, its encoders loaded, and notebook 1's work with them."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -103,6 +105,16 @@ def load_vae(about: dict, device: torch.device):
     return vae.to(device).eval().requires_grad_(False)
 
 
+@contextmanager
+def by_rule() -> Iterator[None]:
+    """cuDNN chooses algorithms by rule: for the autoencoder its search takes much memory and finds none that is faster."""
+    searching, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = searching
+
+
 class Encoder:
     """The pipeline's text encoders and the autoencoder, for :func:`dcm.data.captions.cache`."""
 
@@ -118,6 +130,7 @@ class Encoder:
             part.to(device)
 
     @torch.no_grad()
+    @by_rule()
     def encode(self, rows: range, items: list[tuple[Path, str]]) -> dict[str, Tensor]:
         """One file. Item i depends on (seed, i) alone: its crop, its flip, its draw from the posterior."""
         seed, size, flip = (self.about[name] for name in ("seed", "resolution", "flip"))

@@ -18,7 +18,7 @@ from dcm.students.lora import LoRAStudents
 from dcm.students.networks import PromptedStudent
 from dcm.studies.base import Study, teacher_record
 from dcm.studies.sdxl import memory
-from dcm.studies.sdxl.pipeline import load_teacher, load_vae
+from dcm.studies.sdxl.pipeline import by_rule, load_teacher, load_vae
 from dcm.support.errors import InputError
 from dcm.support.files import fingerprint
 from dcm.support.processes import Processes
@@ -59,6 +59,7 @@ class SDXLStudy(Study):
         return ModuleStudents(networks)
 
     @torch.no_grad()
+    @by_rule()
     def pictures(self, x: Tensor) -> Tensor:
         """Latents (B, C, h, w) decoded to images (B, 3, H, W) in [-1, 1], on the autoencoder's device."""
         z = x.to(self.vae.device, self.vae.dtype) / self.vae.config.scaling_factor

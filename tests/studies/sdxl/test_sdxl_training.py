@@ -74,10 +74,9 @@ def test_two_processes_train_as_one(study, distilled, prepared, tmp_path, monkey
     shutil.copytree(prepared / "teacher", tmp_path / "teacher")
     from dcm.training.launch import launch
 
-    launch(distill_parameters(tmp_path, processes=2))
+    launch(distill_parameters(tmp_path, processes=2, solves_in_flight=2))
     both = load_group(tmp_path, "main")
     assert (distilled.about["processes"], both.about["processes"]) == (1, 2)
-    assert both.about["evaluations"] == distilled.about["evaluations"]
     assert torch.allclose(distilled.tensors["loss"], both.tensors["loss"], rtol=1e-4)
     start = LoRAStudents(study.network, [24, 24], 2).state_dict()
     one, two = ({n: g.tensors[f"3/{n}"] - v for n, v in start.items()} for g in (distilled, both))
