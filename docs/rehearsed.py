@@ -26,7 +26,7 @@ def stages() -> tuple[str, list[list[dict]]]:
     ]  # fmt: skip
     by_work = [{"seconds, after a first time": work} | {n: _shown(r["rates"].get(work)) for n, r in zip(named, (one, two))} for work in two["rates"]]
     hours = {n: parts | {"all": sum(parts.values())} for n, parts in two["hours"].items()}
-    whole = [{"hours of the paper's whole run": part} | {f"{n} GPUs": f"{h[part]:.2f}" for n, h in hours.items()} for part in hours["1"]]
+    whole = [{"hours of the paper's whole run": part} | {f"{n} GPU{(int(n) > 1) * 's'}": f"{h[part]:.2f}" for n, h in hours.items()} for part in hours["1"]]
     return f"With **random weights**. {' '.join(said)}", [by_stage, by_work, whole]
 
 
