@@ -43,8 +43,8 @@ class Stepper:
     """
 
     def __init__(self, teacher: Teacher, like: Starts, solver: str, grid: Grid, own: int, processes: Processes = ALONE):
-        device, slots = like.x.device, own * processes.size
-        self.teacher, self.method, self.grid, self.rows = teacher, get_solver(solver), grid, processes.rows(slots)
+        device, slots, self.rows = like.x.device, own * processes.size, processes.rows(own * processes.size)
+        self.teacher, self.method, self.grid, self.processes = teacher, get_solver(solver), grid, processes
         self.x = torch.zeros(slots, *like.x.shape[1:], dtype=like.x.dtype, device=device)
         self.n = torch.zeros(slots, dtype=torch.int64, device=device)
         self.condition = like.condition[:1].repeat(slots, *[1] * (like.condition.ndim - 1))
@@ -73,9 +73,9 @@ class Stepper:
 class _Flight:
     """Which ODE is in which slot, and what is kept of it. ODEs are numbered in the order of `groups` of `size` each."""
 
-    def __init__(self, stepper: Stepper, groups: Iterator[Starts], size: int, save_at: Sequence[int], processes: Processes):
-        self.stepper, self.groups, self.size, self.processes = stepper, groups, size, processes
-        slots, shape, self.horizons = len(stepper.x), stepper.x.shape[1:], np.array(sorted(save_at))
+    def __init__(self, stepper: Stepper, groups: Iterator[Starts], size: int, save_at: Sequence[int]):
+        self.stepper, self.groups, self.size, self.horizons = stepper, groups, size, np.array(sorted(save_at))
+        slots, shape = len(stepper.x), stepper.x.shape[1:]
         # A ring of whole groups. Those not yet handed out are few: a solve lasts about two average ones at most.
         self.ring = size * (4 * -(-slots // size) + 2)
         self.kept = stepper.x.new_empty(len(self.horizons), self.ring, *shape)
@@ -144,7 +144,7 @@ class _Flight:
         last = int(self.horizons[-1])
         while self.open and self.open[0][1] == 0:
             starts, at = self.open.popleft()[0], self.handed_out % self.ring
-            kept = dict(zip(self.horizons.tolist(), self.processes.sum(self.kept[:, at : at + self.size].clone())))
+            kept = dict(zip(self.horizons.tolist(), self.stepper.processes.sum(self.kept[:, at : at + self.size].clone())))
             self.handed_out += self.size
             yield Solution(kept[last], (starts.n - last).clamp(min=0), self.evaluations, kept)
             self.evaluations = 0
@@ -152,7 +152,8 @@ class _Flight:
 
 @torch.no_grad()
 def solve_in_flight(
-    teacher: Teacher, groups: Iterable[Starts], solver: str, grid: Grid, slots: int, save_at: tuple[int, ...], processes: Processes = ALONE,
+    teacher: Teacher, groups: Iterable[Starts], solver: str, grid: Grid, slots: int, save_at: tuple[int, ...],
+    processes: Processes = ALONE,
 ) -> Iterator[Solution]:  # fmt: skip
     """Solve ODEs from each starting point towards data as :func:`dcm.solvers.solve`, `slots` of them at any time.
 
@@ -171,8 +172,7 @@ def solve_in_flight(
     groups = iter(groups)
     if (first := next(groups, None)) is None:
         return
-    stepper = Stepper(teacher, first, solver, grid, slots, processes)
-    flight = _Flight(stepper, chain([first], groups), len(first.x), save_at, processes)
+    flight = _Flight(Stepper(teacher, first, solver, grid, slots, processes), chain([first], groups), len(first.x), save_at)
     while flight.fill():
         flight.step()
         yield from flight.finished()

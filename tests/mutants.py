@@ -73,7 +73,7 @@ MUTANTS = [
     Mutant("dcm/pairs.py", ".repeat_interleave(len(x) // W)", ".repeat(len(x) // W)", HORIZON),
     Mutant("dcm/solvers_in_flight.py", "self.taken[slots] = odes, 0", "self.taken[slots] = odes, 1", FLIGHT),
     Mutant("dcm/solvers_in_flight.py", "stepper.x[stepper.rows.stop :] = ", "", FLIGHT),
-    Mutant("dcm/solvers_in_flight.py", "grid, processes.rows(slots)", "grid, slice(slots)", FLIGHT),
+    Mutant("dcm/solvers_in_flight.py", "processes.rows(own * processes.size)", "slice(own * processes.size)", FLIGHT),
     Mutant("dcm/pairs.py", "unflatten(0, (M, -1))[:, rows]", "unflatten(0, (M, -1))", FLIGHT),
     Mutant("dcm/training/settings.py", "2 * (1 - (update", "1 * (1 - (update", SETTINGS),
     Mutant("dcm/training/settings.py", "weight_decay=settings.weight_decay, fused", "weight_decay=0.0, fused", SETTINGS),
