@@ -34,6 +34,17 @@ def test_the_cache_is_what_the_pipeline_encodes(study, pipe):
     assert 0.7 < z.detach().std().item() < 1.3 and abs(z.detach().mean().item()) < 0.3
 
 
+def test_the_autoencoder_goes_without_cudnns_search(study, monkeypatch):
+    """Which is on before and after, an error included."""
+    searched, decode = [], study.vae.decode
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.setattr(study.vae, "decode", lambda *a, **k: (searched.append(torch.backends.cudnn.benchmark), decode(*a, **k))[1])
+    study.pictures(torch.zeros(1, *study.teacher.shape))
+    with pytest.raises(RuntimeError):
+        study.pictures(torch.zeros(1, 1, 1))
+    assert searched and not any(searched) and torch.backends.cudnn.benchmark
+
+
 def test_an_interrupted_encoding_goes_on_and_nothing_half_written_is_used(made, prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(captions, "SHARD", 2)
     p, cache = teacher_parameters(made, tmp_path), tmp_path / "teacher/cache"
