@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from dcm.support.files import read_json, write_json, write_text
+from dcm.support.processes import peak_gib
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- written by report.py: begin -->", "<!-- written by report.py: end -->"
@@ -103,7 +104,7 @@ class Clock:
 
     def peak(self) -> float | None:
         """GiB at most since then; None where it cannot be measured."""
-        return torch.cuda.max_memory_allocated(self.device) / GIB if self.cuda else None
+        return peak_gib(self.device) if self.cuda else None
 
 
 class Kept:

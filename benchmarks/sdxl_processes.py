@@ -70,11 +70,11 @@ class TimedProcesses(Processes):
 
     def average(self, tensors: Iterable[Tensor]) -> None:
         """As of :class:`Processes`."""
-        times = [now(self.device)]
-        for work in (self.wait, lambda: super(TimedProcesses, self).average(tensors)):
-            work()
-            times.append(now(self.device))
-        self.seconds.append((times[1] - times[0], times[2] - times[1]))
+        ready = now(self.device)
+        self.wait()
+        together = now(self.device)
+        super().average(tensors)
+        self.seconds.append((together - ready, now(self.device) - together))
 
 
 def timed(study: Study, p: DistillParameters, device: torch.device, processes: Processes) -> None:
@@ -123,7 +123,8 @@ def measured(p: DistillParameters) -> dict:
     needed = get_solver(p.solver).evaluations * p.batch * (p.intervals + 1)
     parts["solving"] *= needed * len(rows) / (rows[-1]["evaluations"] - before["evaluations"])
     return {
-        "processes": p.processes, "seconds_an_update": sum(parts.values()), "parts": parts, "updates_timed": len(rows), "peak_gib": record["peak_gib"], "losses": [row["loss"] for row in record["rows"]],
+        "processes": p.processes, "seconds_an_update": sum(parts.values()), "parts": parts, "updates_timed": len(rows),
+        "peak_gib": record["peak_gib"], "losses": [row["loss"] for row in record["rows"]],
     }  # fmt: skip
 
 

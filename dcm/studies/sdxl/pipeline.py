@@ -130,7 +130,6 @@ class Encoder:
             part.to(device)
 
     @torch.no_grad()
-    @by_rule()
     def encode(self, rows: range, items: list[tuple[Path, str]]) -> dict[str, Tensor]:
         """One file. Item i depends on (seed, i) alone: its crop, its flip, its draw from the posterior."""
         seed, size, flip = (self.about[name] for name in ("seed", "resolution", "flip"))
@@ -141,7 +140,8 @@ class Encoder:
             return {"latents": latents, "embeddings": embeddings, "pooled": pooled, "size_ids": size_ids.contiguous()}
         draws = [generator("cpu", seed, "encode", i) for i in rows]
         made = [pixels(path, size, g, flip) for (path, _), g in zip(items, draws)]
-        posterior = [self.vae.encode(x[None].to(self.device, self.vae.dtype)).latent_dist for x, _ in made]
+        with by_rule():
+            posterior = [self.vae.encode(x[None].to(self.device, self.vae.dtype)).latent_dist for x, _ in made]
         own = ([getattr(d, name) for d in posterior] for name in ("mean", "std"))
         mean, deviation = (torch.cat(each).float().cpu() * self.vae.config.scaling_factor for each in own)
         latents = mean + deviation * sample_noise(seed, "encode", rows, mean.shape[1:])
