@@ -3,11 +3,15 @@
 Times each update, compares the losses, and then kills a training by several processes after its first checkpoint and lets
 it go on: ``python benchmarks/sdxl_processes.py``, after ``make sdxl-rehearsal``. Updates are timed once everything is
 compiled. An update's time is the sum of its parts, with the solves of an average update: few updates differ in theirs.
+
+With ``--turns`` all processes share the first GPU, taking turns: whether they train to the same losses, and what sharing the
+work costs (smaller batches, waiting), can be seen without a second GPU; how much faster two are cannot.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -20,6 +24,7 @@ import torch
 from torch import Tensor
 
 from dcm.horizon import Batch
+from dcm.notebook import git_commit
 from dcm.pairs import Pairs
 from dcm.parameters.check import validate
 from dcm.parameters.notebooks import DistillParameters
@@ -30,7 +35,7 @@ from dcm.studies.registry import load_study
 from dcm.support.errors import InputError
 from dcm.support.files import ROOT, project_path, read_json, write_json, write_text
 from dcm.support.processes import Processes, find_device, peak_gib
-from dcm.training.launch import distil_group, joined, launch
+from dcm.training.launch import distil_group, joined, launch, start
 from dcm.training.loop import distill
 from dcm.training.run import PAPERS, GroupTraining
 from dcm.training.saved import students_path
@@ -97,6 +102,20 @@ def timed(study: Study, p: DistillParameters, device: torch.device, processes: P
         leave(p, {"rows": rows, "peak_gib": peak_gib(device)})
 
 
+def take_turns(p: DistillParameters) -> None:
+    """As :func:`launch`, with all processes on the first GPU, where it is not in question which is faster."""
+    path = left(p).with_suffix(".parameters.json")
+    write_text(path, p.model_dump_json())
+    start(p.processes, "benchmarks.sdxl_processes", str(path), "--turns")
+
+
+def joined_in_turns(path: str) -> None:
+    """What each process of :func:`take_turns` does. NCCL refuses two on one GPU; gloo does not."""
+    os.environ["LOCAL_RANK"] = "0"
+    torch.distributed.init_process_group("gloo")
+    joined(path, timed)
+
+
 def left(p: DistillParameters) -> Path:
     """Where a training leaves what was measured of it."""
     return project_path(p.run_dir) / f"{p.group_name}.json"
@@ -114,9 +133,9 @@ def kept(p: DistillParameters, measure: Callable[[], object]) -> dict:
     return {name: value for name, value in read_json(left(p)).items() if name != "parameters"}
 
 
-def measured(p: DistillParameters) -> dict:
-    """Seconds an update, losses by update, and peak memory, of training in ``p.processes`` processes."""
-    record = kept(p, lambda: launch(p, module="benchmarks.sdxl_processes"))
+def measured(p: DistillParameters, turns: bool = False) -> dict:
+    """Seconds an update, losses by update, and peak memory, of training in ``p.processes`` processes, one a GPU or in `turns`."""
+    record = kept(p, lambda: take_turns(p) if turns else launch(p, module="benchmarks.sdxl_processes"))
     before, *rows = record["rows"][WARM_UP - 1 :]
     parts = {part: sum(row[part] for row in rows) / len(rows) for part in PARTS}
     # Both halves of the guidance, over half the grid on average.
@@ -174,8 +193,13 @@ def difference(a: list[list[float]], b: list[list[float]]) -> float:
     return float(((a - b).abs() / b).max())
 
 
-def run(folder: Path, processes: list[int], updates: int = 8, kill: bool = True, intervals: int = 0) -> dict:
-    """Everything, in the `folder` of a rehearsal, on its `intervals` or on others; raises :class:`InputError`."""
+def run(
+    folder: Path, processes: list[int], updates: int = 8, kill: bool = True, intervals: int = 0, turns: bool = False
+) -> dict:
+    """Everything, in the `folder` of a rehearsal, on its `intervals` or on others; raises :class:`InputError`.
+
+    In `turns`, a training is not killed.
+    """
     config = folder / "rehearsal.yaml"
     if not config.exists():
         raise InputError(f"{config} is missing; `make sdxl-rehearsal` writes it, and what is trained on here.")
@@ -183,17 +207,19 @@ def run(folder: Path, processes: list[int], updates: int = 8, kill: bool = True,
     plain = study.notebook("2_distill", "main") | {"horizons": ["cm", "direct"], "updates": updates, "snapshots": 1}
     plain |= {"intervals": intervals} if intervals else {}
     of = lambda name, **more: validate(DistillParameters, plain | {"group_name": name} | more)
-    rows, out = [], folder / "processes.json"
+    rows, out = [], folder / ("turns.json" if turns else "processes.json")
     for n in processes:
-        rows.append(measured(of(f"processes{n}", processes=n)))
+        shared = turns and n > 1
+        rows.append(measured(of(f"{'turns' if shared else 'processes'}{n}", processes=n), shared))
         write_json(out, {"rows": rows})
         print(f"{n} process(es): {rows[-1]['seconds_an_update']:.2f} s an update", flush=True)
     most = max(processes)
     p = of("killed", processes=most, checkpoint_seconds=1.0)
-    after = kept(p, lambda: killed(p)) if kill else None
+    after = kept(p, lambda: killed(p)) if kill and not turns else None
     record = {
         "settings": {k: plain[k] for k in ("batch", "intervals", "updates", "optimizer", "solves_in_flight", "microbatch")},
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", "rows": rows, "killed": after,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", "commit": git_commit(), "turns": turns,
+        "rows": rows, "killed": after,
         "speed_up": {r["processes"]: rows[0]["seconds_an_update"] / r["seconds_an_update"] for r in rows},
         "difference": {r["processes"]: difference(r["losses"], rows[0]["losses"]) for r in rows},
         "difference_killed": difference(after["losses"], rows[-1]["losses"]) if after else None,
@@ -211,7 +237,7 @@ def check(record: dict) -> None:
 def readable(record: dict) -> str:
     """The record as a table in markdown."""
     lines = [f"On {record['device']}; {', '.join(f'{k} {v}' for k, v in record['settings'].items())}.", "",
-             f"| processes, one a GPU | seconds an update | of these {' | '.join(PARTS)} | speed-up | peak memory [GiB] | losses differ by |",
+             f"| processes, {'in turns on one' if record['turns'] else 'one a'} GPU | seconds an update | of these {' | '.join(PARTS)} | speed-up | peak memory [GiB] | losses differ by |",
              f"| --- |{' ---: |' * (len(PARTS) + 4)}"]  # fmt: skip
     for r in record["rows"]:
         n, peak = r["processes"], f"{r['peak_gib']:.1f}" if r["peak_gib"] else ""
@@ -231,14 +257,18 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=8)
     parser.add_argument("--intervals", type=int, default=0, help="N; by default the rehearsal's")
     parser.add_argument("--no-kill", dest="kill", action="store_false")
+    parser.add_argument("--turns", action="store_true", help="all processes on one GPU, and none is killed")
     parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("parameters", nargs="?", help=argparse.SUPPRESS)  # of a process that was launched
     given = parser.parse_args()
     if given.train:
         return train(given.train)
+    if given.parameters:
+        return joined_in_turns(given.parameters) if given.turns else joined(given.parameters, timed)
     if given.updates <= WARM_UP:
         raise SystemExit(f"updates = {given.updates} is not possible; allowed: at least {WARM_UP + 1}.")
     try:
-        record = run(project_path(given.folder), given.processes, given.updates, given.kill, given.intervals)
+        record = run(project_path(given.folder), given.processes, given.updates, given.kill, given.intervals, given.turns)
         print(readable(record))
         check(record)
     except InputError as error:
@@ -246,4 +276,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    joined(sys.argv[1], timed) if len(sys.argv) == 2 and sys.argv[1].endswith(".json") else main()
+    main()

@@ -43,16 +43,21 @@ def launch(p: DistillParameters | SampleQualityParameters, module: str = "dcm.tr
         raise InputError(f"processes = {p.processes} is not possible; allowed: 1 to {gpus}, one a GPU.")
     path = project_path(p.run_dir) / "checkpoints" / f"{name or getattr(p, 'group_name', '')}.json"
     write_text(path, p.model_dump_json())
+    start(p.processes, module, str(path))
+    path.unlink()
+
+
+def start(processes: int, module: str, *arguments: str) -> None:
+    """Run a `module` in so many processes until they have ended, as :func:`launch` does, which checks first."""
     # torchrun, since accelerate's own launcher starts one process only where there is no GPU; accelerate joins either.
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(p.processes)]
-    command, said = [*command, "-m", module, str(path)], ""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command, said = [*command, "-m", module, *arguments], ""
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         for line in process.stdout or ():  # a notebook shows what this process prints, not what its children do
             print(line, end="", flush=True)
             said = line.split("InputError: ")[1].strip() if "InputError: " in line else said
     if process.returncode:
-        raise InputError(said or f"{module} in {p.processes} processes stopped; its last words are above.")
-    path.unlink()
+        raise InputError(said or f"{module} in {processes} processes stopped; its last words are above.")
 
 
 def joined(path: str, work: Callable[[Study, Any, torch.device, Processes], object], model: type = DistillParameters) -> None:

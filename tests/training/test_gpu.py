@@ -1,6 +1,9 @@
 """What only a GPU does: CUDA graphs, bfloat16. Without one these tests are skipped, and say so."""
 
+from types import SimpleNamespace
+
 import pytest
+import sdxl_processes
 import test_run
 import tiny_sdxl
 import torch
@@ -180,6 +183,30 @@ def test_two_gpus_train_as_one(tmp_path, solves_in_flight):
     assert two.about["processes"] == 2
     for name, value in one.tensors.items():
         assert torch.allclose(value, two.tensors[name], rtol=1e-3, atol=1e-3), name
+
+
+def test_two_processes_that_take_turns_on_one_gpu_train_as_one(tmp_path):
+    """From one queue of solves, and with gradients averaged between the graphs."""
+    of = lambda n: test_run.parameters(tmp_path, group_name=f"by{n}", processes=n, solves_in_flight=8 // n, updates=12)
+    one, two = (sdxl_processes.measured(of(n), turns=n > 1) for n in (1, 2))
+    assert two["parts"]["averaging"] > 0
+    assert 0 < sdxl_processes.difference(two["losses"], one["losses"]) < 1e-4
+
+
+def test_an_update_is_captured_beside_nccl():
+    """Whose thread asks the device, meanwhile, what has ended."""
+    torch.distributed.init_process_group("nccl", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        team = SimpleNamespace(average=lambda tensors: [torch.distributed.all_reduce(t) for t in tensors])
+        teacher, data, students = shared_unet()
+        batches, f = Pairs(teacher, data, GROUP, 8, GPU).between(0, 8), ConsistencyFunction(teacher.schedule)
+        optimizer = make_optimizer(students, settings := Settings(updates=8))
+        updates = [Update(students, optimizer, settings, f, team) for _ in range(3)]  # three chances to be asked
+        for _, batch in batches:
+            losses = [update(batch, 1e-3) for update in updates]
+        assert all(update.gradients.graph and update.step.graph for update in updates) and torch.stack(losses).isfinite().all()
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("compile", ["no", "regions"])
