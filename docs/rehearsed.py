@@ -6,9 +6,13 @@ from pathlib import Path
 SDXL = Path(__file__).parents[1] / "results/sdxl"
 
 
+def _read(name: str) -> dict:
+    return json.loads((SDXL / f"{name}.json").read_text())
+
+
 def records() -> list[dict]:
     """The rehearsal by one process, and that by two."""
-    return [json.loads((SDXL / f"rehearsal_{n}.json").read_text()) for n in ("one", "two")]
+    return [_read(f"rehearsal_{n}") for n in ("one", "two")]
 
 
 def _shown(value: float | None) -> str:
@@ -19,6 +23,8 @@ def stages() -> tuple[str, list[list[dict]]]:
     """What was rehearsed; tables of what each stage took, what each kind of work takes, and the hours of the whole run."""
     (one, two), named = records(), ("1 GPU", "2 GPUs")
     said = [f"{n}: {r['processes']} x {r['device']}, {r['settings']} (commit {r['commit'][:7]})." for n, r in zip(named, (one, two))]
+    again = _read("1_teacher")  # its provenance; only this stage was run once more
+    said += [f"The first stage once more, without cuDNN's search for the autoencoder: {again['wall_seconds']:.0f} s, {_shown(again['peak_gib'])} GiB (commit {again['commit'][:7]})."]
     columns = {"seconds": "seconds", "of these training": "of these training", "peak [GiB]": "peak_gib"}
     by_stage = [
         {"stage": a["stage"]} | {f"{n}: {name}": _shown(r[key]) for n, r in zip(named, (a, b)) for name, key in columns.items()}
@@ -31,13 +37,27 @@ def stages() -> tuple[str, list[list[dict]]]:
 
 
 def processes() -> tuple[str, list[dict], str]:
-    """How training was rehearsed; one process against two; a killed training."""
-    found = records()[1]["training"]
-    rows = [
-        {"processes, one a GPU": n, "seconds an update": _shown(row["seconds_an_update"]), "speed-up": _shown(found["speed_up"][n]),
-         "peak of each [GiB]": _shown(row["peak_gib"]), "losses differ by": f"{found['difference'][n]:.1g}"}
-        for row in found["rows"] for n in [str(row["processes"])]
+    """How training was rehearsed; by one process, by two on two GPUs, and by two in turns on one; what follows from that."""
+    before, fp16, turns = records()[1], _read("processes_fp16"), _read("turns")
+    old, (one, two) = before["training"], turns["rows"]
+    runs = [
+        ("float16, 8-bit Adam", before["commit"], old, old["rows"][0], ""), ("", "", old, old["rows"][1], ", one a GPU"),
+        ("float16, 8-bit Adam", fp16["commit"], fp16, fp16["rows"][0], ""),
+        ("bfloat16, AdamW", turns["commit"], turns, one, ""), ("", "", turns, two, ", in turns on one GPU"),
     ]  # fmt: skip
-    how, after = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in found["settings"].items()), found["killed"]
-    went_on = f"Killed after update {after['went_on_after']} and run again by {after['processes']} processes: losses differ by {found['difference_killed']:.1g}."
-    return f"CM and Direct CM side by side; {how}.", rows, went_on
+    parts = {"solving": "solving", "averaging": "averaging", "students": "students' part"}
+    rows = [
+        {"students": what, "commit": commit[:7], "processes": f"{row['processes']}{where}", "seconds an update": _shown(row["seconds_an_update"])}
+        | {name: _shown(row["parts"][part]) if part in row.get("parts", {}) and row["parts"][part] > 0.01 else "" for part, name in parts.items()}
+        | {"peak of each [GiB]": _shown(row["peak_gib"]), "losses differ by": f"{run['difference'][str(row['processes'])]:.1g}"}
+        for what, commit, run, row, where in runs
+    ]  # fmt: skip
+    how, after = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in old["settings"].items() if name != "optimizer"), old["killed"]
+    sharing = (two["seconds_an_update"] - two["parts"]["averaging"]) / one["seconds_an_update"]
+    found = [
+        f"On two GPUs, with the older code, training was {old['speed_up']['2']:.2f} times as fast as on one.",
+        f"Killed after update {after['went_on_after']} and run again by {after['processes']} processes, losses differ by {old['difference_killed']:.1g}.",
+        f"With the newer code one GPU takes {fp16['rows'][0]['seconds_an_update'] / old['rows'][0]['seconds_an_update']:.2f} of the older code's time, in float16 with 8-bit Adam.",
+        f"Two processes in turns on it take {sharing:.2f} times as long as one, averaging left out: on two GPUs they would be {2 / sharing:.2f} times as fast, if averaging took no time.",
+    ]
+    return f"CM and Direct CM side by side; {how}.", rows, " ".join(found)

@@ -75,3 +75,16 @@ def test_an_updates_time_has_the_solves_of_an_average_one(tmp_path):
     found = sdxl_processes.measured(p)
     assert found["parts"] == {"solving": pytest.approx(16 * 21 / 100), "waiting": 0.25, "averaging": 0.5, "students": 1.0}
     assert found["seconds_an_update"] == pytest.approx(16 * 21 / 100 + 1.75) and found["updates_timed"] == 2
+
+
+def test_two_processes_that_take_turns_on_one_device_train_as_one(tmp_path):
+    """From one queue of solves, and with gradients averaged; on a GPU, where there is one, between two CUDA graphs."""
+    values = dict(
+        study="gmm", run_dir=str(tmp_path), solver="ddim", intervals=5, guidance=[2.0], horizons=["cm", "direct"], seeds=[0],
+        updates=12, batch=32, lr=1e-2, ema=0.9, width=16, snapshots=0, together=2,
+    )  # fmt: skip
+    of = lambda n: validate(DistillParameters, values | dict(group_name=f"by{n}", processes=n, solves_in_flight=8 // n))
+    one, two = (sdxl_processes.measured(of(n), turns=n > 1) for n in (1, 2))
+    assert two["parts"]["averaging"] > one["parts"]["averaging"]
+    assert sdxl_processes.difference(two["losses"], one["losses"]) < 1e-4
+    assert sdxl_processes.difference(two["losses"][:6], one["losses"][6:]) > 1e-2  # of other updates

@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 
 import pytest
-import sdxl_processes
 import test_run
 import tiny_sdxl
 import torch
@@ -183,14 +182,6 @@ def test_two_gpus_train_as_one(tmp_path, solves_in_flight):
     assert two.about["processes"] == 2
     for name, value in one.tensors.items():
         assert torch.allclose(value, two.tensors[name], rtol=1e-3, atol=1e-3), name
-
-
-def test_two_processes_that_take_turns_on_one_gpu_train_as_one(tmp_path):
-    """From one queue of solves, and with gradients averaged between the graphs."""
-    of = lambda n: test_run.parameters(tmp_path, group_name=f"by{n}", processes=n, solves_in_flight=8 // n, updates=12)
-    one, two = (sdxl_processes.measured(of(n), turns=n > 1) for n in (1, 2))
-    assert two["parts"]["averaging"] > 0
-    assert 0 < sdxl_processes.difference(two["losses"], one["losses"]) < 1e-4
 
 
 def test_an_update_is_captured_beside_nccl():
