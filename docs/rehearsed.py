@@ -48,7 +48,7 @@ def processes() -> tuple[str, list[dict], str]:
     parts = {"solving": "solving", "averaging": "averaging", "students": "students' part"}
     rows = [
         {"students": what, "commit": commit[:7], "processes": f"{row['processes']}{where}", "seconds an update": _shown(row["seconds_an_update"])}
-        | {name: _shown(row["parts"][part]) if part in row.get("parts", {}) and row["parts"][part] > 0.01 else "" for part, name in parts.items()}
+        | {name: f"{row['parts'][part]:.2f}" if "parts" in row else "" for part, name in parts.items()}
         | {"peak of each [GiB]": _shown(row["peak_gib"]), "losses differ by": f"{run['difference'][str(row['processes'])]:.1g}"}
         for what, commit, run, row, where in runs
     ]  # fmt: skip
