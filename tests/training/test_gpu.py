@@ -184,20 +184,27 @@ def test_two_gpus_train_as_one(tmp_path, solves_in_flight):
         assert torch.allclose(value, two.tensors[name], rtol=1e-3, atol=1e-3), name
 
 
-def test_an_update_is_captured_beside_nccl():
-    """Whose thread asks the device, meanwhile, what has ended."""
+def captured_beside_nccl():
+    """Capture updates whose gradients NCCL averages, in a process group of one."""
     torch.distributed.init_process_group("nccl", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    try:
-        team = SimpleNamespace(average=lambda tensors: [torch.distributed.all_reduce(t) for t in tensors])
-        teacher, data, students = shared_unet()
-        batches, f = Pairs(teacher, data, GROUP, 8, GPU).between(0, 8), ConsistencyFunction(teacher.schedule)
-        optimizer = make_optimizer(students, settings := Settings(updates=8))
-        updates = [Update(students, optimizer, settings, f, team) for _ in range(3)]  # three chances to be asked
-        for _, batch in batches:
-            losses = [update(batch, 1e-3) for update in updates]
-        assert all(update.gradients.graph and update.step.graph for update in updates) and torch.stack(losses).isfinite().all()
-    finally:
-        torch.distributed.destroy_process_group()
+    team = SimpleNamespace(average=lambda tensors: [torch.distributed.all_reduce(t) for t in tensors])
+    teacher, data, students = shared_unet()
+    batches, f = Pairs(teacher, data, GROUP, 8, GPU).between(0, 8), ConsistencyFunction(teacher.schedule)
+    optimizer = make_optimizer(students, settings := Settings(updates=8))
+    updates = [Update(students, optimizer, settings, f, team) for _ in range(3)]  # three chances to be asked
+    for _, batch in batches:
+        losses = [update(batch, 1e-3) for update in updates]
+    assert all(update.gradients.graph and update.step.graph for update in updates) and torch.stack(losses).isfinite().all()
+    torch.distributed.destroy_process_group()
+
+
+def test_an_update_is_captured_beside_nccl():
+    """Whose thread asks the device, meanwhile, what has ended. In a process of its own, which may not hang."""
+    process = torch.multiprocessing.get_context("spawn").Process(target=captured_beside_nccl)
+    process.start()
+    process.join(300)
+    process.kill()
+    assert process.exitcode == 0
 
 
 @pytest.mark.parametrize("compile", ["no", "regions"])
