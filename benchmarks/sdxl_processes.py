@@ -4,8 +4,8 @@ Times each update, compares the losses, and then kills a training by several pro
 it go on: ``python benchmarks/sdxl_processes.py``, after ``make sdxl-rehearsal``. Updates are timed once everything is
 compiled. An update's time is the sum of its parts, with the solves of an average update: few updates differ in theirs.
 
-With ``--turns`` all processes share the first GPU, taking turns: whether they train to the same losses, and what sharing the
-work costs (smaller batches, waiting), can be seen without a second GPU; how much faster two are cannot.
+With ``--turns`` all processes share the first GPU, taking turns: whether they train to the same losses, and how much more
+work several have than one, can be seen without a second GPU; how much faster two are cannot.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def timed(study: Study, p: DistillParameters, device: torch.device, processes: P
 
 
 def take_turns(p: DistillParameters) -> None:
-    """As :func:`launch`, with all processes on the first GPU, where it is not in question which is faster."""
+    """As :func:`launch`, with all processes on the first GPU, which that refuses."""
     path = left(p).with_suffix(".parameters.json")
     write_text(path, p.model_dump_json())
     start(p.processes, "benchmarks.sdxl_processes", str(path), "--turns")

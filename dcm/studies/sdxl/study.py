@@ -46,8 +46,7 @@ class SDXLStudy(Study):
     def make_students(self, seeds: Sequence[int], width: int, lora_rank: int = 0) -> Students:
         """Students that start as the teacher: adapters of its one UNet, of rank and alpha `width`.
 
-        Where `width` is 0 each has a UNet of its own, trained whole, or under an adapter of a `lora_rank`: small UNets
-        train faster so, since an update can be one CUDA graph.
+        Where `width` is 0 each has a UNet of its own, trained whole, or under an adapter of a `lora_rank`.
         """
         if width:
             return LoRAStudents(self.network, seeds, width)
