@@ -208,24 +208,27 @@ def run(
     plain |= {"intervals": intervals} if intervals else {}
     of = lambda name, **more: validate(DistillParameters, plain | {"group_name": name} | more)
     rows, out = [], folder / ("turns.json" if turns else "processes.json")
+
+    def noted(after: dict | None = None) -> dict:
+        """Write the record of what was measured so far, the training that was killed last, and return it."""
+        record = {
+            "settings": {k: plain[k] for k in ("batch", "intervals", "updates", "optimizer", "solves_in_flight", "microbatch")},
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", "commit": git_commit(), "turns": turns,
+            "rows": rows, "killed": after,
+            "speed_up": {r["processes"]: rows[0]["seconds_an_update"] / r["seconds_an_update"] for r in rows},
+            "difference": {r["processes"]: difference(r["losses"], rows[0]["losses"]) for r in rows},
+            "difference_killed": difference(after["losses"], rows[-1]["losses"]) if after else None,
+        }  # fmt: skip
+        write_json(out, record)
+        return record
+
     for n in processes:
         shared = turns and n > 1
         rows.append(measured(of(f"{'turns' if shared else 'processes'}{n}", processes=n), shared))
-        write_json(out, {"rows": rows})
+        noted()
         print(f"{n} process(es): {rows[-1]['seconds_an_update']:.2f} s an update", flush=True)
-    most = max(processes)
-    p = of("killed", processes=most, checkpoint_seconds=1.0)
-    after = kept(p, lambda: killed(p)) if kill and not turns else None
-    record = {
-        "settings": {k: plain[k] for k in ("batch", "intervals", "updates", "optimizer", "solves_in_flight", "microbatch")},
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", "commit": git_commit(), "turns": turns,
-        "rows": rows, "killed": after,
-        "speed_up": {r["processes"]: rows[0]["seconds_an_update"] / r["seconds_an_update"] for r in rows},
-        "difference": {r["processes"]: difference(r["losses"], rows[0]["losses"]) for r in rows},
-        "difference_killed": difference(after["losses"], rows[-1]["losses"]) if after else None,
-    }  # fmt: skip
-    write_json(out, record)
-    return record
+    p = of("killed", processes=max(processes), checkpoint_seconds=1.0)
+    return noted(kept(p, lambda: killed(p)) if kill and not turns else None)
 
 
 def check(record: dict) -> None:

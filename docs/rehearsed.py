@@ -37,27 +37,25 @@ def stages() -> tuple[str, list[list[dict]]]:
 
 
 def processes() -> tuple[str, list[dict], str]:
-    """How training was rehearsed; by one process, by two on two GPUs, and by two in turns on one; what follows from that."""
-    before, fp16, turns = records()[1], _read("processes_fp16"), _read("turns")
-    old, (one, two) = before["training"], turns["rows"]
+    """How training was rehearsed; by one process and by two, on as many GPUs; what follows from that."""
+    before, fp16, whole = records()[1], _read("processes_fp16"), _read("processes100")
+    old = before["training"]
     runs = [
-        ("float16, 8-bit Adam", before["commit"], old, old["rows"][0], ""), ("", "", old, old["rows"][1], ", one a GPU"),
-        ("float16, 8-bit Adam", fp16["commit"], fp16, fp16["rows"][0], ""),
-        ("bfloat16, AdamW", turns["commit"], turns, one, ""), ("", "", turns, two, ", in turns on one GPU"),
+        ("float16, 8-bit Adam", before["commit"], old, old["rows"][0]), ("", "", old, old["rows"][1]),
+        ("float16, 8-bit Adam", fp16["commit"], fp16, fp16["rows"][0]),
+        ("bfloat16, AdamW", whole["commit"], whole, whole["rows"][0]), ("", "", whole, whole["rows"][1]),
     ]  # fmt: skip
     parts = {"solving": "solving", "averaging": "averaging", "students": "students' part"}
     rows = [
-        {"students": what, "commit": commit[:7], "processes": f"{row['processes']}{where}", "seconds an update": _shown(row["seconds_an_update"])}
+        {"students": what, "commit": commit[:7], "N": run["settings"]["intervals"], "GPUs": row["processes"], "seconds an update": f"{row['seconds_an_update']:.2f}"}
         | {name: f"{row['parts'][part]:.2f}" if "parts" in row else "" for part, name in parts.items()}
         | {"peak of each [GiB]": _shown(row["peak_gib"]), "losses differ by": f"{run['difference'][str(row['processes'])]:.1g}"}
-        for what, commit, run, row, where in runs
+        for what, commit, run, row in runs
     ]  # fmt: skip
-    how, after = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in old["settings"].items() if name != "optimizer"), old["killed"]
-    sharing = (two["seconds_an_update"] - two["parts"]["averaging"]) / one["seconds_an_update"]
+    how, after = ", ".join(f"{name.replace('_', ' ')} {old['settings'][name]}" for name in ("batch", "solves_in_flight", "microbatch")), old["killed"]
     found = [
-        f"On two GPUs, with the older code, training was {old['speed_up']['2']:.2f} times as fast as on one.",
-        f"Killed after update {after['went_on_after']} and run again by {after['processes']} processes, losses differ by {old['difference_killed']:.1g}.",
-        f"With the newer code one GPU takes {fp16['rows'][0]['seconds_an_update'] / old['rows'][0]['seconds_an_update']:.2f} of the older code's time, in float16 with 8-bit Adam.",
-        f"Two processes in turns on it take {sharing:.2f} times as long as one, averaging left out: on two GPUs they would be {2 / sharing:.2f} times as fast, if averaging took no time.",
+        f"At N = {whole['settings']['intervals']} two GPUs train {whole['speed_up']['2']:.2f} times as fast as one; with the older code, at N = {old['settings']['intervals']}, it was {old['speed_up']['2']:.2f} times.",
+        f"One GPU takes {fp16['rows'][0]['seconds_an_update'] / old['rows'][0]['seconds_an_update']:.2f} of the older code's time, in float16 with 8-bit Adam.",
+        f"Killed after update {after['went_on_after']} (older code) and run again by {after['processes']} processes, losses differ by {old['difference_killed']:.1g}.",
     ]
-    return f"CM and Direct CM side by side; {how}.", rows, " ".join(found)
+    return f"CM and Direct CM side by side, a process a GPU; {how}.", rows, " ".join(found)

@@ -7,11 +7,13 @@ import random_sdxl
 import sdxl_processes
 import sdxl_rehearsal
 import torch
+import yaml
 
 from dcm.parameters.check import validate
 from dcm.parameters.notebooks import DistillParameters
 from dcm.parameters.study import StudyConfig
 from dcm.support.errors import InputError
+from dcm.support.files import read_json, write_text
 
 GIVEN = SimpleNamespace(
     folder="runs/rehearsal", tiny=False, updates=4, samples=32, intervals=20, solves_in_flight=16, processes=2,
@@ -75,6 +77,21 @@ def test_an_updates_time_has_the_solves_of_an_average_one(tmp_path):
     found = sdxl_processes.measured(p)
     assert found["parts"] == {"solving": pytest.approx(16 * 21 / 100), "waiting": 0.25, "averaging": 0.5, "students": 1.0}
     assert found["seconds_an_update"] == pytest.approx(16 * 21 / 100 + 1.75) and found["updates_timed"] == 2
+
+
+def test_a_benchmark_that_stops_early_leaves_the_record_of_what_it_measured(tmp_path, monkeypatch):
+    def measured(p, turns):
+        if p.processes > 1:
+            raise InputError("taken away")
+        return {"processes": 1, "seconds_an_update": 2.0, "losses": [[1.0]]}
+
+    write_text(tmp_path / "rehearsal.yaml", yaml.safe_dump(sdxl_rehearsal.configuration(GIVEN, {"model": "here", "data_dir": "there"})))
+    monkeypatch.setattr(sdxl_processes, "measured", measured)
+    with pytest.raises(InputError, match="taken away"):
+        sdxl_processes.run(tmp_path, [1, 2], intervals=5)
+    found = read_json(tmp_path / "processes.json")
+    assert found["settings"]["intervals"] == 5 and found["device"] and found["commit"] and found["difference"] == {"1": 0.0}
+    assert [row["processes"] for row in found["rows"]] == [1] and found["killed"] is None
 
 
 def test_two_processes_that_take_turns_on_one_device_train_as_one(tmp_path):
