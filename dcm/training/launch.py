@@ -1,6 +1,7 @@
 """Work in several processes of this machine: training, above all."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -52,7 +53,8 @@ def start(processes: int, module: str, *arguments: str) -> None:
     # torchrun, since accelerate's own launcher starts one process only where there is no GPU; accelerate joins either.
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command, said = [*command, "-m", module, *arguments], ""
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    environment = {"OMP_NUM_THREADS": "1"} | os.environ  # torchrun's own choice, which it would tell of at length
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         for line in process.stdout or ():  # a notebook shows what this process prints, not what its children do
             print(line, end="", flush=True)
             said = line.split("InputError: ")[1].strip() if "InputError: " in line else said

@@ -174,14 +174,12 @@ def test_two_gpus_train_as_one(tmp_path, solves_in_flight):
     """Gradients are averaged between the two graphs of an update, and solves come from one queue."""
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
-    study = load_study("gmm", "unused", GPU)
-    of = lambda folder, **more: test_run.parameters(tmp_path / folder, solves_in_flight=solves_in_flight, **more)
-    one = train_group(study, of("one"), GPU)
-    launch(of("two", processes=2))
-    two = load_group(tmp_path / "two", "main")
-    assert two.about["processes"] == 2
-    for name, value in one.tensors.items():
-        assert torch.allclose(value, two.tensors[name], rtol=1e-3, atol=1e-3), name
+    for n in (1, 2):  # both launched, and so in the same precision: TF32
+        launch(test_run.parameters(tmp_path / str(n), processes=n, solves_in_flight=solves_in_flight))
+    one, two = (load_group(tmp_path / str(n), "main") for n in (1, 2))
+    assert (one.about["processes"], two.about["processes"]) == (1, 2)
+    a, b = (torch.cat([v.flatten() for v in group.tensors.values()]) for group in (one, two))
+    assert torch.dist(a, b) < 0.01 * a.norm()  # without averaging they are a fifth apart
 
 
 def captured_beside_nccl():
