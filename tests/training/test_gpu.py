@@ -179,7 +179,7 @@ def test_two_gpus_train_as_one(tmp_path, solves_in_flight):
     one, two = (load_group(tmp_path / str(n), "main") for n in (1, 2))
     assert (one.about["processes"], two.about["processes"]) == (1, 2)
     a, b = (torch.cat([v.flatten() for v in group.tensors.values()]) for group in (one, two))
-    assert torch.dist(a, b) < 0.01 * a.norm()  # without averaging they are a fifth apart
+    assert torch.dist(a, b) < 0.01 * a.norm()  # 0.16 without averaging
 
 
 def captured_beside_nccl():
