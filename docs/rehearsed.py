@@ -53,8 +53,10 @@ def processes() -> tuple[str, list[dict], str]:
         for what, commit, run, row in runs
     ]  # fmt: skip
     how, after = ", ".join(f"{name.replace('_', ' ')} {old['settings'][name]}" for name in ("batch", "solves_in_flight", "microbatch")), old["killed"]
+    said = next(r["seconds"] for r in _read("dry_run")["rows"] if (r["path"], r["students"]) == ("flight", "both"))
     found = [
         f"At N = {whole['settings']['intervals']} two GPUs train {whole['speed_up']['2']:.2f} times as fast as one; with the older code, at N = {old['settings']['intervals']}, it was {old['speed_up']['2']:.2f} times.",
+        f"For one GPU at N = {whole['settings']['intervals']} the dry run had said {said:.1f} s.",
         f"One GPU takes {fp16['rows'][0]['seconds_an_update'] / old['rows'][0]['seconds_an_update']:.2f} of the older code's time, in float16 with 8-bit Adam.",
         f"Killed after update {after['went_on_after']} (older code) and run again by {after['processes']} processes, losses differ by {old['difference_killed']:.1g}.",
     ]
