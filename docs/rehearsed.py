@@ -48,6 +48,7 @@ def processes() -> tuple[str, list[dict], str]:
     parts = {"solving": "solving", "averaging": "averaging", "students": "students' part"}
     rows = [
         {"students": what, "commit": commit[:7], "N": run["settings"]["intervals"], "GPUs": row["processes"], "seconds an update": f"{row['seconds_an_update']:.2f}"}
+        | {"updates timed": row["updates_timed"]}
         | {name: f"{row['parts'][part]:.2f}" if "parts" in row else "" for part, name in parts.items()}
         | {"peak of each [GiB]": _shown(row["peak_gib"]), "losses differ by": f"{run['difference'][str(row['processes'])]:.1g}"}
         for what, commit, run, row in runs
