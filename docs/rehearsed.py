@@ -39,19 +39,14 @@ def stages() -> tuple[str, list[list[dict]]]:
 def processes() -> tuple[str, list[dict], str]:
     """How training was rehearsed; by one process and by two, on as many GPUs; what follows from that."""
     before, fp16, whole = records()[1], _read("processes_fp16"), _read("processes100")
-    old = before["training"]
-    runs = [
-        ("float16, 8-bit Adam", before["commit"], old, old["rows"][0]), ("", "", old, old["rows"][1]),
-        ("float16, 8-bit Adam", fp16["commit"], fp16, fp16["rows"][0]),
-        ("bfloat16, AdamW", whole["commit"], whole, whole["rows"][0]), ("", "", whole, whole["rows"][1]),
-    ]  # fmt: skip
+    old = before["training"] | {"commit": before["commit"]}
     parts = {"solving": "solving", "averaging": "averaging", "students": "students' part"}
     rows = [
-        {"students": what, "commit": commit[:7], "N": run["settings"]["intervals"], "GPUs": row["processes"], "seconds an update": f"{row['seconds_an_update']:.2f}"}
-        | {"updates timed": row["updates_timed"]}
+        {"students": what, "commit": run["commit"][:7], "N": run["settings"]["intervals"], "GPUs": row["processes"],
+         "seconds an update": f"{row['seconds_an_update']:.2f}", "updates timed": row["updates_timed"]}
         | {name: f"{row['parts'][part]:.2f}" if "parts" in row else "" for part, name in parts.items()}
         | {"peak of each [GiB]": _shown(row["peak_gib"]), "losses differ by": f"{run['difference'][str(row['processes'])]:.1g}"}
-        for what, commit, run, row in runs
+        for what, run in (("float16, 8-bit Adam", old), ("float16, 8-bit Adam", fp16), ("bfloat16, AdamW", whole)) for row in run["rows"]
     ]  # fmt: skip
     how, after = ", ".join(f"{name.replace('_', ' ')} {old['settings'][name]}" for name in ("batch", "solves_in_flight", "microbatch")), old["killed"]
     said = next(r["seconds"] for r in _read("dry_run")["rows"] if (r["path"], r["students"]) == ("flight", "both"))
