@@ -21,39 +21,36 @@ def _shown(value: float | None) -> str:
 
 def stages() -> tuple[str, list[list[dict]]]:
     """What was rehearsed; tables of what each stage took, what each kind of work takes, and the hours of the whole run."""
-    (one, two), named = records(), ("1 GPU", "2 GPUs")
-    said = [f"{n}: {r['processes']} x {r['device']}, {r['settings']} (commit {r['commit'][:7]})." for n, r in zip(named, (one, two))]
-    again = _read("1_teacher")  # its provenance; only this stage was run once more
-    said += [f"The first stage once more, without cuDNN's search for the autoencoder: {again['wall_seconds']:.0f} s, {_shown(again['peak_gib'])} GiB (commit {again['commit'][:7]})."]
+    both, named = records(), ("1 GPU", "2 GPUs")
+    said = [f"{n}: {r['processes']} x {r['device']}, {r['settings']} (commit {r['commit'][:7]})." for n, r in zip(named, both)]
     columns = {"seconds": "seconds", "of these training": "of these training", "peak [GiB]": "peak_gib"}
     by_stage = [
-        {"stage": a["stage"]} | {f"{n}: {name}": _shown(r[key]) for n, r in zip(named, (a, b)) for name, key in columns.items()}
-        for a, b in zip(one["stages"], two["stages"])
+        {"stage": rows[0]["stage"]} | {f"{n}: {name}": _shown(row[key]) for n, row in zip(named, rows) for name, key in columns.items()}
+        for rows in zip(*(r["stages"] for r in both))
     ]  # fmt: skip
-    by_work = [{"seconds, after a first time": work} | {n: _shown(r["rates"].get(work)) for n, r in zip(named, (one, two))} for work in two["rates"]]
-    hours = {n: parts | {"all": sum(parts.values())} for n, parts in two["hours"].items()}
-    whole = [{"hours of the paper's whole run": part} | {f"{n} GPU{(int(n) > 1) * 's'}": f"{h[part]:.2f}" for n, h in hours.items()} for part in hours["1"]]
+    by_work = [{"work of one GPU, after a first time": work, "seconds": _shown(seconds)} for work, seconds in both[0]["rates"].items()]
+    update, updates = _read("processes100")["rows"][0]["seconds_an_update"], _read("dry_run")["settings"]["updates"]
+    hours = {n: parts | {"train": update * updates / int(n) / 3600} for n, parts in both[0]["hours"].items()}
+    hours = {f"{n} GPU{(int(n) > 1) * 's'}": parts | {"all": sum(parts.values())} for n, parts in hours.items()}
+    whole = [{"hours of the paper's whole run": part} | {n: f"{h[part]:.2f}" for n, h in hours.items()} for part in hours["1 GPU"]]
     return f"With **random weights**. {' '.join(said)}", [by_stage, by_work, whole]
 
 
 def processes() -> tuple[str, list[dict], str]:
     """How training was rehearsed; by one process and by two, on as many GPUs; what follows from that."""
-    before, fp16, whole = records()[1], _read("processes_fp16"), _read("processes100")
-    old = before["training"] | {"commit": before["commit"]}
+    short, whole = records()[1]["training"], _read("processes100")
     parts = {"solving": "solving", "averaging": "averaging", "students": "students' part"}
     rows = [
         {"students": what, "commit": run["commit"][:7], "N": run["settings"]["intervals"], "GPUs": row["processes"],
-         "seconds an update": f"{row['seconds_an_update']:.2f}", "updates timed": row["updates_timed"]}
-        | {name: f"{row['parts'][part]:.2f}" if "parts" in row else "" for part, name in parts.items()}
+         "seconds an update": f"{row['seconds_an_update']:.2f}", "speed-up": f"{run['speed_up'][str(row['processes'])]:.2f}", "updates timed": row["updates_timed"]}
+        | {name: f"{row['parts'][part]:.2f}" for part, name in parts.items()}
         | {"peak of each [GiB]": _shown(row["peak_gib"]), "losses differ by": f"{run['difference'][str(row['processes'])]:.1g}"}
-        for what, run in (("float16, 8-bit Adam", old), ("float16, 8-bit Adam", fp16), ("bfloat16, AdamW", whole)) for row in run["rows"]
+        for what, run in (("float16, 8-bit Adam", short), ("bfloat16, AdamW", whole)) for row in run["rows"]
     ]  # fmt: skip
-    how, after = ", ".join(f"{name.replace('_', ' ')} {old['settings'][name]}" for name in ("batch", "solves_in_flight", "microbatch")), old["killed"]
+    how, after = ", ".join(f"{name.replace('_', ' ')} {whole['settings'][name]}" for name in ("batch", "solves_in_flight", "microbatch")), short["killed"]
     said = next(r["seconds"] for r in _read("dry_run")["rows"] if (r["path"], r["students"]) == ("flight", "both"))
     found = [
-        f"At N = {whole['settings']['intervals']} two GPUs train {whole['speed_up']['2']:.2f} times as fast as one; with the older code, at N = {old['settings']['intervals']}, it was {old['speed_up']['2']:.2f} times.",
         f"For one GPU at N = {whole['settings']['intervals']} the dry run had said {said:.1f} s.",
-        f"One GPU takes {fp16['rows'][0]['seconds_an_update'] / old['rows'][0]['seconds_an_update']:.2f} of the older code's time, in float16 with 8-bit Adam.",
-        f"Killed after update {after['went_on_after']} (older code) and run again by {after['processes']} processes, losses differ by {old['difference_killed']:.1g}.",
+        f"Killed after update {after['went_on_after']} and run again by {after['processes']} processes, losses (float16, 8-bit Adam) differ by {short['difference_killed']:.1g}.",
     ]
     return f"CM and Direct CM side by side, a process a GPU; {how}.", rows, " ".join(found)
