@@ -3,15 +3,11 @@
 Times each update, compares the losses, and then kills a training by several processes after its first checkpoint and lets
 it go on: ``python benchmarks/sdxl_processes.py``, after ``make sdxl-rehearsal``. Updates are timed once everything is
 compiled. An update's time is the sum of its parts, with the solves of an average update: few updates differ in theirs.
-
-With ``--turns`` all processes share the first GPU, taking turns: whether they train to the same losses, and how much more
-work several have than one, can be seen without a second GPU; how much faster two are cannot.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import time
@@ -35,7 +31,7 @@ from dcm.studies.registry import load_study
 from dcm.support.errors import InputError
 from dcm.support.files import ROOT, project_path, read_json, write_json, write_text
 from dcm.support.processes import Processes, find_device, peak_gib
-from dcm.training.launch import distil_group, joined, launch, start
+from dcm.training.launch import distil_group, joined, launch
 from dcm.training.loop import distill
 from dcm.training.run import PAPERS, GroupTraining
 from dcm.training.saved import students_path
@@ -102,20 +98,6 @@ def timed(study: Study, p: DistillParameters, device: torch.device, processes: P
         leave(p, {"rows": rows, "peak_gib": peak_gib(device)})
 
 
-def take_turns(p: DistillParameters) -> None:
-    """As :func:`launch`, with all processes on the first GPU, which that refuses."""
-    path = left(p).with_suffix(".parameters.json")
-    write_text(path, p.model_dump_json())
-    start(p.processes, "benchmarks.sdxl_processes", str(path), "--turns")
-
-
-def joined_in_turns(path: str) -> None:
-    """What each process of :func:`take_turns` does. NCCL refuses two on one GPU; gloo does not."""
-    os.environ["LOCAL_RANK"] = "0"
-    torch.distributed.init_process_group("gloo")
-    joined(path, timed)
-
-
 def left(p: DistillParameters) -> Path:
     """Where a training leaves what was measured of it."""
     return project_path(p.run_dir) / f"{p.group_name}.json"
@@ -133,9 +115,9 @@ def kept(p: DistillParameters, measure: Callable[[], object]) -> dict:
     return {name: value for name, value in read_json(left(p)).items() if name != "parameters"}
 
 
-def measured(p: DistillParameters, turns: bool = False) -> dict:
-    """Seconds an update, losses by update, and peak memory, of training in ``p.processes`` processes, one a GPU or in `turns`."""
-    record = kept(p, lambda: take_turns(p) if turns else launch(p, module="benchmarks.sdxl_processes"))
+def measured(p: DistillParameters) -> dict:
+    """Seconds an update, losses by update, and peak memory, of training in ``p.processes`` processes."""
+    record = kept(p, lambda: launch(p, module="benchmarks.sdxl_processes"))
     before, *rows = record["rows"][WARM_UP - 1 :]
     parts = {part: sum(row[part] for row in rows) / len(rows) for part in PARTS}
     # Both halves of the guidance, over half the grid on average.
@@ -193,13 +175,8 @@ def difference(a: list[list[float]], b: list[list[float]]) -> float:
     return float(((a - b).abs() / b).max())
 
 
-def run(
-    folder: Path, processes: list[int], updates: int = 8, kill: bool = True, intervals: int = 0, turns: bool = False
-) -> dict:
-    """Everything, in the `folder` of a rehearsal, on its `intervals` or on others; raises :class:`InputError`.
-
-    In `turns`, a training is not killed.
-    """
+def run(folder: Path, processes: list[int], updates: int = 8, kill: bool = True, intervals: int = 0) -> dict:
+    """Everything, in the `folder` of a rehearsal, on its `intervals` or on others; raises :class:`InputError`."""
     config = folder / "rehearsal.yaml"
     if not config.exists():
         raise InputError(f"{config} is missing; `make sdxl-rehearsal` writes it, and what is trained on here.")
@@ -207,13 +184,13 @@ def run(
     plain = study.notebook("2_distill", "main") | {"horizons": ["cm", "direct"], "updates": updates, "snapshots": 1}
     plain |= {"intervals": intervals} if intervals else {}
     of = lambda name, **more: validate(DistillParameters, plain | {"group_name": name} | more)
-    rows, out = [], folder / ("turns.json" if turns else "processes.json")
+    rows, out = [], folder / "processes.json"
 
     def noted(after: dict | None = None) -> dict:
         """Write the record of what was measured so far, the training that was killed last, and return it."""
         record = {
             "settings": {k: plain[k] for k in ("batch", "intervals", "updates", "optimizer", "solves_in_flight", "microbatch")},
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", "commit": git_commit(), "turns": turns,
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", "commit": git_commit(),
             "rows": rows, "killed": after,
             "speed_up": {r["processes"]: rows[0]["seconds_an_update"] / r["seconds_an_update"] for r in rows},
             "difference": {r["processes"]: difference(r["losses"], rows[0]["losses"]) for r in rows},
@@ -223,12 +200,11 @@ def run(
         return record
 
     for n in processes:
-        shared = turns and n > 1
-        rows.append(measured(of(f"{'turns' if shared else 'processes'}{n}", processes=n), shared))
+        rows.append(measured(of(f"processes{n}", processes=n)))
         noted()
         print(f"{n} process(es): {rows[-1]['seconds_an_update']:.2f} s an update", flush=True)
     p = of("killed", processes=max(processes), checkpoint_seconds=1.0)
-    return noted(kept(p, lambda: killed(p)) if kill and not turns else None)
+    return noted(kept(p, lambda: killed(p)) if kill else None)
 
 
 def check(record: dict) -> None:
@@ -240,7 +216,7 @@ def check(record: dict) -> None:
 def readable(record: dict) -> str:
     """The record as a table in markdown."""
     lines = [f"On {record['device']}; {', '.join(f'{k} {v}' for k, v in record['settings'].items())}.", "",
-             f"| processes, {'in turns on one' if record['turns'] else 'one a'} GPU | seconds an update | of these {' | '.join(PARTS)} | speed-up | peak memory [GiB] | losses differ by |",
+             f"| processes, one a GPU | seconds an update | of these {' | '.join(PARTS)} | speed-up | peak memory [GiB] | losses differ by |",
              f"| --- |{' ---: |' * (len(PARTS) + 4)}"]  # fmt: skip
     for r in record["rows"]:
         n, peak = r["processes"], f"{r['peak_gib']:.1f}" if r["peak_gib"] else ""
@@ -260,18 +236,17 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=8)
     parser.add_argument("--intervals", type=int, default=0, help="N; by default the rehearsal's")
     parser.add_argument("--no-kill", dest="kill", action="store_false")
-    parser.add_argument("--turns", action="store_true", help="all processes on one GPU, and none is killed")
     parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("parameters", nargs="?", help=argparse.SUPPRESS)  # of a process that was launched
     given = parser.parse_args()
     if given.train:
         return train(given.train)
     if given.parameters:
-        return joined_in_turns(given.parameters) if given.turns else joined(given.parameters, timed)
+        return joined(given.parameters, timed)
     if given.updates <= WARM_UP:
         raise SystemExit(f"updates = {given.updates} is not possible; allowed: at least {WARM_UP + 1}.")
     try:
-        record = run(project_path(given.folder), given.processes, given.updates, given.kill, given.intervals, given.turns)
+        record = run(project_path(given.folder), given.processes, given.updates, given.kill, given.intervals)
         print(readable(record))
         check(record)
     except InputError as error:

@@ -5,7 +5,6 @@ No process waits for another: shares differ by more than the minutes for which N
 
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 
@@ -19,14 +18,14 @@ from dcm.training.launch import joined, launch
 from dcm.training.saved import DistilledGroup, load_group, load_groups
 
 STORE = "measured/quality.jsonl"
-QUALITY = "4_sample_quality"  # names the parameters' file of those that measure
+MEASURE = "measure"  # tells those that measure from those that sample
 
 
-def shared(study: Study, p: DistillParameters | SampleQualityParameters, device: torch.device, name: str = "") -> None:
+def shared(study: Study, p: DistillParameters | SampleQualityParameters, device: torch.device, *words: str) -> None:
     """Let ``p.processes`` processes do their shares first, of a costly study."""
     if study.costly and p.processes > 1:
         study.to(torch.device("cpu"))  # the processes need the memory
-        launch(p, "dcm.evaluation.share", name)
+        launch(p, "dcm.evaluation.share", *words)
         study.to(device)
 
 
@@ -51,7 +50,7 @@ def measure_quality(evaluation: EvaluationSet, groups: Sequence[DistilledGroup],
     if p.processes > 1:
         rows = RowStore(evaluation.run_dir / STORE, KEY, list(evaluation.study.quality.metrics))
         if any(key not in rows for *_, keys in keyed_sets(evaluation, groups, p.steps_of) for key in keys):
-            shared(evaluation.study, p, evaluation.device, QUALITY)
+            shared(evaluation.study, p, evaluation.device, MEASURE)
     return _measured(evaluation, groups, p)
 
 
@@ -72,5 +71,4 @@ def measure_own_part(study: Study, p: SampleQualityParameters, device: torch.dev
 
 
 if __name__ == "__main__":
-    measures = Path(sys.argv[1]).stem == QUALITY
-    joined(sys.argv[1], *((measure_own_part, SampleQualityParameters) if measures else (sample_own_part, DistillParameters)))
+    joined(sys.argv[1], *((measure_own_part, SampleQualityParameters) if MEASURE in sys.argv else (sample_own_part, DistillParameters)))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from dcm.parameters.notebooks import DistillParameters, SampleQualityParameters
 from dcm.studies.base import Study
 from dcm.studies.registry import load_study
 from dcm.support.errors import InputError
-from dcm.support.files import ROOT, project_path, write_text
+from dcm.support.files import ROOT
 from dcm.support.processes import Processes, check_shareable, find_device, ready_device
 from dcm.training.run import finished, train_group
 from dcm.training.saved import DistilledGroup, load_group
@@ -31,35 +32,30 @@ def distil_group(study: Study, p: DistillParameters, device: torch.device) -> Di
     return load_group(p.run_dir, p.group_name)
 
 
-def launch(p: DistillParameters | SampleQualityParameters, module: str = "dcm.training.launch", name: str = "") -> None:
+def launch(p: DistillParameters | SampleQualityParameters, module: str = "dcm.training.launch", *words: str) -> None:
     """Run a `module` that calls :func:`joined` in ``p.processes`` processes of this machine; returns when they have ended.
 
-    `name` : of the file with their parameters, by default the group's. Raises :class:`InputError` for more processes than
-    GPUs or an uneven batch, before anything starts, and with the processes' own sentence when they stop early.
+    `words` : further arguments of the module. Raises :class:`InputError` for more processes than GPUs or an uneven batch,
+    before anything starts, and with the processes' own sentence when they stop early.
     """
     if isinstance(p, DistillParameters):
         check_shareable(p.batch, p.processes)
     gpus = 0 if p.device == "cpu" else torch.cuda.device_count()
     if gpus and p.processes > gpus:
         raise InputError(f"processes = {p.processes} is not possible; allowed: 1 to {gpus}, one a GPU.")
-    path = project_path(p.run_dir) / "checkpoints" / f"{name or getattr(p, 'group_name', '')}.json"
-    write_text(path, p.model_dump_json())
-    start(p.processes, module, str(path))
-    path.unlink()
-
-
-def start(processes: int, module: str, *arguments: str) -> None:
-    """Run a `module` in so many processes until they have ended, as :func:`launch` does, which checks first."""
     # torchrun, since accelerate's own launcher starts one process only where there is no GPU; accelerate joins either.
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command, said = [*command, "-m", module, *arguments], ""
+    command, said = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(p.processes)], ""
     environment = {"OMP_NUM_THREADS": "1"} | os.environ  # torchrun's own choice, which it would tell of at length
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        for line in process.stdout or ():  # a notebook shows what this process prints, not what its children do
-            print(line, end="", flush=True)
-            said = line.split("InputError: ")[1].strip() if "InputError: " in line else said
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "parameters.json"
+        path.write_text(p.model_dump_json())
+        command += ["-m", module, str(path), *words]
+        with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+            for line in process.stdout or ():  # a notebook shows what this process prints, not what its children do
+                print(line, end="", flush=True)
+                said = line.split("InputError: ")[1].strip() if "InputError: " in line else said
     if process.returncode:
-        raise InputError(said or f"{module} in {processes} processes stopped; its last words are above.")
+        raise InputError(said or f"{module} in {p.processes} processes stopped; its last words are above.")
 
 
 def joined(path: str, work: Callable[[Study, Any, torch.device, Processes], object], model: type = DistillParameters) -> None:
