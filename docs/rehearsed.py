@@ -41,7 +41,7 @@ def processes() -> tuple[str, list[dict], str]:
     short, whole = records()[1]["training"], _read("processes100")
     parts = {"solving": "solving", "averaging": "averaging", "students": "students' part"}
     rows = [
-        {"students": what, "commit": run["commit"][:7], "N": run["settings"]["intervals"], "GPUs": row["processes"],
+        {"students": f"{what}, N = {run['settings']['intervals']}", "commit": run["commit"][:7], "GPUs": row["processes"],
          "seconds an update": f"{row['seconds_an_update']:.2f}", "speed-up": f"{run['speed_up'][str(row['processes'])]:.2f}", "updates timed": row["updates_timed"]}
         | {name: f"{row['parts'][part]:.2f}" for part, name in parts.items()}
         | {"peak of each [GiB]": _shown(row["peak_gib"]), "losses differ by": f"{run['difference'][str(row['processes'])]:.1g}"}
