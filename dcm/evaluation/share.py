@@ -49,7 +49,7 @@ def measure_quality(evaluation: EvaluationSet, groups: Sequence[DistilledGroup],
     """Every quality metric of the study, by :func:`~dcm.evaluation.students.measure_students`; one file takes all rows."""
     if p.processes > 1:
         rows = RowStore(evaluation.run_dir / STORE, KEY, list(evaluation.study.quality.metrics))
-        if any(key not in rows for *_, keys in keyed_sets(evaluation, groups, p.steps_of) for key in keys):
+        if any(key not in rows for *_, keys in keyed_sets(evaluation, groups, p.steps_of, evaluation.study.measured_by) for key in keys):
             shared(evaluation.study, p, evaluation.device, MEASURE)
     return _measured(evaluation, groups, p)
 
@@ -61,7 +61,8 @@ def _measured(evaluation: EvaluationSet, groups: Sequence[DistilledGroup], p: Sa
         solution = evaluation.teacher_samples(group.solver, group.intervals, member.guidance)
         return study.quality.measure(x, evaluation.condition, solution)
 
-    return measure_students(evaluation, groups, p.steps_of, evaluation.run_dir / STORE, list(study.quality.metrics), measure, processes)
+    store, metrics = evaluation.run_dir / STORE, list(study.quality.metrics)
+    return measure_students(evaluation, groups, p.steps_of, store, metrics, measure, processes, study.measured_by)
 
 
 def measure_own_part(study: Study, p: SampleQualityParameters, device: torch.device, processes: Processes) -> None:

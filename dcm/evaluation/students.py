@@ -31,26 +31,27 @@ KEY = ("fingerprint", "group", "guidance", "horizon", "method", "seed", "update"
 
 
 def keyed_sets(
-    evaluation: EvaluationSet, groups: Iterable[DistilledGroup], steps_of: Callable[[str], Sequence[int]]
+    evaluation: EvaluationSet, groups: Iterable[DistilledGroup], steps_of: Callable[[str], Sequence[int]], by: str = ""
 ) -> list[tuple[DistilledGroup, int, int, list[dict]]]:
     """Group, update, number of sampling steps, and the keys of their rows, of every set that :func:`measure_students` measures."""
-    key = lambda g, member, update, k: {"fingerprint": evaluation.mark(g.digest)} | describe(g.name, g.group, member, update, k)
+    key = lambda g, member, update, k: {"fingerprint": evaluation.mark(g.digest, by)} | describe(g.name, g.group, member, update, k)
     sets = [(g, update, k) for g in groups for update, k in g.sets(steps_of(g.name))]
     return [(g, update, k, [key(g, member, update, k) for member in g.group.members]) for g, update, k in sets]
 
 
 def measure_students(
     evaluation: EvaluationSet, groups: Iterable[DistilledGroup], steps_of: Callable[[str], Sequence[int]], store: Path,
-    measures: Sequence[str], measure: Callable, processes: Processes = ALONE,
+    measures: Sequence[str], measure: Callable, processes: Processes = ALONE, by: str = "",
 ) -> Iterator[dict]:  # fmt: skip
     """One row for every student, snapshot and number of sampling steps, in a fixed order.
 
     ``steps_of(name)`` has the numbers of sampling steps at the end of a group; snapshots are measured in one step.
     ``measure(x (B, *shape), group, member)`` returns the values of a row, by name. Finished rows are kept in
-    `store`, and those that have all `measures` are not made again. Of several `processes` each takes its share of the sets.
+    `store`, and those that have all `measures`, made `by` the same, are not made again. Of several `processes` each takes its
+    share of the sets.
     """
     rows = RowStore(store, KEY, measures)
-    work = keyed_sets(evaluation, groups, steps_of)[processes.rank :: processes.size]
+    work = keyed_sets(evaluation, groups, steps_of, by)[processes.rank :: processes.size]
     for g, update, k, keys in tqdm(work, desc="students measured", unit="set", disable=not processes.first):
         if not all(key in rows for key in keys):
             for x, key, member in zip(evaluation.of_group(g, update, k), keys, g.group.members):

@@ -12,6 +12,20 @@ from dcm.metrics.encoders import Encoders
 from dcm.metrics.metric import ENCODERS, Metric
 from dcm.support.progress import tqdm
 
+METRICS = {
+    "fid_teacher": Metric("FID to teacher (Inception, mode clean)", ratio=True),
+    "fd_dino": Metric("FD-DINOv2 to teacher", ratio=True),
+    "clip_score": Metric("CLIP score (cosine)", lower_is_better=False),
+    "aesthetic": Metric("LAION aesthetic score", lower_is_better=False),
+    "fd_teacher": Metric("Frechet distance to teacher (EfficientNet-Lite0 features)", ratio=True),
+    "fd_classifier": Metric("Frechet distance to teacher (classifier features)", ratio=True),
+    "fd_self": Metric("Frechet distance to teacher (self-supervised features)", ratio=True),
+    "sharpness": Metric("high-frequency power [teacher = 1]", judged=False),
+} | {
+    column: Metric(f"ODE error, {name} features", ratio=True, judged=False)
+    for name, (_, _, column) in ENCODERS["sdxl"].items()
+}  # fmt: skip
+
 
 class SDXLQuality:
     """Quality metrics of latents, on their decoded images.
@@ -28,24 +42,19 @@ class SDXLQuality:
 
     def __init__(self, pictures, captions: list[str], find: Callable[[], Encoders], batch: int = 16):
         self.pictures, self.captions, self._find, self.batch = pictures, captions, find, batch
-        self.metrics = {
-            "fid_teacher": Metric("FID to teacher (Inception, mode clean)", ratio=True),
-            "fd_dino": Metric("FD-DINOv2 to teacher", ratio=True),
-            "clip_score": Metric("CLIP score (cosine)", lower_is_better=False),
-            "aesthetic": Metric("LAION aesthetic score", lower_is_better=False),
-            "fd_teacher": Metric("Frechet distance to teacher (EfficientNet-Lite0 features)", ratio=True),
-            "fd_classifier": Metric("Frechet distance to teacher (classifier features)", ratio=True),
-            "fd_self": Metric("Frechet distance to teacher (self-supervised features)", ratio=True),
-            "sharpness": Metric("high-frequency power [teacher = 1]", judged=False),
-        } | {
-            column: Metric(f"ODE error, {name} features", ratio=True, judged=False)
-            for name, (_, _, column) in ENCODERS["sdxl"].items()
-        }  # fmt: skip
 
     @cached_property
     def encoders(self) -> Encoders:
         """What is on this machine."""
         return self._find()
+
+    @cached_property
+    def metrics(self) -> dict[str, Metric]:
+        """What is measured on this machine; an encoder that comes later adds its own, and all is measured anew."""
+        features, clip = self.encoders.features, self.encoders.clip
+        there = {name for distance, _, paired in ENCODERS["sdxl"].values() if distance in features for name in (distance, paired)}
+        there |= {"sharpness"} | ({"clip_score"} if clip else set()) | ({"aesthetic"} if clip and clip.head else set())
+        return {name: metric for name, metric in METRICS.items() if name in there}
 
     @property
     def primary(self) -> str:
@@ -60,7 +69,7 @@ class SDXLQuality:
     @property
     def note(self) -> str:
         """One line on what is measured and what is not, and why."""
-        told = [f"{self.metrics[name].label} is not measured: {why}" for name, why in self.encoders.missing.items()]
+        told = [f"{METRICS[name].label} is not measured: {why}" for name, why in self.encoders.missing.items()]
         return " ".join(["Quality is measured on decoded images, against the teacher's from the same noise.", *told])
 
     def _looked_at(self, x: Tensor, condition: Tensor) -> dict[str, Any]:
@@ -82,7 +91,7 @@ class SDXLQuality:
         return self._looked_at(x, condition)
 
     def measure(self, x: Tensor, condition: Tensor, teacher_x: Tensor) -> dict[str, float]:
-        """All metrics of latents `x` (B, C, h, w) of prompts `condition` (B,), against `teacher_x`; NaN: not measured."""
+        """All metrics of latents `x` (B, C, h, w) of prompts `condition` (B,), against `teacher_x`; NaN where a sample is not finite."""
         out = dict.fromkeys(self.metrics, NAN)
         if not x.isfinite().all():
             return out

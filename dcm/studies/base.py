@@ -34,6 +34,7 @@ class Study:
     # teacher's samples are kept chunk by chunk.
     costly = False
     precision = "auto"  # of the teacher's solves
+    measured_by = ""  # changes whenever what measures quality does, and the teacher does not
 
     def make_students(self, seeds: Sequence[int], width: int, lora_rank: int = 0) -> Students:
         """Fresh students, one a seed, of a `width` that the study interprets; `lora_rank` is for those of networks."""

@@ -41,6 +41,7 @@ class SDXLStudy(Study):
         f = ConsistencyFunction(teacher.schedule, prediction="epsilon", least_alpha=0)  # the paper's
         quality = SDXLQuality(self.pictures, about["captions"], lambda: Encoders(about, device), 16 * self.at_once)
         mark = fingerprint(about["identity"])
+        self.measured_by = fingerprint({name: about[name] for name in ("clip", "dino", "aesthetic", "encoder", "classifier")})
         super().__init__(name, teacher, data, quality, f, chunk=about["batch"], exact=False, teacher_id=mark)
 
     def make_students(self, seeds: Sequence[int], width: int, lora_rank: int = 0) -> Students:

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +12,11 @@ import torch
 from sdxl_helpers import CPU
 
 from dcm.evaluation.samples import EvaluationSet
+from dcm.evaluation.share import measure_quality
+from dcm.metrics.captioned import METRICS
 from dcm.metrics.encoders import ClipScores, DinoFeatures, aesthetic_head, own_encoders
 from dcm.metrics.features import Classifier, SelfSupervised
+from dcm.parameters.notebooks import SampleQualityParameters
 from dcm.studies.registry import load_study
 from dcm.support.errors import InputError
 from dcm.support.files import sha256
@@ -28,10 +32,7 @@ def test_quality_of_the_teacher_against_itself_and_what_is_not_measured(study, p
     noise = 9 * torch.randn(solution.shape, generator=torch.Generator().manual_seed(0))
     noisy = study.quality.measure(solution + noise, evaluation.condition, solution)
     assert list(own) == list(study.quality.metrics)
-    assert (
-        math.isnan(own["fid_teacher"])
-        and "FID to teacher (Inception, mode clean) is not measured" in study.quality.note
-    )
+    assert "fid_teacher" not in own and "FID to teacher (Inception, mode clean) is not measured" in study.quality.note
     assert study.quality.primary == "fd_teacher"
     for name, paired in (("fd_teacher", "paired"), ("fd_dino", "paired_dino")):
         assert own[name] < 0.01 * noisy[name] and own[paired] == 0 and noisy[name] < noisy[paired] * 1.2 + 1e-9
@@ -52,14 +53,35 @@ def test_missing_encoders_are_named_with_the_place_they_were_looked_for(made, pr
         "dino = 'no/dino' is not here",
         "clip = 'no/clip' is not here",
         "inception is off",
-        "has no copy of it",
+        "has no whole copy of it",
     ):
         assert text in quality.note
     assert set(quality.encoders.missing) == {"fid_teacher", "fd_dino", "clip_score", "aesthetic"}
     assert quality.primary == "fd_teacher" and quality.secondary_metrics == ("sharpness",)
+    assert [*quality.metrics] == ["fd_teacher", "sharpness", "paired"]
     quality.encoders.features.clear()  # it would be measured, and takes seconds
-    measured = quality.measure(x := torch.randn(4, 4, 8, 8), torch.arange(4), x)
-    assert all(math.isnan(measured[name]) for name in quality.encoders.missing) and measured["sharpness"] == 1
+    del quality.metrics
+    assert quality.measure(x := torch.randn(4, 4, 8, 8), torch.arange(4), x) == {"sharpness": 1}
+
+
+def test_an_encoder_that_comes_later_measures_what_was_measured_without_it(made, prepared, distilled):
+    p = SampleQualityParameters(study="sdxl", run_dir=str(prepared), samples=16, steps=[1], groups=["main"], device="cpu")
+    calls = []
+
+    def measured(clip: ClipScores | None, by: str = "") -> list[dict]:
+        study = load_study("sdxl", prepared, CPU)
+        study.measured_by += by
+        study.quality.encoders = SimpleNamespace(features={}, missing={}, clip=clip)
+        looked_at = study.quality._looked_at
+        study.quality._looked_at = lambda *a: (calls.append(1), looked_at(*a))[1]
+        calls.clear()
+        return [*measure_quality(EvaluationSet(study, prepared, 16, 0, CPU), [distilled], p)]
+
+    assert all({"sharpness"} == set(row) & set(METRICS) for row in measured(None)) and calls
+    clip = ClipScores(made["clip"], CPU)
+    assert all(math.isfinite(row["clip_score"]) for row in measured(clip)) and calls
+    assert measured(clip) and not calls  # kept
+    assert measured(clip, by="another") and calls
 
 
 def test_clip_and_aesthetic_scores_by_hand(made):
