@@ -9,6 +9,12 @@ from pathlib import Path
 from dcm.support.errors import InputError
 from dcm.support.files import project_path
 
+# Of a model that is no pipeline; whoever fetched these alone has it, whatever else its repository holds.
+READ = [
+    "config.json", "model*.safetensors*", "diffusion_pytorch_model*.safetensors*",
+    "tokenizer*.json", "vocab.json", "merges.txt", "special_tokens_map.json",
+]  # fmt: skip
+
 
 def check_packages() -> None:
     """Raise :class:`InputError` when the packages that only this study needs are not installed."""
@@ -30,14 +36,14 @@ def locate(source: str, parameter: str, download: bool = False, pipeline: bool =
     options: dict = {"local_files_only": not download}
     try:
         if not pipeline:
-            return Path(snapshot_download(source, allow_patterns=["*.json", "*.txt", "*.safetensors"], **options))
+            return Path(snapshot_download(source, allow_patterns=READ, **options))
         from diffusers import DiffusionPipeline
 
         options |= {"variant": "fp16"} if low else {}
         return Path(DiffusionPipeline.download(source, use_safetensors=True, **options))
     except Exception as error:  # whatever the hub's client raises: it is not here and could not be fetched
         tried = f" ({' '.join(str(error).split())[:160]})" if download else ""
-        sought = f"{folder} is no folder, and {constants.HF_HUB_CACHE} has no copy of it{tried}"
+        sought = f"{folder} is no folder, and {constants.HF_HUB_CACHE} has no whole copy of it{tried}"
         raise InputError(f"{parameter} = {source!r} is not here: {sought}; put it there, or set download to true.") from None
 
 

@@ -107,7 +107,7 @@ def test_too_little_memory_is_refused_with_what_lowers_it(study):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": "no/such-model"}, "model = 'no/such-model' is not here: .* is no folder, and .* has no copy of it"),
+        ({"model": "no/such-model"}, "model = 'no/such-model' is not here: .* is no folder, and .* has no whole copy of it"),
         ({"vae": "no/such-vae"}, "vae = 'no/such-vae' is not here"),
         ({"data_dir": "nowhere"}, "nowhere holds no images"),
         ({"data": "builtin"}, "data = 'builtin' is not possible for the study sdxl; allowed: folder"),
