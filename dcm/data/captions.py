@@ -24,16 +24,16 @@ SHARD = 64  # images a file: what an interrupted run may lose
 def captioned_images(folder: str | Path) -> list[tuple[Path, str]]:
     """Images below `folder` with their captions, in the order of their paths.
 
-    A caption stands in a ``.txt`` file of the image's name beside it, or in ``metadata.jsonl`` or ``metadata.csv`` at
-    the top, with columns ``file_name`` and ``text`` (or ``caption``). Raises :class:`InputError` for a folder that has
-    no images, and for images that have no caption.
+    A caption stands in a ``.txt`` file of the image's name beside it, or in a ``metadata.jsonl`` or ``metadata.csv`` in
+    its folder or above, with columns ``file_name`` (from there) and ``text`` (or ``caption``). Raises :class:`InputError`
+    for a folder that has no images, for images that have no caption, and for what cannot be read.
     """
     folder = Path(folder)
     images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGES) if folder.is_dir() else []
     if not images:
         raise InputError(f"{folder} holds no images; data_dir must be a folder with {', '.join(IMAGES)} files and captions.")
-    listed, beside = _metadata(folder), lambda p: p.read_text(encoding="utf-8").strip() if p.exists() else ""
-    items = [(p, listed.get(p.relative_to(folder).as_posix()) or beside(p.with_suffix(".txt"))) for p in images]
+    listed = _metadata(folder)
+    items = [(p, listed.get(p) or _beside(p.with_suffix(".txt"))) for p in images]
     if without := [p.relative_to(folder) for p, caption in items if not caption]:
         where = "a .txt file of the same name beside it, or in metadata.jsonl or metadata.csv (file_name, text)"
         first = f"{len(without)} of {len(items)} images in {folder} have no caption, {without[0]} the first"
@@ -41,15 +41,23 @@ def captioned_images(folder: str | Path) -> list[tuple[Path, str]]:
     return items
 
 
-def _metadata(folder: Path) -> dict[str, str]:
-    listed: dict[str, str] = {}
-    for path in filter(Path.exists, (folder / "metadata.jsonl", folder / "metadata.csv")):
+def _beside(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip() if path.exists() else ""
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read ({error}); captions are UTF-8.") from None
+
+
+def _metadata(folder: Path) -> dict[Path, str]:
+    listed: dict[Path, str] = {}
+    for path in sorted(p for p in folder.rglob("metadata.*") if p.suffix in (".jsonl", ".csv")):
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-            rows = csv.DictReader(lines) if path.suffix == ".csv" else map(json.loads, filter(str.strip, lines))
-            listed |= {row["file_name"]: (row.get("text") or row.get("caption") or "").strip() for row in rows}
+            # Lines end at line feeds alone, and in a csv not within quotes: captions from the web have other separators.
+            with open(path, encoding="utf-8-sig", newline="") as file:
+                rows = csv.DictReader(file) if path.suffix == ".csv" else map(json.loads, filter(str.strip, file.read().split("\n")))
+                listed |= {path.parent / row["file_name"]: (row.get("text") or row.get("caption") or "").strip() for row in rows}
         except KeyError:
-            raise InputError(f"{path} must name each image in a column file_name, relative to {folder}.") from None
+            raise InputError(f"{path} must name each image in a column file_name, relative to {path.parent}.") from None
         except (ValueError, TypeError, AttributeError, csv.Error) as error:
             raise InputError(f"{path} cannot be read ({error}); each line must be one image.") from None
     return listed
@@ -73,6 +81,11 @@ def pixels(path: Path, resolution: int, g: torch.Generator, flip: bool) -> tuple
     return 2 * x - 1, (image.height, image.width, top, left, resolution, resolution)
 
 
+def marks(items: list[tuple[Path, str]]) -> list[tuple[str, int, str]]:
+    """What images with captions are known by: name, size in bytes, caption."""
+    return [(image.name, image.stat().st_size, caption) for image, caption in items]
+
+
 def shard_rows(count: int) -> list[range]:
     """Which items lie in which file."""
     return [range(i, min(i + SHARD, count)) for i in range(0, count, SHARD)]
@@ -87,7 +100,7 @@ def cache(items: list[tuple[Path, str]], encoder: Callable[[], Any], identity: d
     ready = functools.cache(encoder)
     for k, rows in enumerate(tqdm(shard_rows(len(items)), desc="encode images and captions", unit="file")):
         own, path = [items[i] for i in rows], folder / f"{k:05d}.safetensors"
-        mark = fingerprint(identity, [(image.name, image.stat().st_size, caption) for image, caption in own], list(rows))
+        mark = fingerprint(identity, marks(own), list(rows))
         if read_header(path).get("mark") != mark:
             write_tensors(path, ready().encode(rows, own), {"mark": mark})
 
@@ -105,9 +118,9 @@ class CachedLatents:
         return self.latents[:0]
 
     def draw(self, generator: torch.Generator, batch: int) -> tuple[Tensor, Tensor]:
-        """Latents, with replacement: float32 (batch, C, h, w), and the indices of their prompts (batch,)."""
+        """Latents, with replacement: float32 (batch, C, h, w), and their prompts (batch,) under their own size ids."""
         i = torch.randint(len(self.latents), (batch,), generator=generator, device=generator.device)
-        return self.latents[i.cpu()].float().to(generator.device), i
+        return self.latents[i.cpu()].float().to(generator.device), self.prompts.as_trained(i)
 
     @classmethod
     def load(cls, folder: Path, count: int) -> "CachedLatents":

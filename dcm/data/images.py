@@ -159,8 +159,9 @@ def open_image(path: str | Path, mode: str = "RGB"):
     """An image file as PIL has it; raises :class:`InputError`."""
     try:
         with Image.open(path) as image:
-            return image.convert(mode)
-    except OSError as error:
+            deep = image.mode.startswith("I")  # 16 bits, which PIL would clip to 8
+            return (image.convert("I").point(lambda v: v / 256).convert("L") if deep else image).convert(mode)
+    except (OSError, Image.DecompressionBombError) as error:
         raise InputError(f"{path} cannot be read as an image ({error}); remove or replace it, and run again.") from None
 
 

@@ -19,7 +19,8 @@ from dcm.teachers import frozen
 class Prompts:
     """What the UNet is told of P prompts: text embeddings and micro-conditioning (Podell et al. 2023, section 2.2).
 
-    Condition i < P is prompt i; P + i is its null counterpart: zeros in place of both embeddings, the same size ids.
+    Condition i < P is prompt i for a whole image of the size aimed at, as pipelines ask for it; :meth:`as_trained` is that
+    for the image that it was encoded with. P more is the null counterpart: zeros in place of both embeddings, the same ids.
     """
 
     embeddings: Tensor  # (P, L, E), the second-to-last hidden states of both text encoders, side by side
@@ -33,13 +34,24 @@ class Prompts:
         """The same, held on `device`."""
         return Prompts(self.embeddings.to(device), self.pooled.to(device), self.size_ids.to(device))
 
+    def as_trained(self, i: Tensor) -> Tensor:
+        """Conditions of prompts `i` under the size ids of their own images."""
+        return i + 2 * len(self)
+
+    def null(self, condition: Tensor) -> Tensor:
+        """The null counterpart, in `condition`'s shape; that of a null condition is itself."""
+        P = len(self)
+        return condition % P + P + 2 * P * (condition >= 2 * P)
+
     def of(self, condition: Tensor, dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
         """The UNet's ``encoder_hidden_states`` and ``added_cond_kwargs`` for `condition` (B,), on its device."""
         i, device = (condition % len(self)).to(self.pooled.device), condition.device
         text, pooled = (v[i].to(device, dtype) for v in (self.embeddings, self.pooled))
-        given = (condition < len(self)).to(dtype)[:, None]
+        given = (condition % (2 * len(self)) < len(self)).to(dtype)[:, None]
         # Sizes stay in float32: bfloat16 has no 1023.
-        sizes = self.size_ids[i].to(device, torch.float32)
+        own = self.size_ids[i].to(device, torch.float32)
+        whole = torch.cat([own[:, 4:], torch.zeros_like(own[:, 2:4]), own[:, 4:]], 1)
+        sizes = torch.where((condition < 2 * len(self))[:, None], whole, own)
         return text * given[..., None], {"text_embeds": pooled * given, "time_ids": sizes}
 
 
@@ -169,5 +181,5 @@ class SDXLTeacher:
         return guide(self.predict_noise(*both), guidance)
 
     def null_condition(self, condition: Tensor) -> Tensor:
-        """The zeroed prompts with the same size ids, in `condition`'s shape; that of a null condition is itself."""
-        return condition % self.num_classes + self.num_classes
+        """That of :meth:`Prompts.null`."""
+        return self.network.prompts.null(condition)

@@ -1,11 +1,12 @@
 """Image sources: digits, folders, teacher samples."""
 
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from dcm.data.images import ImageSet, cifar10, digits, image_folder, teacher_samples
+from dcm.data.images import ImageSet, cifar10, digits, image_folder, open_image, teacher_samples
 from dcm.support.errors import InputError
 
 
@@ -89,3 +90,12 @@ def test_teacher_samples_do_not_depend_on_batching(unet):
     assert a.shape == (1, 8, 8) and sorted(a.train_labels.tolist()) == sorted(i % 10 for i in range(12))
     # Batches of other sizes may round the last bit of a float otherwise: one grey level.
     assert (a.train.int() - b.train.int()).abs().max() <= 1 and len(a.held_out) == 0
+
+
+def test_deep_images_keep_their_levels_and_none_is_too_large_for_a_sentence(tmp_path, monkeypatch):
+    deep = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    assert (np.asarray(open_image(tmp_path / "deep.png"))[..., 0] == deep // 256).all()
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8)
+    with pytest.raises(InputError, match="deep.png cannot be read as an image .*; remove or replace it"):
+        open_image(tmp_path / "deep.png")

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dcm.data.captions import cache, pixels
+from dcm.data.captions import cache, marks, pixels
 from dcm.metrics.encoders import own_encoders
 from dcm.schedule import Grid, NoiseSchedule
 from dcm.solvers import solve
 from dcm.studies.sdxl.needs import survey
 from dcm.support.errors import InputError
-from dcm.support.files import sha256, write_json
+from dcm.support.files import fingerprint, sha256, write_json
 from dcm.support.pretrained import check_packages, loading, locate, readable_model
 from dcm.support.seeds import generator, sample_noise
 from dcm.teachers.sdxl import PromptedUNet, Prompts, SDXLTeacher
@@ -34,7 +34,8 @@ def prepare(p, run_dir: Path, device: torch.device) -> None:
     identity = p.model_dump(include={"study", *IDENTITY}) | {"unet": check_pipeline(folder)}
     about = p.model_dump(include={"study", *IDENTITY, "batch", "download", "inception", "clip", "dino", "aesthetic", "encoder", "classifier"})
     own_encoders(about, device)  # what measures later must be there before hours of work
-    about |= {"folder": str(folder), "identity": identity | ({"drawn": True} if own else {}), "captions": [c for _, c in items], "count": len(items)}
+    whole = identity | {"items": fingerprint(marks(items)), "drawn": own}  # samples and students of others are not taken for this one's
+    about |= {"folder": str(folder), "identity": whole, "captions": [c for _, c in items], "count": len(items)}
     if cut := cut_captions(folder, [caption for _, caption in items]):
         print(f"{cut} of {len(items)} captions are longer than the tokenizer takes; what is beyond is cut.")
     cache(items, lambda: Encoder(about, device), identity, run_dir / "teacher" / "cache")
@@ -93,15 +94,15 @@ def load_teacher(about: dict, prompts: Prompts, shape: tuple[int, ...], device: 
 
 
 def load_vae(about: dict, device: torch.device):
-    """The autoencoder, frozen; in float32 where it would overflow in 16 bits (its own ``force_upcast``)."""
+    """The autoencoder, frozen; in float16, but in float32 where it would overflow (its own ``force_upcast``) or all is."""
     from diffusers import AutoencoderKL
 
     own = about["vae"] == OWN_VAE
     folder = Path(about["folder"]) / "vae" if own else locate(about["vae"], "vae", about["download"])
     with readable_model(folder):
-        upcast = AutoencoderKL.load_config(folder).get("force_upcast", True)
-        dtype = torch.float32 if upcast else PRECISIONS[about["precision"]]
-        vae = AutoencoderKL.from_pretrained(folder, **loading(folder, dtype, low=about["precision"] != "fp32"))
+        upcast, low = AutoencoderKL.load_config(folder).get("force_upcast", True), about["precision"] != "fp32"
+        dtype = torch.float16 if low and not upcast else torch.float32
+        vae = AutoencoderKL.from_pretrained(folder, **loading(folder, dtype, low))
     return vae.to(device).eval().requires_grad_(False)
 
 
@@ -134,7 +135,7 @@ class Encoder:
         """One file. Item i depends on (seed, i) alone: its crop, its flip, its draw from the posterior."""
         seed, size, flip = (self.about[name] for name in ("seed", "resolution", "flip"))
         embeddings, pooled = self.text([caption for _, caption in items])
-        if self.about["identity"].get("drawn"):
+        if self.about["identity"]["drawn"]:
             size_ids = torch.tensor([(size, size, 0, 0, size, size)], dtype=torch.int32).expand(len(items), -1)
             latents = self.drawn(rows, Prompts(embeddings, pooled, size_ids))
             return {"latents": latents, "embeddings": embeddings, "pooled": pooled, "size_ids": size_ids.contiguous()}
