@@ -64,7 +64,7 @@ def test_missing_encoders_are_named_with_the_place_they_were_looked_for(made, pr
     assert quality.measure(x := torch.randn(4, 4, 8, 8), torch.arange(4), x) == {"sharpness": 1}
 
 
-def test_an_encoder_that_comes_later_measures_what_was_measured_without_it(made, prepared, distilled):
+def test_an_encoder_that_comes_later_measures_what_was_measured_without_it(made, prepared, distilled, tmp_path):
     p = SampleQualityParameters(study="sdxl", run_dir=str(prepared), samples=16, steps=[1], groups=["main"], device="cpu")
     calls = []
 
@@ -75,7 +75,7 @@ def test_an_encoder_that_comes_later_measures_what_was_measured_without_it(made,
         looked_at = study.quality._looked_at
         study.quality._looked_at = lambda *a: (calls.append(1), looked_at(*a))[1]
         calls.clear()
-        return [*measure_quality(EvaluationSet(study, prepared, 16, 0, CPU), [distilled], p)]
+        return [*measure_quality(EvaluationSet(study, tmp_path, 16, 0, CPU), [distilled], p)]
 
     assert all({"sharpness"} == set(row) & set(METRICS) for row in measured(None)) and calls
     clip = ClipScores(made["clip"], CPU)
