@@ -43,7 +43,7 @@ def captioned_images(folder: str | Path) -> list[tuple[Path, str]]:
 
 def _beside(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8").strip() if path.exists() else ""
+        return path.read_text(encoding="utf-8-sig").strip() if path.exists() else ""
     except ValueError as error:
         raise InputError(f"{path} cannot be read ({error}); captions are UTF-8.") from None
 
