@@ -23,15 +23,6 @@ TARGETS = [
 _numbers = itertools.count()
 
 
-def _drop(network: PromptedUNet, names: list[str]) -> None:
-    in_use = network.in_use
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that another adapter is the active one now
-        network.unet.delete_adapters(names)
-    network.adapters_changed()
-    network.use(None if in_use in names else in_use)
-
-
 class LoRAStudents(Students):
     """M adapters of `network`, one a seed. Its parameters and state are the adapters' alone, in float32.
 
@@ -49,6 +40,7 @@ class LoRAStudents(Students):
         from peft import LoraConfig
 
         super().__init__()
+        network.remove_ownerless()
         self.network, self.size = network, len(seeds)
         self.names = [f"student{next(_numbers)}" for _ in seeds]
         config = LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS, lora_dropout=0.0, init_lora_weights=True)
@@ -63,7 +55,7 @@ class LoRAStudents(Students):
         self.scaled = network.dtype == torch.float16
         self.register_buffer("scale", torch.full((self.size,), 2.0**16 if self.scaled else 1.0))
         # Adapters go with the students that own them.
-        weakref.finalize(self, _drop, network, self.names).atexit = False
+        weakref.finalize(self, network.leave, self.names).atexit = False
 
     def _initialised(self, adapter: str, g: torch.Generator) -> nn.ParameterDict:
         """The parameters of one adapter by name of layer: A drawn as peft draws it, B zero, in float32."""

@@ -4,6 +4,7 @@ The network is called with the integer timestep t itself (1..T), as in the paper
 it with t - 1: mind the difference when comparing.)
 """
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +67,7 @@ class PromptedUNet:
         self.unet, self.prompts, self.chunk = unet.eval().requires_grad_(False), prompts, chunk
         self.in_use: str | None = None
         self._layers: list = []
+        self._ownerless: list[str] = []  # adapters that are to be removed
 
     @property
     def dtype(self) -> torch.dtype:
@@ -89,8 +91,22 @@ class PromptedUNet:
             layer._disable_adapters = True
         self.in_use = None
 
+    def leave(self, adapters: list[str]) -> None:
+        """Have these adapters removed when the network is next used: now, someone may be walking through its modules."""
+        self._ownerless.extend(adapters)
+
+    def remove_ownerless(self) -> None:
+        """Remove what :meth:`leave` was told of; none is in use afterwards, if there was any."""
+        names, self._ownerless = self._ownerless, []
+        if names:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that another adapter is the active one now
+                self.unet.delete_adapters(names)
+            self.adapters_changed()
+
     def use(self, adapter: str | None) -> None:
         """Put the adapter of this name in use, or none."""
+        self.remove_ownerless()
         # What peft's enable_adapters and set_adapter do, but for their walk through every parameter's requires_grad,
         # which takes a tenth of a second on SDXL, several times an update.
         for layer in self._layers if adapter != self.in_use else ():

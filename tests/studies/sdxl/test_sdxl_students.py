@@ -93,9 +93,14 @@ def test_members_are_each_their_own_and_the_teacher_stays(study):
     copy.load_state_dict(students.state_dict())
     assert torch.equal(copy(*rows), both) and not set(copy.names) & set(students.names)
     names = copy.names
+    walk = study.network.unet.named_modules()  # it may not see modules change
+    next(name for name, _ in walk if ".lora_A." in name)
     del copy
     gc.collect()
-    assert not set(names) & set(study.network.unet.peft_config)
+    assert [*walk]
+    study.network.use(students.names[0])
+    assert not set(names) & set(study.network.unet.peft_config) and study.network.in_use == students.names[0]
+    assert torch.equal(students(*rows), both)
 
 
 def gradients(students, study, **how):
