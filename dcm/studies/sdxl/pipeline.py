@@ -23,6 +23,7 @@ from dcm.teachers.sdxl import PromptedUNet, Prompts, SDXLTeacher
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 OWN_VAE = "of the model"
 IDENTITY = ("seed", "vae", "resolution", "flip", "precision")  # what the encoded data depend on
+JUDGES = ("clip", "dino", "aesthetic", "encoder", "classifier")  # what measures quality, where it is here
 
 
 def prepare(p, run_dir: Path, device: torch.device) -> None:
@@ -32,7 +33,7 @@ def prepare(p, run_dir: Path, device: torch.device) -> None:
     own = p.data == "teacher"
     items = captions_of(folder, p.teacher_images) if own else items
     identity = p.model_dump(include={"study", *IDENTITY}) | {"unet": check_pipeline(folder)}
-    about = p.model_dump(include={"study", *IDENTITY, "batch", "download", "inception", "clip", "dino", "aesthetic", "encoder", "classifier"})
+    about = p.model_dump(include={"study", *IDENTITY, "batch", "download", "inception", *JUDGES})
     own_encoders(about, device)  # what measures later must be there before hours of work
     whole = identity | {"items": fingerprint(marks(items)), "drawn": own}  # samples and students of others are not taken for this one's
     about |= {"folder": str(folder), "identity": whole, "captions": [c for _, c in items], "count": len(items)}
@@ -159,7 +160,7 @@ class Encoder:
 
     def drawn(self, rows: range, prompts: Prompts) -> Tensor:
         """Latents (n, C, h, w) that the teacher draws for prompts, unguided, by DDIM with N = 50."""
-        self.teacher.network.prompts, self.teacher.num_classes = prompts, len(prompts)
+        self.teacher.network.prompts = prompts
         noise = sample_noise(self.about["seed"], "teacher", rows, self.teacher.shape).to(self.device)
         condition = torch.arange(len(prompts), device=self.device)
         return solve(self.teacher, noise, 50, condition, 1.0, "ddim", Grid(50)).x.float().cpu()

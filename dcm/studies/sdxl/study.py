@@ -18,7 +18,7 @@ from dcm.students.lora import LoRAStudents
 from dcm.students.networks import PromptedStudent
 from dcm.studies.base import Study, teacher_record
 from dcm.studies.sdxl import memory
-from dcm.studies.sdxl.pipeline import by_rule, load_teacher, load_vae
+from dcm.studies.sdxl.pipeline import JUDGES, by_rule, load_teacher, load_vae
 from dcm.support.errors import InputError
 from dcm.support.files import fingerprint
 from dcm.support.processes import Processes
@@ -41,7 +41,7 @@ class SDXLStudy(Study):
         f = ConsistencyFunction(teacher.schedule, prediction="epsilon", least_alpha=0)  # the paper's
         quality = SDXLQuality(self.pictures, about["captions"], lambda: Encoders(about, device), 16 * self.at_once)
         mark = fingerprint(about["identity"])
-        self.measured_by = fingerprint({name: about[name] for name in ("clip", "dino", "aesthetic", "encoder", "classifier")})
+        self.measured_by = fingerprint({name: about[name] for name in JUDGES})
         super().__init__(name, teacher, data, quality, f, chunk=about["batch"], exact=False, teacher_id=mark)
 
     def make_students(self, seeds: Sequence[int], width: int, lora_rank: int = 0) -> Students:
